@@ -1,0 +1,25 @@
+"""freezejax: which weights of a model need training, from which step to which, at what cost."""
+
+from freezejax.describe import describe
+from freezejax.errors import UserError
+from freezejax.masks import trainable_mask
+from freezejax.optimizer import freeze, migrate, scheduled_freeze
+from freezejax.partition import apply_updates, combine, partition, value_and_grad
+from freezejax.schedules import FreezeSchedule, Phase, by_groups, layer_by_layer
+
+__all__ = [
+    "FreezeSchedule",
+    "Phase",
+    "UserError",
+    "apply_updates",
+    "by_groups",
+    "combine",
+    "describe",
+    "freeze",
+    "layer_by_layer",
+    "migrate",
+    "partition",
+    "scheduled_freeze",
+    "trainable_mask",
+    "value_and_grad",
+]

@@ -1,0 +1,77 @@
+"""Leaf paths: the `/`-joined names by which rules, errors, tables and keys speak of a leaf."""
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from freezejax.errors import UserError
+
+PyTree = Any
+
+
+def path_string(key_path: tuple[Any, ...]) -> str:
+    """`/`-joined name of one `jax.tree_util` key path.
+
+    >>> path_string((jax.tree_util.DictKey("mlp"), jax.tree_util.SequenceKey(3)))
+    'mlp/3'
+    """
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def leaf_paths(tree: PyTree) -> list[str]:
+    """Path of every leaf, in flattening order.
+
+    Raises:
+      UserError: two leaves share a path (a dict key that contains `/`, say), so no rule could tell
+        them apart.
+
+    >>> leaf_paths({"mlp": {"up": 1.0, "down": 2.0}, "head": [3.0]})
+    ['head/0', 'mlp/down', 'mlp/up']
+    """
+    paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UserError(f"leaf path {twice!r} names two leaves: rename a key so that paths are unique")
+    return paths
+
+
+def map_with_paths(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """`jax.tree.map` whose function also gets the leaf's path.
+
+    >>> map_with_paths(lambda path, leaf: f"{path}={leaf}", {"a": {"b": 1}})
+    {'a': {'b': 'a/b=1'}}
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: fn(path_string(path), *leaves), tree, *rest)
+
+
+def nearest(wanted: str, known: Iterable[str], count: int = 3) -> str:
+    """The known names closest to `wanted`, as the end of an error message.
+
+    >>> nearest("blocks/0/mlp/gat", ["blocks/0/mlp/gate", "tok_emb"], count=1)
+    'nearest: blocks/0/mlp/gate'
+    """
+    known = list(known)
+    found = difflib.get_close_matches(wanted, known, n=count, cutoff=0.0)
+    return f"nearest: {', '.join(found)}" if found else "there are none"
+
+
+def stable_hash(name: str) -> int:
+    """32-bit hash of a name that is the same in every process, Python and platform.
+
+    >>> stable_hash("blocks/0/mlp/gate/kernel")
+    2872684656
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """Key of one name: folding in the name, never the order of splits, keeps other names' keys still.
+
+    >>> import jax
+    >>> named_key(jax.random.key(0), "dropout").shape
+    ()
+    """
+    return jax.random.fold_in(key, stable_hash(name))

@@ -1,0 +1,219 @@
+"""Freeze schedules: which leaves are trainable from which step on."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from freezejax.errors import UserError
+from freezejax.masks import Rules, trainable_mask
+from freezejax.paths import PyTree, leaf_paths, nearest
+
+
+class Phase(NamedTuple):
+    """Steps `start <= step < stop`, through which one static mask holds.
+
+    >>> Phase(0, 100, {"w": True}).stop
+    100
+    """
+
+    start: int
+    stop: int
+    mask: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class FreezeSchedule:
+    """What is trainable from which step on: ordered `(start, rules)` entries.
+
+    `start` is a step (int) or a fraction of the run (float in (0, 1)). The first entry starts at 0;
+    each entry replaces the one before it, so freeze, thaw and re-freeze are just entries. `rules` are
+    those of `trainable_mask`.
+
+    Raises:
+      UserError: no entries, a first start other than 0, a negative step, a fraction outside (0, 1), or
+        starts that do not increase (phases would overlap).
+
+    >>> freeze_gate = [(".*/gate", False), (".*", True)]
+    >>> schedule = FreezeSchedule([(0, [(".*", True)]), (1 / 3, freeze_gate)]).resolve(300)
+    >>> [start for start, _ in schedule.entries]
+    [0, 100]
+    >>> schedule.phases({"mlp": {"gate": 1.0, "up": 2.0}}, 300)[1]
+    Phase(start=100, stop=300, mask={'mlp': {'gate': False, 'up': True}})
+    """
+
+    entries: Sequence[tuple[int | float, Rules]]
+
+    def __post_init__(self) -> None:
+        """Freezes the entries into tuples and checks their starts."""
+        try:
+            entries = tuple(
+                (start, tuple((pattern, bool(t)) for pattern, t in rules)) for start, rules in self.entries
+            )
+        except (TypeError, ValueError):
+            raise UserError(
+                f"schedule entries {self.entries!r}: each is (start, [(pattern, trainable), ...])"
+            ) from None
+        object.__setattr__(self, "entries", entries)
+        for start, _ in entries:
+            _check_start(start)
+        if not entries or entries[0][0] != 0:
+            raise UserError("schedule: the first entry must start at step 0, to say what trains at first")
+        if self.resolved:
+            _check_increasing([int(start) for start, _ in entries], "")
+
+    @property
+    def resolved(self) -> bool:
+        """True when every start is a step."""
+        return all(not isinstance(start, float) for start, _ in self.entries)
+
+    def resolve(self, total_steps: int) -> "FreezeSchedule":
+        """The same schedule with every fraction turned into a step of a run of `total_steps`.
+
+        Raises:
+          UserError: a start at or beyond the end of the run, or two entries on one step.
+
+        >>> FreezeSchedule([(0, [("w", True)]), (0.5, [("w", False)])]).resolve(7).entries[1][0]
+        4
+        """
+        entries = [
+            (round(start * total_steps) if isinstance(start, float) else start, rules)
+            for start, rules in self.entries
+        ]
+        for (start, _), (given, _) in zip(entries, self.entries, strict=True):
+            if start >= total_steps:
+                raise UserError(
+                    f"schedule: start {given} lies beyond the run of {total_steps} steps; "
+                    f"the last usable step is {total_steps - 1}"
+                )
+        _check_increasing([start for start, _ in entries], f" in a run of {total_steps} steps")
+        return FreezeSchedule(entries)
+
+    def phases(self, params: PyTree, total_steps: int) -> list[Phase]:
+        """Static phases of a run: what the training loop compiles, one after the other.
+
+        >>> FreezeSchedule([(0, [("w", True)]), (3, [("w", False)])]).phases({"w": 1.0}, 10)
+        [Phase(start=0, stop=3, mask={'w': True}), Phase(start=3, stop=10, mask={'w': False})]
+        """
+        entries = self.resolve(total_steps).entries
+        starts = [int(start) for start, _ in entries]
+        stops = [*starts[1:], total_steps]
+        return [
+            Phase(start, stop, trainable_mask(params, rules))
+            for start, stop, (_, rules) in zip(starts, stops, entries, strict=True)
+        ]
+
+    def mask_at(self, params: PyTree, step: Any) -> PyTree:
+        """Mask at `step` as a tree of bool scalars; `step` may be traced (jit, scan, vmap).
+
+        Past the last start the last entry holds for ever.
+
+        Raises:
+          UserError: the schedule holds fractions; call `resolve` first.
+
+        >>> schedule = FreezeSchedule([(0, [("w", True)]), (3, [("w", False)])])
+        >>> [bool(schedule.mask_at({"w": 1.0}, step)["w"]) for step in (0, 2, 3)]
+        [True, True, False]
+        """
+        if not self.resolved:
+            raise UserError("schedule holds fractions of a run: call schedule.resolve(total_steps) first")
+        starts = jnp.asarray([start for start, _ in self.entries], dtype=jnp.int32)
+        entry = jnp.sum(jnp.asarray(step, dtype=jnp.int32) >= starts) - 1
+        masks = [trainable_mask(params, rules) for _, rules in self.entries]
+        return jax.tree.map(lambda *per_entry: jnp.asarray(per_entry)[entry], *masks)
+
+
+def by_groups(
+    groups: Mapping[str, str], events: Sequence[tuple[int | float, Mapping[str, bool]]]
+) -> FreezeSchedule:
+    """Schedule over named module groups: everything trains until an event says otherwise.
+
+    Args:
+      groups: name -> pattern of leaf paths.
+      events: `(start, {group: trainable})`, in order. A group keeps its state until an event names it;
+        where groups overlap the latest event wins.
+
+    Raises:
+      UserError: an event names an unknown group.
+
+    >>> schedule = by_groups({"gate": ".*/gate"}, [(10, {"gate": False}), (20, {"gate": True})])
+    >>> [start for start, _ in schedule.entries]
+    [0, 10, 20]
+    """
+    rules: list[tuple[str, bool]] = [(".*", True)]
+    entries: list[tuple[int | float, Rules]] = []
+    for start, changes in events:
+        for name, trainable in changes.items():
+            if name not in groups:
+                raise UserError(f"schedule: no group is named {name!r}; {nearest(name, groups)}")
+            others = [rule for rule in rules if rule[0] != groups[name]]
+            rules = [(groups[name], trainable), *others]
+        entries.append((start, tuple(rules)))
+    if not entries or entries[0][0] != 0:
+        entries.insert(0, (0, ((".*", True),)))
+    return FreezeSchedule(entries)
+
+
+def layer_by_layer(
+    params: PyTree,
+    starts: Sequence[int | float],
+    *,
+    pattern: str = r"blocks/(\d+)/.*",
+    order: str = "bottom",
+) -> FreezeSchedule:
+    """Freezes one layer more at each of `starts`, from the bottom (layer 0 first) or from the top.
+
+    Args:
+      params: tree whose leaf paths hold the layers.
+      starts: steps or fractions, increasing, at most one per layer.
+      pattern: regular expression whose first group captures the layer number.
+      order: "bottom" or "top".
+
+    Raises:
+      UserError: no leaf matches, more starts than layers, or an unknown order.
+
+    >>> params = {"blocks": {0: {"w": 1.0}, 1: {"w": 2.0}}}
+    >>> schedule = layer_by_layer(params, [5], order="top")
+    >>> [phase.mask["blocks"] for phase in schedule.phases(params, 10)]
+    [{0: {'w': True}, 1: {'w': True}}, {0: {'w': True}, 1: {'w': False}}]
+    """
+    if order not in ("bottom", "top"):
+        raise UserError(f"layer_by_layer: order={order!r}; use 'bottom' or 'top'")
+    paths = leaf_paths(params)
+    layer_of = {path: int(match[1]) for path in paths if (match := re.fullmatch(pattern, path))}
+    if not layer_of:
+        raise UserError(f"layer_by_layer: pattern {pattern!r} matches no leaf; {nearest(pattern, paths)}")
+    layers = sorted(set(layer_of.values()), reverse=order == "top")
+    if len(starts) > len(layers):
+        raise UserError(
+            f"layer_by_layer: {len(starts)} starts for {len(layers)} layers; give at most one each"
+        )
+    groups = {
+        str(layer): "|".join(re.escape(path) for path, owner in layer_of.items() if owner == layer)
+        for layer in layers
+    }
+    return by_groups(groups, [(at, {str(n): False}) for at, n in zip(starts, layers, strict=False)])
+
+
+def _check_start(start: Any) -> None:
+    if isinstance(start, bool) or not isinstance(start, int | float | np.integer):
+        raise UserError(
+            f"schedule: start {start!r} is neither a step (int) nor a fraction of the run (float)"
+        )
+    if isinstance(start, float) and not 0 < start < 1:
+        raise UserError(f"schedule: fraction {start} lies outside (0, 1); write a step as an int")
+    if start < 0:
+        raise UserError(f"schedule: step {start} is negative; the run begins at step 0")
+
+
+def _check_increasing(starts: list[int], where: str) -> None:
+    for earlier, later in zip(starts, starts[1:], strict=False):
+        if later <= earlier:
+            raise UserError(
+                f"schedule: phases overlap{where}: an entry starts at {later} after one at {earlier}; "
+                "starts must increase"
+            )
