@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from freezejax.errors import UserError
+from freezejax.masks import check_static
 from freezejax.optimizer import state_owners
 from freezejax.paths import PyTree, leaf_paths
 from freezejax.schedules import FreezeSchedule, Phase
@@ -82,6 +83,7 @@ def describe(
             raise UserError("describe: a schedule needs total_steps, the length of the run")
         phases = mask_or_schedule.phases(params, total_steps)
     else:
+        check_static(mask_or_schedule, params)
         phases = [Phase(0, total_steps or 0, mask_or_schedule)]
     tx = optax.adamw(1e-3) if tx is None else tx
     return Description(tuple((phase, _rows(params, phase.mask, tx)) for phase in phases))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, leaf_paths, map_with_paths, nearest
+from freezejax.paths import PyTree, leaf_paths, map_with_paths, nearest, path_string
 
 Rule = tuple[str, bool]
 Rules = Sequence[Rule]
@@ -23,15 +23,16 @@ def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
         first match wins.
 
     Raises:
-      UserError: a pattern is not a regular expression or matches no leaf, or a leaf is covered by no
-        rule. The message names it and the nearest alternatives. A pattern whose leaves were all
-        claimed by earlier rules is fine: that is what a final `(".*", True)` often is.
+      UserError: a rule is not a `(pattern, bool)` pair, a pattern is not a regular expression or matches
+        no leaf, or a leaf is covered by no rule. The message names it and the nearest alternatives. A
+        pattern whose leaves were all claimed by earlier rules is fine: that is what a final
+        `(".*", True)` often is.
 
     >>> params = {"mlp": {"gate": 1.0, "down": 2.0}}
     >>> trainable_mask(params, [("mlp/gate", False), (".*", True)])
     {'mlp': {'down': True, 'gate': False}}
     """
-    compiled = [(_compile(pattern), bool(trainable)) for pattern, trainable in rules]
+    compiled = [(compile_pattern(pattern), trainable) for pattern, trainable in check_rules(rules)]
     paths = leaf_paths(params)
     for pattern, _ in compiled:
         if not any(pattern.fullmatch(path) for path in paths):
@@ -47,10 +48,38 @@ def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
     return map_with_paths(first_match, params)
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def check_rules(rules: Rules) -> tuple[Rule, ...]:
+    """The rules as a tuple, each a `(pattern, bool)` pair.
+
+    Raises:
+      UserError: a rule is something else. `bool("frozen")` is True, so nothing is converted.
+
+    >>> check_rules([(".*", "frozen")])
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: rule ('.*', 'frozen'): write (pattern, True) if it trains, (pattern, ...
+    """
+
+    def checked(rule: Any) -> Rule:
+        match rule:
+            case [str(pattern), bool() | np.bool_() as trainable]:
+                return pattern, bool(trainable)
+        raise UserError(f"rule {rule!r}: write (pattern, True) if it trains, (pattern, False) if not")
+
+    return tuple(checked(rule) for rule in rules)
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """`re.compile` that tells a user what is wrong.
+
+    >>> compile_pattern("mlp/(gate")
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: rule 'mlp/(gate' is not a regular expression: missing ), ... at position 4
+    """
     try:
         return re.compile(pattern)
-    except (re.error, TypeError) as error:
+    except re.error as error:
         raise UserError(f"rule {pattern!r} is not a regular expression: {error}") from None
 
 
@@ -93,27 +122,29 @@ def check_static(mask: PyTree, tree: PyTree) -> None:
     ...
     freezejax.errors.UserError: mask has no leaf 'b'; nearest: a
     """
-    for path, value in jax.tree_util.tree_leaves_with_path(mask):
+    for key_path, value in jax.tree_util.tree_leaves_with_path(mask):
         if not isinstance(value, bool | np.bool_):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(
-                f"mask leaf {name!r} is {type(value).__name__}, not a Python bool; "
+                f"mask leaf {path_string(key_path)!r} is {type(value).__name__}, not a Python bool; "
                 "for a mask that depends on a traced step use scheduled_freeze"
             )
-    # A leaf of the mask may stand over None in the tree: that is the absent half of a partition.
     mask_paths = leaf_paths(mask)
-    tree_paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
-    ]
-    if jax.tree.structure(mask) == jax.tree.structure(tree):
-        return
+    # A leaf of the mask may stand over None in the tree: that is the absent half of a partition.
+    with_absent = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    tree_paths = [path_string(key_path) for key_path, _ in with_absent]
     for path in leaf_paths(tree):
         if path not in mask_paths:
             raise UserError(f"mask has no leaf {path!r}; {nearest(path, mask_paths)}")
     for path in mask_paths:
         if path not in tree_paths:
             raise UserError(f"mask leaf {path!r} is not in the tree; {nearest(path, tree_paths)}")
+    try:
+        jax.tree.map(lambda *_: None, mask, tree)
+    except ValueError:
+        raise UserError(
+            "mask and tree have the same leaf paths in other containers (a list for a tuple, a key '0' "
+            "for 0); make the mask with trainable_mask(tree, rules)"
+        ) from None
 
 
 def count_parameters(params: PyTree, mask: PyTree | None = None) -> int:

@@ -1,6 +1,6 @@
 """Freezing as optax transformations, and the optimizer state across a phase boundary."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -69,6 +69,7 @@ def scheduled_freeze(
     The oracle of the static phases and the form to vmap over. It saves nothing: every gradient is
     computed and every leaf keeps its state. To `tx` a frozen leaf looks like a zero weight with a zero
     gradient and fresh state, so statistics that *sum* over leaves (norms, clips) see trainable leaves only.
+    What depends on the *number* of leaves (`optax.add_noise` splits its key by it) differs from `freeze`.
 
     Args:
       tx: any optax transformation.
@@ -104,7 +105,7 @@ def scheduled_freeze(
         previous = schedule.mask_at(updates, jnp.maximum(state.step - 1, 0))
         thawed = jax.tree.map(lambda now, before: now & ~before, mask, previous)
         shown_updates = _where(mask, updates, jax.tree.map(jnp.zeros_like, updates))
-        shown_params = params and _where(mask, params, jax.tree.map(jnp.zeros_like, params))
+        shown_params = None if params is None else _where(mask, params, jax.tree.map(jnp.zeros_like, params))
         fresh = tx.init(shown_updates if params is None else shown_params)
         owners = state_owners(tx, updates, fresh)
 
@@ -164,7 +165,7 @@ def migrate(
     """
     _check_on_thaw(on_thaw)
     expected = jax.eval_shape(freeze(tx, old_mask).init, params)
-    if jax.tree.structure(expected) != jax.tree.structure(opt_state):
+    if _by_path(expected).keys() != _by_path(opt_state).keys():
         raise UserError(
             "migrate: opt_state is not a state of freeze(tx, old_mask): pass the mask it was made with"
         )
@@ -181,8 +182,9 @@ def migrate(
 def state_owners(tx: optax.GradientTransformation, params: PyTree, state: Any) -> list[Any]:
     """For every leaf of an optimizer state, the parameter leaf it belongs to.
 
-    A state leaf belongs to a parameter when it vanishes from the state of no parameters at all; its
-    owner is the parameter whose key path ends the state's key path. Counts and schedules have no owner.
+    A state leaf belongs to the parameter with which it vanishes from `tx.init`. Counts and schedules have
+    no owner: they are there without any parameter. Owners are read off in binary, so this takes log2 of
+    the number of leaves calls of `tx.init`, none of which computes anything.
 
     Returns:
       One entry per leaf of `state`: None, or a function that picks the owner's leaf from a tree like
@@ -193,17 +195,23 @@ def state_owners(tx: optax.GradientTransformation, params: PyTree, state: Any) -
     >>> [owner and owner({"w": "mine"}) for owner in owners]
     [None, 'mine', 'mine']
     """
-    paths = {path: index for index, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
-    nothing = jax.tree.map(lambda _: None, params)
-    shared = {path for path, _ in jax.tree_util.tree_leaves_with_path(jax.eval_shape(tx.init, nothing))}
+    leaves, structure = jax.tree.flatten(params)
 
-    def owner(path: tuple[Any, ...]) -> Any:
+    def paths_without(absent: Callable[[int], bool]) -> set[str]:
+        kept = [optax.MaskedNode() if absent(index) else leaf for index, leaf in enumerate(leaves)]
+        return set(_by_path(jax.eval_shape(tx.init, jax.tree.unflatten(structure, kept))))
+
+    shared = paths_without(lambda index: True)
+    bits = range((len(leaves) - 1).bit_length())
+    present = [paths_without(lambda index, bit=bit: bool(index >> bit & 1)) for bit in bits]  # type: ignore[misc]
+
+    def owner(path: str) -> Any:
         if path in shared:
             return None
-        index = next(paths[path[at:]] for at in range(len(path) + 1) if path[at:] in paths)
+        index = sum((path not in present[bit]) << bit for bit in bits)
         return lambda tree: jax.tree.leaves(tree)[index]
 
-    return [owner(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    return [owner(path) for path in _by_path(state)]
 
 
 def _map_owned(fn: Any, owners: list[Any], tree: Any, other: Any) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from freezejax.errors import UserError
 from freezejax.masks import check_static
@@ -82,17 +82,17 @@ def value_and_grad(
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
     """`optax.apply_updates` for updates that hold None where a leaf is frozen: that leaf stays as it is.
 
-    Not "plus zero": `-0.0 + 0.0` is `0.0`, so adding zeros would change bits of a frozen weight.
+    An update that is zero leaves its weight as it is, too, which "plus zero" does not: `-0.0 + 0.0` is
+    `0.0`, and CPUs flush a subnormal sum to zero.
 
     >>> import numpy as np
     >>> apply_updates({"a": np.float32(1), "b": np.float32(2)}, {"a": np.float32(0.5), "b": None})
-    {'a': np.float32(1.5), 'b': np.float32(2.0)}
+    {'a': Array(1.5, dtype=float32), 'b': np.float32(2.0)}
     """
 
     def add(update: Any, leaf: Any) -> Any:
         if update is None or leaf is None:
             return leaf
-        total = leaf + update
-        return total if isinstance(total, np.generic) else total.astype(leaf.dtype)
+        return jnp.where(update == 0, leaf, (leaf + update).astype(leaf.dtype))
 
     return jax.tree.map(add, updates, params, is_leaf=lambda x: x is None)

@@ -1,6 +1,7 @@
 """Freeze schedules: which leaves are trainable from which step on."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.masks import Rules, trainable_mask
+from freezejax.masks import Rules, check_rules, compile_pattern, trainable_mask
 from freezejax.paths import PyTree, leaf_paths, nearest
 
 
@@ -51,14 +52,12 @@ class FreezeSchedule:
     def __post_init__(self) -> None:
         """Freezes the entries into tuples and checks their starts."""
         try:
-            entries = tuple(
-                (start, tuple((pattern, bool(t)) for pattern, t in rules)) for start, rules in self.entries
-            )
+            entries = tuple((start, tuple(rules)) for start, rules in self.entries)
         except (TypeError, ValueError):
             raise UserError(
                 f"schedule entries {self.entries!r}: each is (start, [(pattern, trainable), ...])"
             ) from None
-        object.__setattr__(self, "entries", entries)
+        object.__setattr__(self, "entries", tuple((start, check_rules(rules)) for start, rules in entries))
         for start, _ in entries:
             _check_start(start)
         if not entries or entries[0][0] != 0:
@@ -75,11 +74,14 @@ class FreezeSchedule:
         """The same schedule with every fraction turned into a step of a run of `total_steps`.
 
         Raises:
-          UserError: a start at or beyond the end of the run, or two entries on one step.
+          UserError: a length that is not a positive int, a start at or beyond the end of the run, or two
+            entries on one step.
 
         >>> FreezeSchedule([(0, [("w", True)]), (0.5, [("w", False)])]).resolve(7).entries[1][0]
         4
         """
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or total_steps < 1:
+            raise UserError(f"schedule: total_steps={total_steps!r} is not a positive number of steps")
         entries = [
             (round(start * total_steps) if isinstance(start, float) else start, rules)
             for start, rules in self.entries
@@ -174,7 +176,8 @@ def layer_by_layer(
       order: "bottom" or "top".
 
     Raises:
-      UserError: no leaf matches, more starts than layers, or an unknown order.
+      UserError: no leaf matches, the pattern's first group captures no number, more starts than layers, or
+        an unknown order.
 
     >>> params = {"blocks": {0: {"w": 1.0}, 1: {"w": 2.0}}}
     >>> schedule = layer_by_layer(params, [5], order="top")
@@ -183,10 +186,7 @@ def layer_by_layer(
     """
     if order not in ("bottom", "top"):
         raise UserError(f"layer_by_layer: order={order!r}; use 'bottom' or 'top'")
-    paths = leaf_paths(params)
-    layer_of = {path: int(match[1]) for path in paths if (match := re.fullmatch(pattern, path))}
-    if not layer_of:
-        raise UserError(f"layer_by_layer: pattern {pattern!r} matches no leaf; {nearest(pattern, paths)}")
+    layer_of = _layer_numbers(leaf_paths(params), pattern)
     layers = sorted(set(layer_of.values()), reverse=order == "top")
     if len(starts) > len(layers):
         raise UserError(
@@ -197,6 +197,20 @@ def layer_by_layer(
         for layer in layers
     }
     return by_groups(groups, [(at, {str(n): False}) for at, n in zip(starts, layers, strict=False)])
+
+
+def _layer_numbers(paths: list[str], pattern: str) -> dict[str, int]:
+    compiled = compile_pattern(pattern)
+    captured = {path: match.groups() for path in paths if (match := compiled.fullmatch(path))}
+    if not captured:
+        raise UserError(f"layer_by_layer: pattern {pattern!r} matches no leaf; {nearest(pattern, paths)}")
+    for path, found in captured.items():
+        if not (found and str(found[0]).isdecimal()):
+            raise UserError(
+                f"layer_by_layer: pattern {pattern!r} must capture the layer number in its first group; "
+                f"it does not in leaf {path!r}"
+            )
+    return {path: int(found[0]) for path, found in captured.items()}
 
 
 def _check_start(start: Any) -> None:
@@ -211,7 +225,7 @@ def _check_start(start: Any) -> None:
 
 
 def _check_increasing(starts: list[int], where: str) -> None:
-    for earlier, later in zip(starts, starts[1:], strict=False):
+    for earlier, later in itertools.pairwise(starts):
         if later <= earlier:
             raise UserError(
                 f"schedule: phases overlap{where}: an entry starts at {later} after one at {earlier}; "

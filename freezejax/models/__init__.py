@@ -1,0 +1,91 @@
+"""Language models as pure functions over plain trees of arrays; see `Model`."""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from freezejax.errors import UserError
+from freezejax.models import geglu, importers, parameter_golf
+from freezejax.models.attention import causal_attention
+from freezejax.models.base import Model, Params, count
+from freezejax.models.config import make_config
+from freezejax.models.geglu import GegluConfig
+from freezejax.models.loss import cross_entropy
+from freezejax.models.parameter_golf import ParameterGolfConfig
+from freezejax.paths import nearest
+
+__all__ = [
+    "FAMILIES",
+    "GegluConfig",
+    "Model",
+    "ParameterGolfConfig",
+    "Params",
+    "build",
+    "causal_attention",
+    "count",
+    "cross_entropy",
+    "from_torch",
+]
+
+# family: config, module with `build`, keys of a foreign config whose value the family fixes
+FAMILIES: dict[str, tuple[type[Any], ModuleType, dict[str, Any]]] = {
+    "geglu": (GegluConfig, geglu, {"mlp": "geglu", "tied": True}),
+    "parameter_golf": (ParameterGolfConfig, parameter_golf, {"tie_embeddings": True}),
+}
+
+
+def build(family: str, **config: Any) -> Model:
+    """The model of a family, with the family's defaults for every key not given.
+
+    Args:
+      family: 'geglu' or 'parameter_golf'.
+      **config: fields of `GegluConfig` or `ParameterGolfConfig`.
+
+    Raises:
+      UserError: an unknown family or key (told with the nearest), or a value that no model can have.
+
+    >>> build("geglu", num_layers=2, model_dim=64, num_heads=4).config.mlp_mult
+    2
+    >>> build("gegelu")
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: there is no model family 'gegelu'; nearest: geglu
+    """
+    config_class, module, _ = _family(family)
+    model: Model = module.build(make_config(config_class, config))
+    return model
+
+
+def from_torch(
+    family: str, state: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> tuple[Callable[..., Any], Params]:
+    """A model trained in PyTorch, from its state dict as numpy arrays and its config.
+
+    Args:
+      family: 'geglu' or 'parameter_golf'.
+      state: torch names, weights [out, in].
+      config: as for `build`; keys such as `tie_embeddings` are checked and dropped.
+
+    Returns:
+      `(apply, params)` with `apply(params, tokens_BxT) -> logits [B, T, V]`, see `Model`.
+
+    Raises:
+      UserError: a missing or left-over name, a wrong shape, or anything `build` refuses.
+
+    >>> sizes = dict(vocab_size=5, num_layers=1, model_dim=32, num_heads=2)
+    >>> from_torch("geglu", {}, {**sizes, "tied": False})
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: config tied=False: this family supports True only
+    """
+    fixed = _family(family)[2]
+    model = build(family, **importers.drop_fixed(config, fixed))
+    return model.apply, importers.params_from_torch(model, state)
+
+
+def _family(family: str) -> tuple[type[Any], ModuleType, dict[str, Any]]:
+    if family not in FAMILIES:
+        raise UserError(f"there is no model family {family!r}; {nearest(family, FAMILIES, count=1)}")
+    return FAMILIES[family]

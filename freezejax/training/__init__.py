@@ -1,0 +1,1 @@
+"""The one training loop: step, state, phases, checkpoints, metrics, evaluation."""

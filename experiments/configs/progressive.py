@@ -1,0 +1,83 @@
+"""Progressive freezing: baseline, selective and progressive freezing of gate+up, and their controls.
+
+    uv run python -m experiments.progressive --config=experiments/configs/progressive.py:tiny --workdir=runs/progressive
+
+Scales (after the colon), with the time all 19 variants take:
+
+  tiny   embedded corpus, bytes, 1 seed: under 2 minutes on 2 CPU cores. Shows that everything works; its
+         models are far too small and short for a verdict.
+  cpu    3 seeds, at most 60 minutes on 2 CPU cores per corpus; give --config.data.path=FOLDER of FineWeb
+         shards or of .txt books. Expected: results/progressive/.
+  h100   the paper's sizes: 3,000 steps of 64 x 512 tokens on FineWeb sp1024 or sp4096, 3 seeds, one H100.
+"""
+
+from ml_collections import ConfigDict
+
+from freezejax.errors import UserError
+from freezejax.paths import nearest
+
+_SIZES = {  # layers, width, heads of the small, medium and large model
+    "tiny": ((2, 32, 2), (3, 48, 2), (4, 64, 2)),
+    "cpu": ((3, 96, 3), (4, 128, 4), (6, 192, 6)),
+    "h100": ((6, 192, 6), (8, 256, 4), (12, 384, 6)),  # the paper's
+}
+
+
+def get_config(scale: str = "cpu") -> ConfigDict:
+    """Config of one scale; every field may be set as --config.FIELD=VALUE."""
+    if scale not in _SIZES:
+        raise UserError(f"--config: no scale {scale!r}; {nearest(scale, _SIZES)}")
+    tiny, h100 = scale == "tiny", scale == "h100"
+    config = ConfigDict()
+    config.experiment = "progressive"
+    config.scale = scale
+    config.seeds = 1 if tiny else 3  # training seeds: initial weights, data order, dropout
+    config.variants = ""  # comma separated names; empty = all
+    config.paper = "auto"  # which table of the paper: fineweb, gutenberg, none; auto = by the tokenizer
+
+    config.data = ConfigDict()
+    config.data.path = ""  # folder of shards or of .txt, or tfds:NAME; empty = the embedded corpus
+    config.data.tokenizer = ""  # bytes, a .model file, bpe:SIZE; empty = the folder's own, else bytes
+    config.data.val_fraction = 0.1  # of each text; shards bring their own validation
+    config.data.val_tokens = 16_384 if tiny else 0  # of the validation; 0 = all
+    config.data.eval_batch_size = 64 if h100 else 16  # sequences
+
+    config.model = ConfigDict()
+    config.model.family = "geglu"  # geglu or parameter_golf
+    config.model.vocab_size = 0  # 0 = the tokenizer's
+    config.model.rope_dims = 16  # rotated dims of each head
+    config.model.dropout = 0.0  # of the variants not named dropout
+    config.sizes = ConfigDict()
+    for name, (layers, width, heads) in zip(("small", "medium", "large"), _SIZES[scale], strict=True):
+        config.sizes[name] = ConfigDict({"num_layers": layers, "model_dim": width, "num_heads": heads})
+
+    config.freeze = ConfigDict()
+    config.freeze.pattern = r"blocks/\d+/mlp/(gate|up)/kernel"  # what freezes: a pattern of leaf paths
+    config.freeze.at = 1 / 3  # when: a fraction of the run, or a step
+    config.freeze.dropout = 0.2  # rate of the variants named dropout (the paper's)
+
+    config.train = ConfigDict()
+    config.train.steps = 60 if tiny else 400 if scale == "cpu" else 3_000
+    config.train.batch_size = 64 if h100 else 8  # sequences
+    config.train.seq_len = 64 if tiny else 128 if scale == "cpu" else 512  # tokens
+    config.train.accumulation = 1  # microbatches per step
+    config.train.ema_decay = 0.0  # 0 = off
+    config.train.compute_dtype = "bfloat16" if h100 else "float32"
+    config.train.on_thaw = "restart"  # or keep
+    config.train.log_every = 10  # steps
+    config.train.eval_every = 500 if h100 else 50 if scale == "cpu" else 20  # steps
+    config.train.checkpoint_every = 500 if h100 else 100 if scale == "cpu" else 20  # steps
+    config.train.optimizer = ConfigDict()
+    config.train.optimizer.name = "adamw"  # or muon
+    config.train.optimizer.learning_rate = 3e-4 if h100 else 1e-3 if scale == "cpu" else 3e-3
+    config.train.optimizer.adam_learning_rate = 1e-3  # muon's other leaves
+    config.train.optimizer.weight_decay = 0.1
+    config.train.optimizer.b1 = 0.9
+    config.train.optimizer.b2 = 0.999
+    config.train.optimizer.eps = 1e-8
+    config.train.optimizer.momentum = 0.95  # muon
+    config.train.optimizer.clip = 1.0  # global norm; 0 = off
+    config.train.optimizer.schedule = "cosine"  # linear_warmdown, constant
+    config.train.optimizer.warmup_steps = 0
+    config.train.optimizer.warmdown_steps = 0
+    return config

@@ -1,0 +1,167 @@
+"""Progressive freezing (main seed, PR 1301, sections 3 and 6) with the controls the paper lacks.
+
+    python -m experiments.progressive --config=experiments/configs/progressive.py:tiny --workdir=DIR
+
+This file says what is compared, as data. experiments/study.py runs it; freezejax/training/loop.py trains.
+"""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments import cli, study
+from experiments.variants import Contrast, Paper, Study, Variant
+from freezejax import models
+from freezejax.artifact import predict_bytes
+from freezejax.errors import UserError
+from freezejax.masks import invert, trainable_mask
+from freezejax.schedules import FreezeSchedule
+
+# name, size, when gate+up freeze, extra: the initial scale of gate+up and dropout are matched or not.
+# Trained weights start from N(0, 0.02) and weights frozen at random from N(0, 1/sqrt(in)), as in the paper;
+# "same_scale" starts the former from the latter.
+_ROWS: list[tuple[str, str, str, set[str]]] = [
+    ("baseline", "small", "never", set()),
+    ("baseline_same_scale", "small", "never", {"same_scale"}),
+    ("baseline_dropout", "small", "never", {"dropout"}),
+    ("selective_small", "small", "start", {"same_scale"}),
+    ("progressive_small", "small", "later", set()),
+    ("trained_medium", "medium", "never", set()),
+    ("trained_medium_same_scale", "medium", "never", {"same_scale"}),
+    ("trained_medium_dropout", "medium", "never", {"dropout"}),
+    ("trained_at_selective_bytes", "medium", "never", {"bytes"}),
+    ("selective_medium", "medium", "start", {"same_scale"}),
+    ("selective_medium_dropout", "medium", "start", {"same_scale", "dropout"}),
+    ("progressive_medium", "medium", "later", set()),
+    ("progressive_medium_same_scale", "medium", "later", {"same_scale"}),
+    ("progressive_medium_restart", "medium", "later", {"restart"}),
+    ("progressive_medium_dropout", "medium", "later", {"dropout"}),
+    ("trained_large", "large", "never", set()),
+    ("trained_large_same_scale", "large", "never", {"same_scale"}),
+    ("selective_large", "large", "start", {"same_scale"}),
+    ("progressive_large", "large", "later", set()),
+]
+
+# Paper's loss and difference to its baseline in percent, by corpus.
+_SOURCE = "PR 1301, section 3"
+_PAPER = {
+    "fineweb": {
+        "selective_medium": (4.1767, -0.9),
+        "progressive_medium": (4.1189, -2.2),
+        "progressive_large": (3.8370, -8.9),
+    },
+    "gutenberg": {"selective_medium": (1.2757, -1.5), "progressive_medium": (1.3049, +0.7)},
+    "none": {},
+}
+_PAPER_PROGRESSIVE_OVER_SELECTIVE = {"fineweb": (4.1189, 4.1767), "gutenberg": (1.3049, 1.2757)}
+
+
+def make_study(config: ConfigDict, vocab_size: int) -> Study:
+    """The study of a config, for a tokenizer of `vocab_size`.
+
+    Raises:
+      UserError: a freeze pattern, point or paper table that cannot be.
+    """
+    vocab_size = config.model.vocab_size or vocab_size
+    table = paper_table(config, vocab_size)
+    variants = [_variant(config, vocab_size, table, *row) for row in _ROWS]
+    return Study("progressive", variants, contrasts(table))
+
+
+def paper_table(config: ConfigDict, vocab_size: int) -> str:
+    """Which of the paper's tables the corpus is compared with: its FineWeb or its byte-level books."""
+    if config.paper == "auto":
+        return "gutenberg" if vocab_size == 256 else "fineweb"
+    if config.paper not in _PAPER:
+        raise UserError(f"config.paper={config.paper!r}: expected auto, {', '.join(_PAPER)}")
+    return config.paper
+
+
+def _variant(
+    config: ConfigDict, vocab_size: int, table: str, name: str, size: str, freezes: str, extra: set[str]
+) -> Variant:
+    model = {**config.model, **config.sizes[size], "vocab_size": vocab_size}
+    if "dropout" in extra:
+        model["dropout"] = config.freeze.dropout
+    if "same_scale" in extra and model["family"] == "geglu":
+        model["mlp_in_init"] = "fan_in"
+    if "bytes" in extra:
+        model = match_bytes(model, config.freeze.pattern)
+    restart = {"restart_schedule": True, "restart_optimizer": True} if "restart" in extra else {}
+    paper = None
+    if name in _PAPER[table]:
+        value, delta = _PAPER[table][name]
+        paper = Paper(_SOURCE, value, delta, f"{delta:+.1f}% against the small baseline ({table})")
+    return Variant(
+        name=name,
+        model=model,
+        train={**config.train.to_dict(), **restart},
+        schedule=freeze_schedule(config, freezes),
+        seeded=freezes == "start",
+        paper=paper,
+    )
+
+
+def freeze_schedule(config: ConfigDict, freezes: str) -> FreezeSchedule:
+    """Freeze schedule by word: "never", "start" (from step 0) or "later" (from `config.freeze.at`)."""
+    all_trainable = [(".*", True)]
+    frozen = [(config.freeze.pattern, False), (".*", True)]
+    if freezes == "never":
+        return FreezeSchedule([(0, all_trainable)])
+    if freezes == "start":
+        return FreezeSchedule([(0, frozen)])
+    at = config.freeze.at
+    return FreezeSchedule([(0, all_trainable), (int(at) if at >= 1 else at, frozen)])
+
+
+def match_bytes(model: dict[str, Any], pattern: str) -> dict[str, Any]:
+    """The model narrowed until, trained whole, it stores the bytes of `model` with `pattern` seeded.
+
+    Same depth and heads; the width whose predicted bytes are nearest.
+    """
+
+    def stored(width: int, seeds: bool) -> int:
+        built = models.build(**{**model, "model_dim": width})
+        shapes = jax.eval_shape(built.init, jax.random.key(0))
+        rules = [(pattern, False), (".*", True)] if seeds else [(".*", True)]
+        return predict_bytes(shapes, invert(trainable_mask(shapes, rules)))
+
+    target = stored(model["model_dim"], seeds=True)
+    heads = model["num_heads"]
+    # Heads of even width, for the rotary halves, and no narrower than what rotates.
+    widths = range(heads * model.get("rope_dims", 2), model["model_dim"] + 1, 2 * heads)
+    return {**model, "model_dim": min(widths, key=lambda width: abs(stored(width, seeds=False) - target))}
+
+
+def contrasts(table: str) -> list[Contrast]:
+    """The paired comparisons: the paper's own, then the controls it lacks."""
+    paper = None
+    if table in _PAPER_PROGRESSIVE_OVER_SELECTIVE:
+        ours, other = _PAPER_PROGRESSIVE_OVER_SELECTIVE[table]
+        delta = 100.0 * (ours - other) / other
+        paper = Paper(_SOURCE, ours, delta, f"{delta:+.1f}% against random-init freezing ({table})")
+    questions = [
+        ("selective_small", "baseline", "does freezing at random beat training, as the paper compares it?"),
+        ("selective_small", "baseline_same_scale", "... and from the same initial scale?"),
+        ("baseline_same_scale", "baseline", "what does the initial scale alone do?"),
+        ("progressive_small", "baseline", "does freezing later cost anything at the small size?"),
+        ("selective_medium", "trained_medium_same_scale", "random freezing at the same size and scale"),
+        ("selective_medium", "trained_at_selective_bytes", "random freezing at the same stored bytes"),
+        ("progressive_medium", "trained_medium", "freezing later at the same size, and so the same stored bytes"),
+        ("progressive_medium_same_scale", "trained_medium_same_scale", "... from the larger initial scale"),
+        ("progressive_medium_same_scale", "selective_medium", "trained against random frozen weights, same scale"),
+        ("progressive_medium_restart", "progressive_medium", "what does restarting the schedule do?"),
+        ("progressive_medium_dropout", "trained_medium_dropout", "freezing later, dropout on both sides"),
+        ("selective_medium_dropout", "trained_medium_dropout", "random freezing, dropout on both sides"),
+        ("progressive_medium_dropout", "baseline_dropout", "the paper's row with dropout on both sides"),
+        ("selective_large", "trained_large_same_scale", "random freezing at the large size and same scale"),
+        ("progressive_large", "trained_large", "freezing later at the large size"),
+    ]
+    first = Contrast("progressive_medium", "selective_medium", "does freezing later beat random freezing?", paper)
+    return [first, *(Contrast(*question) for question in questions)]
+
+
+if __name__ == "__main__":
+    cli.define_study_flags("experiments/configs/progressive.py:tiny")
+    cli.run(lambda: study.main(make_study))

@@ -1,0 +1,55 @@
+"""Files and folders that are absent or complete, never half-written.
+
+A Ctrl-C, a full disk or a second process doing the same work at the same time cannot leave anything that a
+later reader would take for whole: content is made beside its place under a hidden name, then renamed.
+"""
+
+import contextlib
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from freezejax.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which replaces `path` when the block ends without an exception."""
+    # Not mkstemp: its files are private to their owner, and a cache may be shared.
+    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        with open(scratch, "wb") as file:
+            yield file
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
+    """The folder, built by `build(empty folder)` unless it is there already.
+
+    Of several processes that build at once the first to finish wins; the others use its folder.
+
+    Raises:
+        UserError: the parent folder cannot be created or written.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent)
+    except OSError as error:
+        raise UserError(f"cache_dir={folder.parent}: cannot be written: {error.strerror}") from None
+    with scratch:
+        fresh = Path(scratch.name) / folder.name
+        fresh.mkdir()
+        build(fresh)
+        try:
+            os.rename(fresh, folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster: its content is the same
+                raise
+    return folder

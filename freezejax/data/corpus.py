@@ -1,0 +1,205 @@
+"""Corpora by path: whatever the source, two memory-mapped token arrays and the tokenizer that made them.
+
+Text goes the same way whatever its source: a TFDS dataset in ArrayRecord, read through Grain, tokenized,
+written as FineWeb shards into `cache_dir`. The next run finds the shards and touches no text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from freezejax.data import shards, text
+from freezejax.data.atomic import cached_folder
+from freezejax.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer, train_bpe
+from freezejax.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
+
+CACHE_FORMAT = 1  # counted up when the same input would give other tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Tokens to train on, tokens to validate on, and what is needed to account for them.
+
+    Attributes:
+        train: uint16 [N], memory-mapped (one shard: a numpy.memmap; several: `ConcatenatedTokens`).
+        val: uint16 [M], the same.
+        tokenizer: made the tokens.
+        fingerprint: sha256 hex over the tokens of both splits and the tokenizer.
+        source: what a person would call it.
+    """
+
+    train: shards.Tokens
+    val: shards.Tokens
+    tokenizer: Tokenizer
+    fingerprint: str
+    source: str
+
+
+def load(path: str = "", *, tokenizer: str = "", val_fraction: float = 0.1, cache_dir: str) -> Corpus:
+    """Loads a corpus, preparing it first if it is text that `cache_dir` does not hold yet.
+
+    Args:
+        path: "" for the embedded corpus (the Python language reference); a folder of `.txt` files; a folder
+            of FineWeb shards `fineweb_{train,val}_*.bin`; or "tfds:NAME" (`tfds_corpora.CORPORA`).
+        tokenizer: "" for the folder's own `.model` with shards and for bytes with text; "bytes"; the path of
+            a SentencePiece `.model`; "bpe:SIZE" to learn a vocabulary from the training text.
+        val_fraction: the last part of each document, kept for validation. Shards and TFDS corpora come
+            with their own split and ignore it.
+        cache_dir: gets one folder per (text, tokenizer, val_fraction); safe to share between processes.
+
+    Raises:
+        UserError: one line on what is missing, damaged or does not fit together.
+
+    >>> import tempfile
+    >>> corpus = load(cache_dir=tempfile.mkdtemp())
+    >>> corpus.tokenizer.name, corpus.train.dtype, len(corpus.train) > 9 * len(corpus.val) > 9_000
+    ('bytes', dtype('uint16'), True)
+    """
+    if not 0 < val_fraction < 1:
+        raise UserError(f"val_fraction={val_fraction}: must lie in (0, 1)")
+    if path and not path.startswith("tfds:"):
+        if not Path(path).is_dir():
+            raise UserError(f"{path}: no such folder; give a folder, tfds:NAME, or nothing for embedded text")
+        if any(Path(path).glob("*.bin")):
+            return _read(Path(path), _shard_tokenizer(Path(path), tokenizer), source=path)
+    source = _text_source(path, val_fraction, Path(cache_dir))
+    recipe = _tokenizer_recipe(tokenizer)
+    key = hashlib.sha256(f"{CACHE_FORMAT} {source.fingerprint} {recipe.key}".encode()).hexdigest()
+    folder = Path(cache_dir) / f"tokens-{key[:20]}"
+    cached_folder(folder, lambda fresh: _tokenize(source, recipe, fresh))
+    return _read(folder, _folder_tokenizer(folder) or ByteTokenizer(), source=source.name)
+
+
+class _TextSource(NamedTuple):
+    """Text before tokenization; `open(folder)` may write there and gives each split as texts (str)."""
+
+    name: str
+    fingerprint: str
+    open: Callable[[Path], Mapping[str, grain.MapDataset]]
+
+
+def _text_source(path: str, val_fraction: float, cache_dir: Path) -> _TextSource:
+    if path.startswith("tfds:"):
+        from freezejax.data import tfds_corpora  # imports TFDS, 0.4 s
+
+        corpus = tfds_corpora.open_tfds(path.removeprefix("tfds:"), cache_dir)
+        return _TextSource(path, corpus.fingerprint, lambda folder: corpus.splits)
+    documents = list(text.folder_documents(path) if path else text.embedded_documents())
+    if not documents:
+        raise UserError(f"{path}: holds neither text in *.txt nor shards fineweb_{{train,val}}_*.bin")
+    digest = hashlib.sha256(repr(val_fraction).encode())
+    for document in documents:
+        for part in document:
+            digest.update(hashlib.sha256(part.encode()).digest())
+
+    def prepare(folder: Path) -> Mapping[str, grain.MapDataset]:
+        from freezejax.data.builder import prepare_text  # imports TFDS, 0.4 s
+
+        return prepare_text(documents, val_fraction, folder)
+
+    return _TextSource(path or "Python language reference (embedded)", digest.hexdigest(), prepare)
+
+
+class _TokenizerRecipe(NamedTuple):
+    """A tokenizer, perhaps to be learned; `make(folder, training texts)` leaves its model in the folder."""
+
+    key: str
+    make: Callable[[Path, Iterable[str]], Tokenizer]
+
+
+def _tokenizer_recipe(spec: str) -> _TokenizerRecipe:
+    if spec in ("", "bytes"):
+        return _TokenizerRecipe("bytes", lambda folder, texts: ByteTokenizer())
+    if spec.startswith("bpe:"):
+        size = int(spec.removeprefix("bpe:")) if spec.removeprefix("bpe:").isdecimal() else 0
+        if not 0 < size <= shards.MAX_VOCABULARY:
+            raise UserError(f"tokenizer={spec}: bpe:SIZE takes a whole number up to {shards.MAX_VOCABULARY}")
+        return _TokenizerRecipe(
+            spec, lambda folder, texts: train_bpe(texts, size, folder / f"bpe{size}.model")
+        )
+    tokenizer = _fits_shards(SentencePieceTokenizer(spec))
+    # The name counts too: a copy of the same model under another name is reported under that name.
+    return _TokenizerRecipe(f"{tokenizer.name} {tokenizer.fingerprint}", _copier(tokenizer))
+
+
+def _copier(tokenizer: SentencePieceTokenizer) -> Callable[[Path, Iterable[str]], Tokenizer]:
+    def make(folder: Path, texts: Iterable[str]) -> Tokenizer:
+        shutil.copyfile(tokenizer.path, folder / f"{tokenizer.name}.model")
+        return tokenizer
+
+    return make
+
+
+def _fits_shards(tokenizer: SentencePieceTokenizer) -> SentencePieceTokenizer:
+    if tokenizer.vocab_size > shards.MAX_VOCABULARY:
+        raise UserError(
+            f"{tokenizer.path}: {tokenizer.vocab_size} tokens; a shard holds uint16, so at most "
+            f"{shards.MAX_VOCABULARY}"
+        )
+    return tokenizer
+
+
+def _tokenize(source: _TextSource, recipe: _TokenizerRecipe, folder: Path) -> None:
+    """Writes the token shards of both splits, and the tokenizer's model, into an empty folder."""
+    splits = source.open(folder)
+    tokenizer = recipe.make(folder, _elements(splits["train"]))
+    for tfds_name, name in (("train", "train"), ("validation", "val")):
+        encoded = splits[tfds_name].map(lambda text: _encode_document(tokenizer, text))
+        shards.write_split(folder, name, _elements(encoded))
+
+
+def _encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """uint16 [n]: the document start, if the vocabulary has one, and the text."""
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return np.concatenate([np.array(start, np.uint16), tokenizer.encode(text).astype(np.uint16)])
+
+
+def _elements(dataset: grain.MapDataset) -> Iterator:
+    """One pass in order and in this thread: Grain's default would read 500 whole books ahead."""
+    import grain  # imports JAX, which reading of finished shards does without
+
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def _folder_tokenizer(folder: Path) -> SentencePieceTokenizer | None:
+    """The one `.model` of a folder of shards, if there is one."""
+    models = sorted(folder.glob("*.model"))
+    if len(models) > 1:
+        names = ", ".join(path.name for path in models)
+        raise UserError(f"{folder}: several tokenizers ({names}); name one with tokenizer=FILE.model")
+    return _fits_shards(SentencePieceTokenizer(models[0])) if models else None
+
+
+def _shard_tokenizer(folder: Path, spec: str) -> Tokenizer:
+    """The tokenizer that a user's shards were made with: nothing can be learned or made anew here."""
+    if spec == "bytes":
+        return ByteTokenizer()
+    if spec.startswith("bpe:"):
+        raise UserError(f"tokenizer={spec}: {folder} holds tokens already; give the .model that made them")
+    tokenizer = _fits_shards(SentencePieceTokenizer(spec)) if spec else _folder_tokenizer(folder)
+    if tokenizer is None:
+        raise UserError(
+            f"{folder}: no .model beside the shards; name their tokenizer with tokenizer=FILE.model"
+        )
+    return tokenizer
+
+
+def _read(folder: Path, tokenizer: Tokenizer, *, source: str) -> Corpus:
+    """Memory-maps the shards of a folder."""
+    splits = [shards.read_split(folder, name, vocab_size=tokenizer.vocab_size) for name in ("train", "val")]
+    digest = hashlib.sha256(tokenizer.fingerprint.encode())
+    for tokens in splits:
+        digest.update(f" {len(tokens)} ".encode())
+        for start in range(0, len(tokens), 2**24):
+            digest.update(np.ascontiguousarray(tokens[start : start + 2**24], "<u2").data)
+    return Corpus(splits[0], splits[1], tokenizer, digest.hexdigest(), source)

@@ -1,0 +1,142 @@
+"""Batches of token windows: endless shuffled ones for training, every target once for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from freezejax.data.shards import Tokens
+from freezejax.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
+
+Batch = dict[str, np.ndarray]
+
+
+class Windows:
+    """The non-overlapping windows `[i*T, i*T + T]` of a token array, as a Grain random-access source.
+
+    Neighbouring windows share one token: the last target of one is the first input of the next, so every
+    token but the first is a target exactly once.
+
+    >>> Windows(np.arange(10, dtype=np.uint16), 4)[1]
+    {'inputs': array([4, 5, 6, 7], dtype=int32), 'targets': array([5, 6, 7, 8], dtype=int32)}
+    """
+
+    def __init__(self, tokens: Tokens, seq_len: int):
+        """Takes tokens [N] and the window length T in targets."""
+        self.tokens, self.seq_len = tokens, seq_len
+
+    def __len__(self) -> int:
+        """Number of whole windows: (N - 1) // T."""
+        return max(0, len(self.tokens) - 1) // self.seq_len
+
+    def __getitem__(self, index: int) -> Batch:
+        """Inputs and targets, int32 [T]."""
+        start = index * self.seq_len
+        window = self.tokens[start : start + self.seq_len + 1].astype(np.int32)
+        return {"inputs": window[:-1], "targets": window[1:]}
+
+
+def train_iterator(
+    tokens: Tokens,
+    *,
+    batch_size: int,
+    seq_len: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """Endless batches of shuffled windows, every window once per epoch, each epoch in a new order.
+
+    The global batch of a step, process after process, is the batch that one process with `process_count`
+    times the batch size would see: how many processes share the work does not change what is learned.
+    Batches follow on across the end of an epoch; no window is dropped.
+
+    Args:
+        tokens: uint16 [N].
+        batch_size: rows B per process.
+        seq_len: targets T per row.
+        seed: of the order, in [0, 2**32).
+        process_index: which share this process reads.
+        process_count: number of processes.
+
+    Returns:
+        A Grain iterator of `{"inputs": int32 [B, T], "targets": int32 [B, T]}`. `get_state()` is a small
+        JSON-able dict (the step); `set_state` of it continues with exactly the batches that would follow.
+
+    Raises:
+        UserError: an argument out of range, or too few tokens for one global batch of distinct windows.
+
+    >>> batches = train_iterator(np.arange(101, dtype=np.uint16), batch_size=2, seq_len=10, seed=0)
+    >>> next(batches)["inputs"].shape
+    (2, 10)
+    >>> batches.get_state()
+    {'next_index': 1}
+    """
+    import grain  # imports JAX, which reading and accounting of tokens does without
+
+    _check_sizes(batch_size=batch_size, seq_len=seq_len, process_count=process_count)
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process_index={process_index}: must lie in [0, process_count={process_count})")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: must lie in [0, 2**32)")
+    needed = batch_size * process_count * seq_len + 1
+    if len(tokens) < needed:
+        raise UserError(
+            f"{len(tokens)} training tokens are too few for batch_size={batch_size * process_count} rows of "
+            f"seq_len={seq_len}, which need {needed}; lower one of them"
+        )
+    windows = grain.MapDataset.source(Windows(tokens, seq_len)).seed(seed).shuffle().repeat()
+    share = windows.batch(batch_size)[process_index::process_count]
+    # Read in the caller's thread: a batch costs 0.02 ms a row, less than handing it between threads.
+    return iter(share.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def eval_batches(tokens: Tokens, *, batch_size: int, seq_len: int) -> Iterator[Batch]:
+    """Batches in order, in which each target of the `((N-1)//T)*T + 1` kept tokens has weight 1 once.
+
+    Args:
+        tokens: uint16 [N].
+        batch_size: rows B.
+        seq_len: targets T per row.
+
+    Returns:
+        `{"inputs": int32 [B, T], "targets": int32 [B, T], "weights": float32 [B, T]}`; all batches have one
+        shape, and the rows that pad the last one are zeros with weight 0.
+
+    Raises:
+        UserError: an argument out of range, or too few tokens for one window.
+
+    >>> batches = eval_batches(np.arange(8, dtype=np.uint16), batch_size=2, seq_len=2)
+    >>> [batch["weights"].sum(axis=1).tolist() for batch in batches]
+    [[2.0, 2.0], [2.0, 0.0]]
+    """
+    _check_sizes(batch_size=batch_size, seq_len=seq_len)
+    windows = Windows(tokens, seq_len)
+    if not len(windows):
+        raise UserError(
+            f"{len(tokens)} validation tokens are too few for one window of seq_len={seq_len} + 1"
+        )
+    return (_eval_batch(windows, first, batch_size) for first in range(0, len(windows), batch_size))
+
+
+def _eval_batch(windows: Windows, first: int, batch_size: int) -> Batch:
+    """The windows from `first` on, padded to `batch_size` rows."""
+    seq_len = windows.seq_len
+    rows = min(batch_size, len(windows) - first)
+    kept = windows.tokens[first * seq_len : (first + rows) * seq_len + 1].astype(np.int32)
+    batch: Batch = {name: np.zeros((batch_size, seq_len), np.int32) for name in ("inputs", "targets")}
+    batch["inputs"][:rows] = kept[:-1].reshape(rows, seq_len)
+    batch["targets"][:rows] = kept[1:].reshape(rows, seq_len)
+    batch["weights"] = np.repeat(np.arange(batch_size) < rows, seq_len).reshape(batch_size, seq_len)
+    return batch | {"weights": batch["weights"].astype(np.float32)}
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name}={size}: must be at least 1")

@@ -1,0 +1,139 @@
+"""The GEGLU language model: the toy model of the progressive-freezing study."""
+# ruff: noqa: D107 - what a module is stands in its class docstring
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+from jax.typing import DTypeLike
+
+from freezejax.errors import UserError
+from freezejax.models import attention, base, layers
+from freezejax.models.config import check_dropout, check_heads, check_number, check_positive, mlp_width
+
+
+@dataclass(frozen=True)
+class GegluConfig:
+    """Sizes of a GEGLU model. Defaults: the seed's small model on bytes.
+
+    Raises:
+      UserError: a value that no model can have, named with its field.
+
+    >>> GegluConfig(model_dim=64, num_heads=4).num_layers
+    6
+    """
+
+    vocab_size: int = 256
+    num_layers: int = 6
+    model_dim: int = 192
+    num_heads: int = 6  # each of model_dim / num_heads dims, an even number
+    mlp_mult: float = 2  # hidden width / model_dim; the product is an integer
+    rope_dims: int = 16  # rotated dims at the start of each head, even, at most the head
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-6
+    dropout: float = 0.0  # rate after the attention output and the MLP down projection
+    mlp_in_init: Literal["normal", "fan_in"] = "normal"  # gate and up: N(0, init_std) or N(0, 1/sqrt(in))
+    init_std: float = 0.02  # every other matrix
+
+    def __post_init__(self) -> None:  # noqa: D105
+        check_positive(self, "vocab_size", "num_layers", "model_dim", "num_heads", "rope_dims")
+        check_number(self, "rope_base", "norm_eps", "init_std")
+        check_heads(self)
+        check_dropout(self)
+        mlp_width(self)
+        head = self.model_dim // self.num_heads
+        if self.rope_dims % 2 or self.rope_dims > head:
+            raise UserError(
+                f"GegluConfig.rope_dims={self.rope_dims} must be even and at most the head, {head}"
+            )
+        if self.mlp_in_init not in ("normal", "fan_in"):
+            raise UserError(f"GegluConfig.mlp_in_init={self.mlp_in_init!r} must be 'normal' or 'fan_in'")
+
+
+def build(config: GegluConfig) -> base.Model:
+    """The model of a config; see `base.Model`.
+
+    Leaves: `tok_emb/embedding`, `ln_f/scale` and per block `ln1/scale`, `attn/{qkv,out}/kernel`,
+    `ln2/scale`, `mlp/{gate,up,down}/kernel`.
+
+    >>> model = build(GegluConfig(num_layers=1, model_dim=32, num_heads=2))
+    >>> sorted(model.init(jax.random.key(0)))
+    ['blocks', 'ln_f', 'tok_emb']
+    """
+    fan_in = initializers.variance_scaling(1.0, "fan_in", "normal")
+    normal = initializers.normal(config.init_std)
+    rules = [
+        (r".*/scale", initializers.ones),
+        (r".*/mlp/(gate|up)/kernel", fan_in if config.mlp_in_init == "fan_in" else normal),
+        (r".*/(kernel|embedding)", normal),
+    ]
+    return base.functional(config, lambda: Geglu(config), rules)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with partial rotary embedding."""
+
+    def __init__(self, config: GegluConfig):
+        dim = config.model_dim
+        self.config = config
+        self.qkv = layers.Linear(dim, 3 * dim)
+        self.out = layers.Linear(dim, dim)
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        B, T, _ = x_BxTxD.shape
+        c = self.config
+        qkv = self.qkv(x_BxTxD).reshape(B, T, 3 * c.num_heads, -1)
+        qk, v = jnp.split(qkv, (2 * c.num_heads,), axis=2)
+        q, k = jnp.split(layers.rotary(qk, c.rope_base, c.rope_dims), 2, axis=2)
+        return self.out(attention.causal_attention(q, k, v).reshape(x_BxTxD.shape))
+
+
+class Mlp(nnx.Module):
+    """`down(gelu(gate x) * up x)` with the exact (erf) GELU. Source: Shazeer 2020, arXiv:2002.05202."""
+
+    def __init__(self, config: GegluConfig):
+        dim, width = config.model_dim, mlp_width(config)
+        self.gate = layers.Linear(dim, width)
+        self.up = layers.Linear(dim, width)
+        self.down = layers.Linear(width, dim)
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down(jax.nn.gelu(self.gate(x_BxTxD), approximate=False) * self.up(x_BxTxD))
+
+
+class Block(nnx.Module):
+    """Pre-norm block; dropout on what attention and the MLP add to the residual stream."""
+
+    def __init__(self, config: GegluConfig):
+        self.rate = config.dropout
+        self.ln1 = layers.RMSNorm(config.model_dim, config.norm_eps)
+        self.attn = Attention(config)
+        self.ln2 = layers.RMSNorm(config.model_dim, config.norm_eps)
+        self.mlp = Mlp(config)
+
+    def __call__(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        attn_key, mlp_key = (layers.named(dropout_key, site) for site in ("attn", "mlp"))
+        x = x + layers.dropout(self.attn(self.ln1(x)), self.rate, attn_key)
+        return x + layers.dropout(self.mlp(self.ln2(x)), self.rate, mlp_key)
+
+
+class Geglu(nnx.Module):
+    """Embedding, blocks, final norm, tied head."""
+
+    def __init__(self, config: GegluConfig):
+        self.tok_emb = layers.Embedding(config.vocab_size, config.model_dim)
+        self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
+        self.ln_f = layers.RMSNorm(config.model_dim, config.norm_eps)
+
+    def __call__(self, tokens_BxT: jax.Array, dropout_key: jax.Array | None, dtype: DTypeLike) -> jax.Array:
+        """Tokens [B, T] -> float32 logits [B, T, V]."""
+        x = self.tok_emb(tokens_BxT, dtype)
+        for i, block in enumerate(self.blocks):
+            x = block(x, layers.named(dropout_key, f"blocks/{i}"))
+        return self.tok_emb.logits(self.ln_f(x))

@@ -1,0 +1,157 @@
+"""The layers both model families are made of: linear, RMSNorm, embedding, rotary embedding, dropout."""
+# ruff: noqa: D107 - what a module is stands in its class docstring
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from freezejax.paths import named_key
+
+
+def parameter(*shape: int) -> nnx.Param[Any]:
+    """A float32 parameter of this shape; only the shape counts, `base.initialize` draws the values."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32))
+
+
+class Linear(nnx.Module):
+    """`x @ kernel` without bias; kernel [in, out], used in the dtype of `x`.
+
+    >>> Linear(3, 2)(jnp.ones((1, 3))).shape
+    (1, 2)
+    """
+
+    def __init__(self, in_dim: int, out_dim: int):
+        self.kernel = parameter(in_dim, out_dim)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out], in the dtype of `x`."""
+        return matmul(x, self.kernel[...].astype(x.dtype))
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
+    """`x @ kernel`: [..., in] -> [..., out], with a backward whose layouts XLA's CPU matmuls like.
+
+    Autodiff would form the kernel's gradient from the transposed output gradient, which XLA recomputes in
+    that layout, a fifth of the whole step of a small model; here the input is what gets transposed. The
+    gradient of a kernel that is not differentiated is dead code and leaves no matmul behind.
+
+    >>> jax.grad(lambda w: matmul(jnp.ones((5, 2)), w).sum())(jnp.ones((2, 1)))
+    Array([[5.],
+           [5.]], dtype=float32)
+    """
+    return x @ kernel_IxO
+
+
+def _matmul_forward(x, kernel_IxO):
+    return x @ kernel_IxO, (x, kernel_IxO)
+
+
+def _matmul_backward(saved, grad):
+    x, kernel_IxO = saved
+    x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    return (grad_NxO @ kernel_IxO.T).reshape(x.shape), x_NxI.T @ grad_NxO
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+class Embedding(nnx.Module):
+    """Token embedding [V, D], used a second time as the output head (tied).
+
+    >>> Embedding(5, 3)(jnp.zeros((2, 4), jnp.int32), jnp.float32).shape
+    (2, 4, 3)
+    """
+
+    def __init__(self, vocab_size: int, model_dim: int):
+        self.embedding = parameter(vocab_size, model_dim)
+
+    def __call__(self, tokens_BxT: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """Tokens [B, T] -> [B, T, D]; NaN for a token out of range, so that bad data cannot pass unseen."""
+        return jnp.take(self.embedding[...], tokens_BxT, axis=0).astype(dtype)
+
+    def logits(self, x_BxTxD: jax.Array) -> jax.Array:
+        """[B, T, D] -> float32 logits [B, T, V]."""
+        return matmul(x_BxTxD, self.embedding[...].astype(x_BxTxD.dtype).T).astype(jnp.float32)
+
+
+class RMSNorm(nnx.Module):
+    """`rms_norm` with a learned scale [D].
+
+    >>> RMSNorm(4, eps=1e-6)(jnp.ones((1, 2, 4))).shape
+    (1, 2, 4)
+    """
+
+    def __init__(self, dim: int, eps: float):
+        self.scale = parameter(dim)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        return rms_norm(x, self.eps, self.scale[...])
+
+
+def rms_norm(x: jax.Array, eps: float, scale_D: jax.Array | None = None) -> jax.Array:
+    """`x / sqrt(mean(x^2) + eps)` over the last axis, times `scale_D` where given; computed in float32.
+
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+
+    >>> rms_norm(jnp.array([3.0, 3.0]), eps=0.0)
+    Array([1., 1.], dtype=float32)
+    """
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    if scale_D is not None:
+        normed = normed * jnp.expand_dims(scale_D, range(x.ndim - 1))
+    return normed.astype(x.dtype)
+
+
+def rotary(x_BxTxHxD: jax.Array, base: float, dims: int, direction: int = 1) -> jax.Array:
+    """Rotary position embedding on the first `dims` of each head, in the halves form; positions 0..T-1.
+
+    With the halves x1, x2 of those dims, angle `direction * position * base^(-2i/dims)`, c = cos, s = sin:
+    `x1 c - x2 s, x2 c + x1 s`. Source: Su et al. 2021, arXiv:2104.09864. `direction` is 1 there and in
+    Llama; -1 is that of modded-nanogpt and the Parameter Golf baseline.
+
+    >>> x = jnp.ones((1, 1, 1, 4))
+    >>> bool((rotary(x, base=1e4, dims=4) == x).all())  # position 0 is not rotated
+    True
+    """
+    half = dims // 2
+    frequency = direction * jnp.asarray(base, jnp.float32) ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_Txd = jnp.outer(jnp.arange(x_BxTxHxD.shape[1], dtype=jnp.float32), frequency)
+    cos = jnp.cos(angle_Txd).astype(x_BxTxHxD.dtype)[None, :, None]
+    sin = jnp.sin(angle_Txd).astype(x_BxTxHxD.dtype)[None, :, None]
+    x1, x2, rest = jnp.split(x_BxTxHxD, (half, dims), axis=-1)
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], axis=-1)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes each element with probability `rate` and divides the others by `1 - rate`.
+
+    `rate` is a Python float in [0, 1): at 0, or without a key, `x` itself is returned and nothing is
+    computed. The rate is realised to 1/65536, because half a word of random bits decides an element.
+
+    >>> dropout(jnp.ones(3), 0.5, None)
+    Array([1., 1., 1.], dtype=float32)
+    """
+    if key is None or rate == 0:
+        return x
+    *leading, last = x.shape
+    words = jax.random.bits(key, (*leading, -(-last // 2)), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16)  # [..., ceil(last / 2), 2]
+    threshold = min(max(round(rate * 65536), 1), 65535)
+    keep = halves.reshape(*leading, -1)[..., :last] >= jnp.uint16(threshold)
+    return jnp.where(keep, x * (65536 / (65536 - threshold)), 0)
+
+
+def named(key: jax.Array | None, name: str) -> jax.Array | None:
+    """The key of one dropout site, `fold_in(key, stable_hash(name))`, or none where there is none.
+
+    >>> named(None, "blocks/0") is None
+    True
+    """
+    return None if key is None else named_key(key, name)

@@ -1,0 +1,111 @@
+"""Checkpoints of a run: Orbax behind one small module."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from freezejax.errors import UserError
+from freezejax.paths import PyTree
+
+
+class Checkpoints:
+    """The checkpoints of one run: state and data position, newest `keep` kept, each written atomically.
+
+    >>> import jax.numpy as jnp, tempfile
+    >>> with tempfile.TemporaryDirectory() as directory, Checkpoints(directory) as checkpoints:
+    ...     checkpoints.save(3, {"w": jnp.ones(2)}, {"next": 7})
+    ...     step = checkpoints.latest()
+    ...     state, position = checkpoints.restore(step, {"w": jax.ShapeDtypeStruct((2,), jnp.float32)})
+    >>> step, position
+    (3, {'next': 7})
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
+        """Opens (and makes) the directory; leftovers of a killed save are removed."""
+        self._directory = Path(directory).absolute()
+        self._checkpointer = ocp.training.Checkpointer(
+            self._directory,
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, step: int, state: PyTree, data_state: dict[str, Any]) -> None:
+        """Saves the state after `step` updates; returns when it is on disk. A step saved before is kept."""
+        if self.latest() != step:
+            data = {"position": json.dumps(data_state)}
+            self._checkpointer.save_checkpointables(step, {"state": state, "data": data}, force=True)
+
+    def latest(self) -> int | None:
+        """Newest finished step, or None."""
+        checkpoint = self._checkpointer.latest
+        return None if checkpoint is None else checkpoint.step
+
+    def restore(self, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """`(state, data position)` saved at `step`, in the shapes and dtypes of `abstract`.
+
+        Raises:
+          UserError: the checkpoint cannot be read, or holds another model or schedule.
+        """
+        try:
+            with warnings.catch_warnings():
+                # One process, one device: the sharding file is as good as an explicit sharding.
+                warnings.filterwarnings("ignore", message="Sharding info not provided")
+                found = self._checkpointer.load_checkpointables(step, {"state": abstract, "data": None})
+            return found["state"], json.loads(found["data"]["position"])
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged checkpoint
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} cannot be restored ({reason[:200]}); "
+                "delete that folder to resume from an earlier one"
+            ) from error
+
+    def close(self) -> None:
+        """Waits for work in flight and releases the directory."""
+        self._checkpointer.close()
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes."""
+        self.close()
+
+
+def save_params(path: str | Path, params: PyTree) -> None:
+    """Saves the final parameters of a run, atomically, over what is there.
+
+    >>> import jax.numpy as jnp, tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     save_params(f"{directory}/params", {"w": jnp.ones(2)})
+    ...     load_params(f"{directory}/params", {"w": jax.ShapeDtypeStruct((2,), jnp.float32)})["w"]
+    Array([1., 1.], dtype=float32)
+    """
+    ocp.save(Path(path).absolute(), params, overwrite=True)
+
+
+def load_params(path: str | Path, abstract: PyTree) -> PyTree:
+    """Loads what `save_params` saved, in the shapes of `abstract`.
+
+    Raises:
+      UserError: nothing there, damaged, or another model.
+
+    >>> load_params("/nowhere", {})
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: /nowhere: no saved parameters here; has the run finished?
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise UserError(f"{path}: no saved parameters here; has the run finished?")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sharding info not provided")
+            return ocp.load(path, abstract)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: parameters cannot be read as this model ({reason[:200]})") from error

@@ -1,0 +1,123 @@
+"""What a training run is told: every field with its unit; nothing downstream has a default of its own."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+from freezejax.errors import UserError
+from freezejax.paths import nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer of a run.
+
+    Raises:
+      UserError: a value out of range, named by its field.
+
+    >>> OptimizerConfig(name="muon").momentum
+    0.95
+    """
+
+    name: str = "adamw"  # adamw, or muon (matrices inside blocks; adamw for the rest)
+    learning_rate: float = 1e-3  # peak
+    adam_learning_rate: float = 1e-3  # peak for the leaves muon leaves to adamw
+    weight_decay: float = 0.1  # decoupled, on every trainable leaf
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.95  # muon
+    clip: float = 1.0  # global norm over trainable leaves; 0 = off
+    schedule: str = "cosine"  # cosine, linear_warmdown or constant
+    warmup_steps: int = 0
+    warmdown_steps: int = 0  # linear_warmdown: length of the final linear decay to zero
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _one_of("optimizer.name", self.name, ("adamw", "muon"))
+        _one_of("optimizer.schedule", self.schedule, ("cosine", "linear_warmdown", "constant"))
+        for field in ("learning_rate", "adam_learning_rate", "eps"):
+            _check(f"optimizer.{field}", getattr(self, field), getattr(self, field) > 0, "a positive number")
+        for field in ("weight_decay", "clip", "warmup_steps", "warmdown_steps"):
+            _check(f"optimizer.{field}", getattr(self, field), getattr(self, field) >= 0, "0 or more")
+        for field in ("b1", "b2", "momentum"):
+            _check(f"optimizer.{field}", getattr(self, field), 0 <= getattr(self, field) < 1, "in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Raises:
+      UserError: a value out of range, named by its field.
+
+    >>> TrainConfig(steps=10, batch_size=4, seq_len=32).tokens_per_step
+    128
+    """
+
+    steps: int
+    batch_size: int  # sequences per optimizer step
+    seq_len: int  # tokens per sequence
+    seed: int = 0  # initial weights, data order and dropout
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    accumulation: int = 1  # microbatches per step; divides batch_size
+    ema_decay: float = 0.0  # of the trainable leaves; 0 = no EMA
+    compute_dtype: str = "float32"  # float32 or bfloat16
+    on_thaw: str = "restart"  # optimizer state of a thawed leaf: restart or keep
+    restart_schedule: bool = False  # learning-rate schedule begins again at every phase
+    restart_optimizer: bool = False  # optimizer state begins again at every phase
+    log_every: int = 10  # steps
+    eval_every: int = 0  # steps; 0 = only at the end
+    checkpoint_every: int = 0  # steps; 0 = only when stopped
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for field in ("steps", "batch_size", "seq_len", "accumulation", "log_every"):
+            _check(f"train.{field}", getattr(self, field), getattr(self, field) >= 1, "1 or more")
+        for field in ("eval_every", "checkpoint_every", "seed"):
+            _check(f"train.{field}", getattr(self, field), getattr(self, field) >= 0, "0 or more")
+        _check("train.ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
+        _one_of("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+        _one_of("train.on_thaw", self.on_thaw, ("restart", "keep"))
+        divides = self.batch_size % self.accumulation == 0
+        _check("train.accumulation", self.accumulation, divides, f"a divisor of batch_size={self.batch_size}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Target tokens per optimizer step."""
+        return self.batch_size * self.seq_len
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Config from nested plain values, as a config file holds them.
+
+        Raises:
+          UserError: an unknown key, with the nearest known one.
+
+        >>> TrainConfig.from_mapping({"steps": 1, "batch_size": 1, "seq_len": 8, "sed": 1})
+        Traceback (most recent call last):
+        ...
+        freezejax.errors.UserError: train.sed: no such field; nearest: seed, steps, seq_len
+        """
+        values = dict(values)
+        optimizer = _build(OptimizerConfig, "train.optimizer", values.pop("optimizer", {}))
+        return _build(cls, "train", {**values, "optimizer": optimizer})
+
+
+def _build(cls: Any, where: str, values: Mapping[str, Any]) -> Any:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}.{name}: no such field; {nearest(name, known)}")
+    return cls(**values)
+
+
+def _check(field: str, value: Any, holds: bool, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{field}={value!r}: expected {expected}")
+
+
+def _one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = nearest(str(value), choices, 1)
+        raise UserError(f"{field}={value!r}: expected one of {', '.join(choices)}; {hint}")

@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM as a wish to stop at the next step, and the ways a run ends early."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Stopped(Exception):
+    """The run was asked to stop, saved a checkpoint and did.
+
+    >>> Stopped(12, signal.SIGTERM).exit_code
+    143
+    """
+
+    def __init__(self, step: int, signal_number: int) -> None:
+        """Remembers the step reached and the signal that asked."""
+        self.exit_code = 128 + signal_number
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
+
+
+class NonFinite(Exception):
+    """The loss or the gradient norm of a step is not a finite number.
+
+    >>> str(NonFinite(7, "loss", float("nan"), 5))
+    'step 7: loss is nan; the checkpoint of step 5 is kept. Lower the learning rate or raise the warmup'
+    """
+
+    def __init__(self, step: int, what: str, value: float, checkpoint: int | None) -> None:
+        """Names the step (the one that computed the value) and the last good checkpoint."""
+        kept = "no checkpoint was saved yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is kept"
+        super().__init__(f"step {step}: {what} is {value}; {kept}. Lower the learning rate or raise the warmup")
+
+
+class StopSignal:
+    """Whether a stop was asked for; `received` is the signal's number or None.
+
+    >>> StopSignal().received is None
+    True
+    """
+
+    def __init__(self) -> None:
+        """Nothing was asked yet."""
+        self.received: int | None = None
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[StopSignal]:
+    """Inside, the first SIGINT or SIGTERM only sets `received`; a second one interrupts at once.
+
+    Must be entered on the main thread.
+
+    >>> with catch_signals() as stop:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     stop.received == signal.SIGTERM
+    True
+    """
+    stop = StopSignal()
+
+    def note(number: int, _: FrameType | None) -> None:
+        if stop.received is not None:
+            raise KeyboardInterrupt
+        stop.received = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

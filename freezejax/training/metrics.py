@@ -1,0 +1,115 @@
+"""Where the records of a run go: JSON lines always, TensorBoard and the terminal by wish."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from freezejax.errors import UserError
+
+Record = dict[str, Any]
+
+
+class Sink(Protocol):
+    """Takes the records of one run, in order of their steps."""
+
+    def begin(self, step: int) -> None:
+        """A run starts, or resumes, after `step` updates: later records are void."""
+
+    def write(self, record: Record) -> None:
+        """One record; `record["step"]` is the number of updates so far."""
+
+    def close(self) -> None:
+        """The run has ended or stopped."""
+
+
+class JsonLines:
+    """Records as lines of JSON in a file; a resumed run first drops those beyond its checkpoint.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     sink = JsonLines(Path(directory) / "metrics.jsonl")
+    ...     sink.begin(0); sink.write({"step": 1, "loss": 2.0}); sink.close()
+    ...     list(read_json_lines(sink.path))
+    [{'step': 1, 'loss': 2.0}]
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Touches no file yet."""
+        self.path = path
+        self._file: Any = None
+
+    def begin(self, step: int) -> None:
+        """Keeps records up to `step`, atomically, and opens the file for more."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [r for r in read_json_lines(self.path) if r["step"] <= step] if self.path.exists() else []
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, record: Record) -> None:
+        """Appends one line."""
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class TensorBoard:
+    """Every number of every record as a scalar event.
+
+    >>> TensorBoard(Path("logs")).path.name
+    'logs'
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Touches no file yet."""
+        self.path = path
+        self._writer: Any = None
+
+    def begin(self, step: int) -> None:
+        """Opens the event file; events beyond `step` are marked void."""
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.path), purge_step=step or None)
+
+    def write(self, record: Record) -> None:
+        """Adds the record's scalars."""
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_json_lines(path: Path) -> Iterator[Record]:
+    """Records of a file; a last line cut short by a kill is dropped.
+
+    Raises:
+      UserError: a line before the last is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: line {number} is not JSON ({error.msg}); delete it or the file") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that a reader, or a kill, sees the old or the new one whole.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     write_atomically(Path(directory) / "a.json", "{}")
+    ...     (Path(directory) / "a.json").read_text()
+    '{}'
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,92 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from freezejax.paths import PyTree, map_with_paths
+from freezejax.schedules import Phase
+from freezejax.training.config import OptimizerConfig, TrainConfig
+
+
+def make_optimizer(
+    config: OptimizerConfig, shape: Callable[[Any], jax.Array]
+) -> optax.GradientTransformation:
+    """Clip, then AdamW or Muon, with the learning rate `peak * shape(count)`.
+
+    Muon (optax.contrib) takes the matrices inside `blocks/`; embeddings and vectors stay with AdamW, as in
+    the Parameter Golf baseline. Wrapped in `freeze`, all of it sees trainable leaves only.
+
+    >>> make_optimizer(OptimizerConfig(), lambda count: jnp.ones([])).init({"w": jnp.ones(2)})[0]
+    EmptyState()
+    """
+
+    def rate(peak: float) -> Callable[[Any], jax.Array]:
+        return lambda count: jnp.float32(peak) * shape(count)
+
+    if config.name == "adamw":
+        main = optax.adamw(
+            rate(config.learning_rate), config.b1, config.b2, config.eps, weight_decay=config.weight_decay
+        )
+    else:
+        main = optax.contrib.muon(
+            rate(config.learning_rate),
+            beta=config.momentum,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            eps=config.eps,
+            adam_weight_decay=config.weight_decay,
+            adam_learning_rate=rate(config.adam_learning_rate),
+            muon_weight_dimension_numbers=_block_matrices,
+        )
+    clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
+    return optax.chain(clip, main)
+
+
+def _block_matrices(params: PyTree) -> PyTree:
+    numbers = optax.contrib.MuonDimensionNumbers()
+    return map_with_paths(lambda path, leaf: numbers if "blocks/" in path and leaf.ndim == 2 else None, params)
+
+
+def rate_shape(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
+    """Learning rate as a share of its peak, over a run of `steps`: warmup, then the named decay to zero.
+
+    >>> shape = rate_shape(OptimizerConfig(schedule="linear_warmdown", warmdown_steps=4), 10)
+    >>> [float(shape(step)) for step in (0, 6, 8, 10)]
+    [1.0, 1.0, 0.5, 0.0]
+    """
+    warmup = min(config.warmup_steps, steps)
+
+    def shape(count: Any) -> jax.Array:
+        step = jnp.asarray(count, jnp.float32)
+        if config.schedule == "cosine":
+            progress = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+            decay = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        elif config.schedule == "linear_warmdown":
+            decay = jnp.clip((steps - step) / max(min(config.warmdown_steps, steps), 1), 0.0, 1.0)
+        else:
+            decay = jnp.ones([])
+        ramp = jnp.clip((step + 1.0) / (warmup + 1), 0.0, 1.0)
+        return jnp.where(step < warmup, ramp, decay).astype(jnp.float32)
+
+    return shape
+
+
+def rate_of_run(config: TrainConfig, phases: Sequence[Phase]) -> Callable[[Any], jax.Array]:
+    """Learning rate as a share of its peak at a global step.
+
+    One schedule over the run, or with `restart_schedule` one whole schedule per phase.
+
+    >>> config = TrainConfig(steps=8, batch_size=1, seq_len=8, restart_schedule=True)
+    >>> rate = rate_of_run(config, [Phase(0, 4, None), Phase(4, 8, None)])
+    >>> [round(float(rate(step)), 2) for step in (0, 2, 4, 6)]
+    [1.0, 0.5, 1.0, 0.5]
+    """
+    if not config.restart_schedule:
+        return rate_shape(config.optimizer, config.steps)
+    shapes = [rate_shape(config.optimizer, phase.stop - phase.start) for phase in phases]
+    return optax.join_schedules(shapes, [phase.start for phase in phases[1:]])  # type: ignore[arg-type,return-value]

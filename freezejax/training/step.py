@@ -1,0 +1,87 @@
+"""The training step of one phase: gradients of the trainable half, optax, next state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from freezejax.partition import apply_updates, combine
+from freezejax.paths import PyTree, named_key
+
+Loss = Callable[[PyTree, dict[str, jax.Array], jax.Array], jax.Array]
+
+
+class StepState(NamedTuple):
+    """What a step changes; frozen leaves are None throughout, so they are neither copied nor returned.
+
+    >>> StepState({"w": 1.0}, (), None).ema is None
+    True
+    """
+
+    trainable: PyTree  # trainable half of the parameters
+    opt_state: Any  # state of freeze(tx, mask)
+    ema: PyTree | None  # exponential moving average of `trainable`, None when off
+
+
+def make_step(
+    loss: Loss, tx: optax.GradientTransformation, *, accumulation: int = 1, ema_decay: float = 0.0
+) -> Callable[..., tuple[StepState, dict[str, jax.Array]]]:
+    """Pure step `(state, frozen, key, index, batch) -> (state, metrics)`.
+
+    Args:
+      loss: `loss(params, batch, dropout_key) -> scalar`, the mean over the batch's targets.
+      tx: `freeze(tx, mask)`.
+      accumulation: microbatches whose gradients are averaged into one update.
+      ema_decay: decay of the average of the weights; 0 keeps none.
+
+    The step takes the root key and the step's index, so a resumed run draws the dropout masks of the
+    uninterrupted one. Metrics: `loss`, and `grad_norm` over trainable leaves, before the clip.
+
+    >>> step = make_step(lambda p, batch, key: jnp.sum(p["w"] * batch["x"]), optax.sgd(1.0))
+    >>> state = StepState({"w": jnp.ones(2)}, optax.sgd(1.0).init({"w": jnp.ones(2)}), None)
+    >>> state, metrics = step(state, {"w": None}, jax.random.key(0), 0, {"x": jnp.ones(2)})
+    >>> state.trainable["w"], float(metrics["loss"])
+    (Array([0., 0.], dtype=float32), 2.0)
+    """
+
+    def step(
+        state: StepState, frozen: PyTree, key: jax.Array, index: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[StepState, dict[str, jax.Array]]:
+        def loss_of_half(half: PyTree, part: dict[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
+            return loss(combine(half, frozen), part, dropout_key)
+
+        dropout_key = jax.random.fold_in(named_key(key, "dropout"), index)
+        gradient = jax.value_and_grad(loss_of_half)
+        value, grads = _mean_over_parts(gradient, state.trainable, batch, dropout_key, accumulation)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        trainable = apply_updates(state.trainable, updates)
+        ema = None
+        if state.ema is not None:
+            ema = jax.tree.map(lambda m, leaf: m + (1.0 - ema_decay) * (leaf - m), state.ema, trainable)
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        return StepState(trainable, opt_state, ema), metrics
+
+    return step
+
+
+def _mean_over_parts(
+    gradient: Callable[..., tuple[jax.Array, PyTree]],
+    half: PyTree,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    parts: int,
+) -> tuple[jax.Array, PyTree]:
+    if parts == 1:
+        return gradient(half, batch, key)
+    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        index, micro = part
+        found = gradient(half, micro, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, found), None
+
+    zeros = (jnp.zeros([], jnp.float32), jax.tree.map(jnp.zeros_like, half))
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
+    return jax.tree.map(lambda x: x / parts, total)

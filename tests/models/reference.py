@@ -1,0 +1,79 @@
+"""Both models written out in numpy, one loop per equation: nothing shared with the package."""
+
+import math
+
+import numpy as np
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def norm(x, eps, scale=1.0):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+
+def rope(x_TxD, base, dims, direction):
+    out = x_TxD.copy()
+    half = dims // 2
+    for t in range(len(x_TxD)):
+        for i in range(half):
+            angle = direction * t * base ** (-2 * i / dims)
+            a, b = x_TxD[t, i], x_TxD[t, i + half]
+            out[t, i] = a * math.cos(angle) - b * math.sin(angle)
+            out[t, i + half] = b * math.cos(angle) + a * math.sin(angle)
+    return out
+
+
+def attend(q_TxD, k_TxD, v_TxD):
+    scores = q_TxD @ k_TxD.T / math.sqrt(q_TxD.shape[1])
+    scores[np.triu_indices(len(scores), 1)] = -np.inf
+    return softmax(scores) @ v_TxD
+
+
+def geglu(params, tokens_T, config):
+    c, heads = config, config.num_heads
+    embedding = params["tok_emb"]["embedding"]
+    x = embedding[tokens_T]
+    for i in range(c.num_layers):
+        p = params["blocks"][i]
+        q, k, v = np.split(norm(x, c.norm_eps, p["ln1"]["scale"]) @ p["attn"]["qkv"]["kernel"], 3, axis=1)
+        out = []
+        for q_h, k_h, v_h in zip(*(np.split(h, heads, axis=1) for h in (q, k, v)), strict=True):
+            q_h, k_h = (rope(h, c.rope_base, c.rope_dims, 1) for h in (q_h, k_h))
+            out.append(attend(q_h, k_h, v_h))
+        x = x + np.concatenate(out, 1) @ p["attn"]["out"]["kernel"]
+        h = norm(x, c.norm_eps, p["ln2"]["scale"])
+        gate = h @ p["mlp"]["gate"]["kernel"]
+        gelu = gate * np.vectorize(lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2))))(gate)
+        x = x + (gelu * (h @ p["mlp"]["up"]["kernel"])) @ p["mlp"]["down"]["kernel"]
+    return norm(x, c.norm_eps, params["ln_f"]["scale"]) @ embedding.T
+
+
+def parameter_golf(params, tokens_T, config):
+    c, group = config, config.num_heads // config.num_kv_heads
+    embedding = params["tok_emb"]["embedding"]
+    x0 = x = norm(embedding[tokens_T], c.norm_eps)
+    half = c.num_layers // 2
+    pushed = []
+    for i in range(c.num_layers):
+        p = params["blocks"][i]
+        if i >= half and i - half < half:
+            x = x + params["skip_weights"][i - half] * pushed.pop()
+        x = p["resid_mix"][0] * x + p["resid_mix"][1] * x0
+        h = norm(x, c.norm_eps)
+        q = np.split(h @ p["attn"]["c_q"]["kernel"], c.num_heads, axis=1)
+        k = np.split(h @ p["attn"]["c_k"]["kernel"], c.num_kv_heads, axis=1)
+        v = np.split(h @ p["attn"]["c_v"]["kernel"], c.num_kv_heads, axis=1)
+        head = q[0].shape[1]
+        q = [rope(norm(q_h, c.norm_eps), c.rope_base, head, -1) for q_h in q]
+        k = [rope(norm(k_h, c.norm_eps), c.rope_base, head, -1) for k_h in k]
+        out = [attend(q[h] * p["attn"]["q_gain"][h], k[h // group], v[h // group]) for h in range(c.num_heads)]
+        x = x + p["attn_scale"] * (np.concatenate(out, 1) @ p["attn"]["proj"]["kernel"])
+        hidden = np.maximum(norm(x, c.norm_eps) @ p["mlp"]["fc"]["kernel"], 0) ** 2
+        x = x + p["mlp_scale"] * (hidden @ p["mlp"]["proj"]["kernel"])
+        if i < half:
+            pushed.append(x)
+    z = norm(x, c.norm_eps) @ embedding.T
+    return c.logit_softcap * np.tanh(z / c.logit_softcap)
