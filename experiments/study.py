@@ -116,10 +116,11 @@ def run_one(
     model = models.build(**variant.model)
     evaluate = make_evaluator(
         model.apply,
-        corpus.val[: config.data.val_tokens or None],
+        corpus.val,
         corpus.tokenizer.byte_table(),
         batch_size=config.data.eval_batch_size,
         seq_len=train_config.seq_len,
+        every=every_window(len(corpus.val), train_config.seq_len, config.data.val_sequences),
     )
     sinks: list[Sink] = [JsonLines(directory / "metrics.jsonl"), progress.run(variant, seed, train_config)]
     if flags.FLAGS.tensorboard:
@@ -138,6 +139,15 @@ def run_one(
     result = result_of(variant, train_config, corpus, found, directory / "metrics.jsonl")
     write_atomically(directory / "result.json", json.dumps(result, indent=2) + "\n")
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def every_window(tokens: int, seq_len: int, wanted: int) -> int:
+    """Stride over validation windows that keeps at least `wanted` of them; 0 wants all.
+
+    >>> every_window(10_001, 10, 0), every_window(10_001, 10, 300)
+    (1, 3)
+    """
+    return max(1, (tokens - 1) // seq_len // wanted) if wanted else 1
 
 
 def result_of(

@@ -150,6 +150,8 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
 def print_table(found: Mapping[str, Any]) -> None:
     """Prints the rows and the contrasts."""
     console = Console()
+    if not console.is_terminal:
+        console.width = 150  # a log file has no edge to wrap at
     rows = Table(title=f"{found['experiment']} ({found['scale']}), {found['data']['source']}")
     for column in ("variant", "val CE", "bits/byte", "vs baseline", "paper", "verdict"):
         rows.add_column(column, justify="left" if column in ("variant", "verdict") else "right")

@@ -18,7 +18,7 @@ from freezejax.paths import nearest
 
 _SIZES = {  # layers, width, heads of the small, medium and large model
     "tiny": ((2, 32, 2), (3, 48, 2), (4, 64, 2)),
-    "cpu": ((3, 96, 3), (4, 128, 4), (6, 192, 6)),
+    "cpu": ((3, 96, 3), (4, 128, 4), (5, 160, 5)),
     "h100": ((6, 192, 6), (8, 256, 4), (12, 384, 6)),  # the paper's
 }
 
@@ -39,7 +39,8 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.data.path = ""  # folder of shards or of .txt, or tfds:NAME; empty = the embedded corpus
     config.data.tokenizer = ""  # bytes, a .model file, bpe:SIZE; empty = the folder's own, else bytes
     config.data.val_fraction = 0.1  # of each text; shards bring their own validation
-    config.data.val_tokens = 16_384 if tiny else 0  # of the validation; 0 = all
+    # Validation windows to score, spread evenly over the text; 0 = all. (The paper scores 200.)
+    config.data.val_sequences = 256 if tiny else 512 if scale == "cpu" else 0
     config.data.eval_batch_size = 64 if h100 else 16  # sequences
 
     config.model = ConfigDict()
@@ -65,8 +66,8 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.train.compute_dtype = "bfloat16" if h100 else "float32"
     config.train.on_thaw = "restart"  # or keep
     config.train.log_every = 10  # steps
-    config.train.eval_every = 500 if h100 else 50 if scale == "cpu" else 20  # steps
-    config.train.checkpoint_every = 500 if h100 else 100 if scale == "cpu" else 20  # steps
+    config.train.eval_every = 500 if h100 else 100 if scale == "cpu" else 20  # steps
+    config.train.checkpoint_every = 500 if h100 else 200 if scale == "cpu" else 20  # steps
     config.train.optimizer = ConfigDict()
     config.train.optimizer.name = "adamw"  # or muon
     config.train.optimizer.learning_rate = 3e-4 if h100 else 1e-3 if scale == "cpu" else 3e-3

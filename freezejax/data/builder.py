@@ -16,7 +16,7 @@ from freezejax.data.text import Document, split_document
 from freezejax.errors import UserError
 
 
-class PlainText(tfds.core.GeneratorBasedBuilder):
+class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Any documents, each cut into a `train` and a `validation` part; features `name` and `text`.
 
     Read a prepared one with `PlainText([], 0.1, data_dir=...).as_data_source(split="train")`.

@@ -62,7 +62,7 @@ def load(path: str = "", *, tokenizer: str = "", val_fraction: float = 0.1, cach
 
     >>> import tempfile
     >>> corpus = load(cache_dir=tempfile.mkdtemp())
-    >>> corpus.tokenizer.name, corpus.train.dtype, len(corpus.train) > 9 * len(corpus.val) > 9_000
+    >>> corpus.tokenizer.name, corpus.train.dtype, len(corpus.train) > 8 * len(corpus.val) > 9_000
     ('bytes', dtype('uint16'), True)
     """
     if not 0 < val_fraction < 1:

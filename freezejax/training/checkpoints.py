@@ -1,6 +1,5 @@
 """Checkpoints of a run: Orbax behind one small module."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any, Self
@@ -36,8 +35,7 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, data_state: dict[str, Any]) -> None:
         """Saves the state after `step` updates; returns when it is on disk. A step saved before is kept."""
         if self.latest() != step:
-            data = {"position": json.dumps(data_state)}
-            self._checkpointer.save_checkpointables(step, {"state": state, "data": data}, force=True)
+            self._checkpointer.save(step, state, force=True, custom_metadata={"data": data_state})
 
     def latest(self) -> int | None:
         """Newest finished step, or None."""
@@ -54,8 +52,8 @@ class Checkpoints:
             with warnings.catch_warnings():
                 # One process, one device: the sharding file is as good as an explicit sharding.
                 warnings.filterwarnings("ignore", message="Sharding info not provided")
-                found = self._checkpointer.load_checkpointables(step, {"state": abstract, "data": None})
-            return found["state"], json.loads(found["data"]["position"])
+                state = self._checkpointer.load(step, abstract)
+            return state, self._checkpointer.metadata(step).custom_metadata["data"]
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged checkpoint
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from freezejax.data import train_iterator
+from freezejax.data import Tokens, train_iterator
 from freezejax.masks import count_parameters
 from freezejax.models import Model, cross_entropy
 from freezejax.optimizer import freeze
@@ -45,7 +45,7 @@ class TrainResult:
 
 def train(
     model: Model,
-    tokens: np.ndarray,
+    tokens: Tokens,
     config: TrainConfig,
     schedule: FreezeSchedule,
     directory: Path,
@@ -91,7 +91,7 @@ class _Run:
     def __init__(
         self,
         model: Model,
-        tokens: np.ndarray,
+        tokens: Tokens,
         config: TrainConfig,
         schedule: FreezeSchedule,
         checkpoints: Checkpoints,
@@ -236,7 +236,7 @@ def mean_loss(model: Model, config: TrainConfig) -> Loss:
     """Mean cross entropy of a batch in nats per token, with dropout, in the run's compute dtype.
 
     >>> from freezejax import models
-    >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=2, vocab_size=8)
+    >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
     >>> loss = mean_loss(model, TrainConfig(steps=1, batch_size=1, seq_len=4))
     >>> batch = {"inputs": jnp.zeros((1, 4), jnp.int32), "targets": jnp.ones((1, 4), jnp.int32)}
     >>> round(float(loss(model.init(jax.random.key(0)), batch, jax.random.key(1))), 1)

@@ -83,7 +83,11 @@ def trajectories(optimizer):
 
     def run(params, tamed, grads):
         live = alone({"live": params["live"]}, {"live": grads["live"]})
-        return {"halves": halves(params, grads), "scheduled": scheduled(params, grads)}, full(tamed, grads), live
+        return (
+            {"halves": halves(params, grads), "scheduled": scheduled(params, grads)},
+            full(tamed, grads),
+            live,
+        )
 
     return jax.jit(run)
 
@@ -147,7 +151,9 @@ def test_counterpart_zeroing_before_adamw_still_decays():
     params, grads = draw(0), draw(1)
     zeroed = optax.masked(optax.set_to_zero(), jax.tree.map(lambda m: not m, MASK))
     after, _ = one_step(optax.chain(zeroed, optax.adamw(0.1, weight_decay=0.1)), params, grads)
-    chex.assert_trees_all_close(after["frozen"], jax.tree.map(lambda x: x * 0.99, params["frozen"]), rtol=1e-5)
+    chex.assert_trees_all_close(
+        after["frozen"], jax.tree.map(lambda x: x * 0.99, params["frozen"]), rtol=1e-5
+    )
 
 
 def test_counterpart_zero_gradients_with_live_moments_keep_moving():

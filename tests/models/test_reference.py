@@ -1,8 +1,13 @@
-"""Both models written out in numpy, one loop per equation: nothing shared with the package."""
+"""Both models against their equations written out in numpy, sharing nothing with the package."""
 
 import math
 
+import jax
 import numpy as np
+import pytest
+
+from freezejax import models
+from freezejax.models import attention
 
 
 def softmax(x):
@@ -69,7 +74,9 @@ def parameter_golf(params, tokens_T, config):
         head = q[0].shape[1]
         q = [rope(norm(q_h, c.norm_eps), c.rope_base, head, -1) for q_h in q]
         k = [rope(norm(k_h, c.norm_eps), c.rope_base, head, -1) for k_h in k]
-        out = [attend(q[h] * p["attn"]["q_gain"][h], k[h // group], v[h // group]) for h in range(c.num_heads)]
+        out = [
+            attend(q[h] * p["attn"]["q_gain"][h], k[h // group], v[h // group]) for h in range(c.num_heads)
+        ]
         x = x + p["attn_scale"] * (np.concatenate(out, 1) @ p["attn"]["proj"]["kernel"])
         hidden = np.maximum(norm(x, c.norm_eps) @ p["mlp"]["fc"]["kernel"], 0) ** 2
         x = x + p["mlp_scale"] * (hidden @ p["mlp"]["proj"]["kernel"])
@@ -77,3 +84,48 @@ def parameter_golf(params, tokens_T, config):
             pushed.append(x)
     z = norm(x, c.norm_eps) @ embedding.T
     return c.logit_softcap * np.tanh(z / c.logit_softcap)
+
+
+def logits_of(reference, params, tokens_BxT, config):
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    return np.stack([reference(wide, row, config) for row in tokens_BxT])
+
+
+CASES = [
+    (geglu, "geglu", {}),
+    (geglu, "geglu", {"num_layers": 1, "num_heads": 3, "mlp_mult": 1.5, "rope_dims": 8, "norm_eps": 1e-2}),
+    (parameter_golf, "parameter_golf", {}),
+    (parameter_golf, "parameter_golf", {"num_layers": 1, "num_kv_heads": 4}),
+    (parameter_golf, "parameter_golf", {"num_layers": 4, "num_kv_heads": 1, "mlp_mult": 1.25}),
+    (parameter_golf, "parameter_golf", {"num_layers": 5, "logit_softcap": 2.0, "rope_base": 100.0}),
+]
+
+
+@pytest.mark.parametrize(("reference", "family", "changes"), CASES)
+def test_logits_are_those_of_the_equations(reference, family, changes, small, tokens):
+    model, params = small(family, **changes)
+    wanted = logits_of(reference, params, tokens, model.config)
+    np.testing.assert_allclose(model.apply(params, tokens), wanted, atol=3e-5)
+
+
+@pytest.mark.parametrize(("reference", "family"), [(geglu, "geglu"), (parameter_golf, "parameter_golf")])
+def test_every_leaf_matters_to_the_comparison(reference, family, small, tokens):
+    """The counterpart: a change of about 10 % in any one leaf of the reference breaks the agreement."""
+    model, params = small(family)
+    ours = np.asarray(model.apply(params, tokens[:1]))
+    leaves, treedef = jax.tree.flatten(params)
+    draw = np.random.default_rng(0).normal
+    for i, leaf in enumerate(leaves):
+        moved = treedef.unflatten([*leaves[:i], leaf * (1 + 0.1 * draw(size=leaf.shape)), *leaves[i + 1 :]])
+        difference = np.abs(ours - logits_of(reference, moved, tokens[:1], model.config)).max()
+        assert difference > 3e-4, jax.tree_util.tree_leaves_with_path(params)[i][0]
+
+
+def test_blocks_of_queries_are_also_the_equations(small, monkeypatch):
+    """Long enough for four blocks, and not a multiple of four."""
+    monkeypatch.setattr(attention, "MIN_QUERIES", 2)
+    cached, params = small("parameter_golf", num_layers=1)
+    model = models.build("parameter_golf", **vars(cached.config))
+    rows = np.random.default_rng(3).integers(0, 13, (1, 11), dtype=np.int32)
+    wanted = logits_of(parameter_golf, params, rows, model.config)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, rows), wanted, atol=3e-5)

@@ -1,0 +1,78 @@
+import jax
+import numpy as np
+import pytest
+
+from freezejax import models
+from freezejax.errors import UserError
+from freezejax.models.importers import state_to_torch
+
+
+def foreign(family, small):
+    model, params = small(family)
+    return model, params, state_to_torch(params), vars(model.config)
+
+
+def test_round_trip(family, small, tokens):
+    model, params, state, config = foreign(family, small)
+    apply, loaded = models.from_torch(family, state, config)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    np.testing.assert_allclose(jax.jit(apply)(loaded, tokens), model.apply(params, tokens), atol=1e-5)
+
+
+def test_kernels_are_transposed_and_embeddings_are_not(small):
+    _, params, state, _ = foreign("geglu", small)
+    assert state["tok_emb.weight"].shape == (13, 24)
+    assert state["blocks.1.attn.qkv.weight"].shape == (72, 24)
+    np.testing.assert_array_equal(
+        state["blocks.1.attn.qkv.weight"].T, params["blocks"][1]["attn"]["qkv"]["kernel"]
+    )
+
+
+def test_other_float_dtypes_become_float32(family, small):
+    _, _, state, config = foreign(family, small)
+    _, loaded = models.from_torch(family, {n: a.astype(np.float64) for n, a in state.items()}, config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+
+
+def test_a_missing_name(family, small):
+    _, _, state, config = foreign(family, small)
+    state["tok_embed.weight"] = state.pop("tok_emb.weight")
+    with pytest.raises(UserError, match=r"the state has no 'tok_emb\.weight'; nearest: tok_embed\.weight"):
+        models.from_torch(family, state, config)
+
+
+def test_a_name_left_over(family, small):
+    _, _, state, config = foreign(family, small)
+    state["tok_emb.bias"] = np.zeros(3, np.float32)
+    with pytest.raises(UserError, match=r"no place for 'tok_emb\.bias'; nearest: tok_emb\.weight"):
+        models.from_torch(family, state, config)
+
+
+def test_a_wrong_shape(small):
+    _, _, state, config = foreign("geglu", small)
+    state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"].T
+    with pytest.raises(UserError, match=r"'blocks\.0\.attn\.qkv\.weight' has shape \(24, 72\).*\(72, 24\)"):
+        models.from_torch("geglu", state, config)
+
+
+def test_a_layer_too_many(family, small):
+    _, _, state, config = foreign(family, small)
+    with pytest.raises(UserError, match=r"'blocks\.|skip_weights"):
+        models.from_torch(family, state, {**config, "num_layers": config["num_layers"] - 1})
+
+
+def test_one_golf_layer_has_empty_skip_weights_in_torch(small):
+    model, params = small("parameter_golf", num_layers=1)
+    state = state_to_torch(params) | {"skip_weights": np.zeros((0, 24), np.float32)}
+    _, loaded = models.from_torch("parameter_golf", state, vars(model.config))
+    assert "skip_weights" not in loaded
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [("geglu", "tied", False), ("geglu", "mlp", "swiglu"), ("parameter_golf", "tie_embeddings", False)],
+)
+def test_a_foreign_setting_that_is_not_supported(family, key, value, small):
+    _, _, state, config = foreign(family, small)
+    with pytest.raises(UserError, match=f"config {key}="):
+        models.from_torch(family, state, {**config, key: value})
