@@ -1,9 +1,11 @@
 """Flags, errors and exit codes of every command: bad input is one line and exit code 2."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -17,10 +19,12 @@ _BAD_INPUT = 2
 
 def define_study_flags(default_config: str) -> None:
     """Defines the flags every study takes: `--config`, `--workdir`, `--tensorboard`."""
-    config_flags.DEFINE_config_file("config", default_config, "Config file and scale, FILE.py:SCALE.")
+    # No default here: absl would load the file, and fail on it, before any error can be told well.
+    config_flags.DEFINE_config_file("config", None, f"Config and scale, FILE.py:SCALE; else {default_config}.")
     flags.DEFINE_string("workdir", None, "Folder for everything the study writes; the same folder resumes it.")
     flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard events under WORKDIR/tensorboard.")
-    flags.mark_flag_as_required("workdir")
+    if not any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:]):
+        sys.argv.insert(1, f"--config={default_config}")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -50,17 +54,28 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(list(argv))
-    except (UserError, flags.Error) as error:
-        _fail(str(error), _BAD_INPUT)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # What ml_collections raises for an unknown key or a value of the wrong type.
-        _fail(f"--config: {error.args[0] if error.args else error}", _BAD_INPUT)
-    except OSError as error:
-        _fail(f"--config: {error}", _BAD_INPUT)
+        rest = flags.FLAGS(list(argv))
+        if "workdir" in flags.FLAGS and not flags.FLAGS.workdir:
+            raise UserError("--workdir=FOLDER is missing: it gets everything the run writes")
+        if "config" in flags.FLAGS:
+            _ = flags.FLAGS.config.scale  # a config file that failed to load fails when it is used
+        return rest
+    # All that absl and ml_collections raise for a bad flag, key, value or config file.
+    except (UserError, flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
+        _fail(_plain(error), _BAD_INPUT)
 
 
-def _fail(message: str, code: int) -> None:
+def _plain(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).replace("\\'", "'").replace("\\n", "\n").splitlines() if line.strip()]
+    if "Failed loading config file" in str(error):
+        return f"--config: {lines[-1].partition('] ')[2] or lines[-1]}"
+    for line in reversed(lines):  # the last line of a traceback that ml_collections put in the message
+        if (found := re.match(r"[\w.]*(?:Error|Exception): (.*)", line)) is not None:
+            return found[1]
+    return " ".join(lines)
+
+
+def _fail(message: str, code: int) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
 

@@ -96,9 +96,7 @@ def _panel(axes: Axes, shown: Sequence[Row], curves: Mapping[str, Curve]) -> Non
         color, few = _color(position), len(curve.steps) <= 20
         axes.plot(curve.steps, curve.mean, color=color, lw=1.3, marker="o" if few else "", ms=2.5)
         if curve.ci95 is not None:
-            axes.fill_between(
-                curve.steps, curve.mean - half, curve.mean + half, color=color, alpha=0.15, lw=0
-            )
+            axes.fill_between(curve.steps, curve.mean - half, curve.mean + half, color=color, alpha=0.15, lw=0)
         late = (curve.steps >= _SKIPPED * row["steps"]) | (curve.steps == curve.steps[-1])
         tails.extend(curve.mean[late])
     for start in sorted({phase["start"] for row in shown for phase in row["phases"]} - {0}):
@@ -122,6 +120,4 @@ def _label_ends(axes: Axes, shown: Sequence[Row], curves: Mapping[str, Curve], h
             lw=0.7,
             clip_on=False,
         )
-        axes.text(
-            1.04, place, name, transform=axes.transAxes, color=_color(position), va="center", fontsize=8
-        )
+        axes.text(1.04, place, name, transform=axes.transAxes, color=_color(position), va="center", fontsize=8)

@@ -189,8 +189,7 @@ def tradeoff(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     alt = "Scatter, stored kB and bits per byte: " + "; ".join(
-        f"{row['name']} {row['stored_bytes_predicted'] / 1e3:.1f} kB {row['val_bpb_mean']:.3f}"
-        for row in rows
+        f"{row['name']} {row['stored_bytes_predicted'] / 1e3:.1f} kB {row['val_bpb_mean']:.3f}" for row in rows
     )
     kinds = {"trainable": ("o", "all trained"), "frozen": ("s", "frozen later"), "seeded": ("^", "seeded")}
 

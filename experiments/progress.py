@@ -94,8 +94,7 @@ class _RunProgress:
         place = f"[{self.progress.finished}/{self.progress.runs}]"
         seconds = time.monotonic() - self.began
         self.progress.say(
-            f"{place} {self.title}: val CE {record['val_ce']:.4f}, {record['val_bpb']:.4f} bits/byte, "
-            f"{seconds:.1f} s"
+            f"{place} {self.title}: val CE {record['val_ce']:.4f}, {record['val_bpb']:.4f} bits/byte, {seconds:.1f} s"
         )
 
     def close(self) -> None:

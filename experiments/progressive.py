@@ -111,8 +111,8 @@ def freeze_schedule(config: ConfigDict, freezes: str) -> FreezeSchedule:
         return FreezeSchedule([(0, all_trainable)])
     if freezes == "start":
         return FreezeSchedule([(0, frozen)])
-    at = config.freeze.at
-    return FreezeSchedule([(0, all_trainable), (int(at) if at >= 1 else at, frozen)])
+    at = float(config.freeze.at)
+    return FreezeSchedule([(0, all_trainable), (int(at) if at.is_integer() else at, frozen)])
 
 
 def match_bytes(model: dict[str, Any], pattern: str) -> dict[str, Any]:

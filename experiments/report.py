@@ -94,8 +94,7 @@ def write(found: Mapping[str, Any], workdir: Path) -> None:
 def _header(found: Mapping[str, Any], title: str) -> str:
     name, data, rows = found["experiment"], found["data"], found["rows"]
     command = (
-        f"uv run python -m experiments.{name} "
-        f"--config=experiments/configs/{name}.py:{found['scale']} --workdir=DIR"
+        f"uv run python -m experiments.{name} --config=experiments/configs/{name}.py:{found['scale']} --workdir=DIR"
     )
     runs = sum(len(row["seeds"]) for row in rows)
     facts = {

@@ -64,7 +64,7 @@ def verdict(effect: Interval, claimed_pct: float, *, claims_no_effect: bool = Fa
     ('reproduced', 'not reproduced', 'inconclusive')
     """
     if claims_no_effect:
-        inside = -NO_EFFECT_PCT <= effect.low and effect.high <= NO_EFFECT_PCT
+        inside = effect.low >= -NO_EFFECT_PCT and effect.high <= NO_EFFECT_PCT
         outside = effect.low > NO_EFFECT_PCT or effect.high < -NO_EFFECT_PCT
     else:
         side = np.sign(claimed_pct)

@@ -38,9 +38,7 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
         cache_dir=str(cli.cache_dir() / "data"),
     )
     study = select(make_study(config, corpus.tokenizer.vocab_size), config.variants)
-    for variant in study.variants:  # every bad field is found before the first step
-        TrainConfig.from_mapping(variant.train)
-        check_vocabulary(variant, corpus)
+    check(study, config, corpus)
     claim_workdir(workdir, config, corpus)
     with catch_signals() as stop, Progress(len(study.variants) * config.seeds) as progress:
         for seed in range(config.seeds):
@@ -52,14 +50,27 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
     summary.print_table(rows)
 
 
-def check_vocabulary(variant: Variant, corpus: data.Corpus) -> None:
-    """Raises UserError when the model's vocabulary is smaller than the tokenizer's."""
-    if variant.model["vocab_size"] < corpus.tokenizer.vocab_size:
-        raise UserError(
-            f"variant {variant.name}: model vocab_size={variant.model['vocab_size']} is smaller than the "
-            f"{corpus.tokenizer.vocab_size} tokens of {corpus.tokenizer.name}; set config.model.vocab_size=0 "
-            "to follow the tokenizer"
-        )
+def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
+    """Finds every bad field, pattern and size before a file is written or a step is run.
+
+    Raises:
+      UserError: what the first bad one is.
+    """
+    if config.seeds < 1:
+        raise UserError(f"config.seeds={config.seeds}: expected 1 or more")
+    for variant in study.variants:
+        vocab_size, tokenizer = variant.model["vocab_size"], corpus.tokenizer
+        if vocab_size < tokenizer.vocab_size:
+            raise UserError(
+                f"config.model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
+                f"{tokenizer.name}; 0 follows the tokenizer"
+            )
+        train_config = TrainConfig.from_mapping(variant.train)
+        shapes = jax.eval_shape(models.build(**variant.model).init, jax.random.key(0))
+        variant.schedule.phases(shapes, train_config.steps)
+        sizes = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
+        data.train_iterator(corpus.train, seed=config.seeds - 1, **sizes)
+        data.eval_batches(corpus.val, **sizes)
 
 
 def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> None:
@@ -72,7 +83,10 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> Non
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}; name a folder that can be made") from None
     now = {"config": json.loads(config.to_json()), "data_fingerprint": corpus.fingerprint}
     path = workdir / "config.json"
     if path.exists():

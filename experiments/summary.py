@@ -125,9 +125,7 @@ def _merge_metrics(study: Study, results: Mapping[str, Sequence[Result]], workdi
         json.dumps({"variant": variant.name, "seed": result["seed"], **record})
         for variant in study.variants
         for result in results[variant.name]
-        for record in read_json_lines(
-            workdir / "runs" / variant.name / f"seed_{result['seed']}" / "metrics.jsonl"
-        )
+        for record in read_json_lines(workdir / "runs" / variant.name / f"seed_{result['seed']}" / "metrics.jsonl")
     ]
     write_atomically(workdir / "metrics.jsonl", "".join(line + "\n" for line in lines))
 

@@ -66,8 +66,7 @@ def _table(headings: Sequence[str], lines: Sequence[Sequence[str]], words: Seque
 
     body = "\n".join(f"<tr>{line('td', cells)}</tr>" for cells in lines)
     return (
-        f'<div class="wide"><table><thead><tr>{line("th", headings)}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="wide"><table><thead><tr>{line("th", headings)}</tr></thead>\n<tbody>{body}</tbody></table></div>'
     )
 
 
@@ -86,9 +85,7 @@ def size(row: Row) -> str:
     >>> size({"model": {"num_layers": 4, "model_dim": 128}})
     '4 × 128'
     """
-    return " × ".join(
-        str(row["model"][field]) for field in ("num_layers", "model_dim") if field in row["model"]
-    )
+    return " × ".join(str(row["model"][field]) for field in ("num_layers", "model_dim") if field in row["model"])
 
 
 def effect(value: float | None, ci95: float | None) -> str:

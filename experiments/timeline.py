@@ -27,8 +27,7 @@ def timelines(rows: Sequence[Row]) -> str:
 def _bars(row: Row) -> dict[str, _Bar]:
     groups = {name: None for phase in row["phases"] for name in phase["trainable"] if name != "total"}
     return {
-        name: tuple((p["start"], p["stop"], p["trainable"].get(name, 0.0)) for p in row["phases"])
-        for name in groups
+        name: tuple((p["start"], p["stop"], p["trainable"].get(name, 0.0)) for p in row["phases"]) for name in groups
     }
 
 

@@ -142,9 +142,7 @@ def _block(phase: Phase, rows: tuple[GroupRow, ...], titled: bool) -> str:
     ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     lines = [
-        "  ".join(
-            [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
-        )
+        "  ".join([line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)])
         for line in cells
     ]
     return "\n".join([f"steps {phase.start} to {phase.stop}"] * titled + lines)

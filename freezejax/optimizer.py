@@ -89,9 +89,7 @@ def scheduled_freeze(
     Array([0.5], dtype=float32)
     """
     if not schedule.resolved:
-        raise UserError(
-            "scheduled_freeze: schedule holds fractions; call schedule.resolve(total_steps) first"
-        )
+        raise UserError("scheduled_freeze: schedule holds fractions; call schedule.resolve(total_steps) first")
     _check_on_thaw(on_thaw)
     tx = optax.with_extra_args_support(tx)
 
@@ -166,15 +164,11 @@ def migrate(
     _check_on_thaw(on_thaw)
     expected = jax.eval_shape(freeze(tx, old_mask).init, params)
     if _by_path(expected).keys() != _by_path(opt_state).keys():
-        raise UserError(
-            "migrate: opt_state is not a state of freeze(tx, old_mask): pass the mask it was made with"
-        )
+        raise UserError("migrate: opt_state is not a state of freeze(tx, old_mask): pass the mask it was made with")
     old = _by_path(opt_state)
     held = {**(kept or {}), **old} if on_thaw == "keep" else old
     fresh = freeze(tx, new_mask).init(partition(params, new_mask)[0])
-    new_state = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: held.get(jax.tree_util.keystr(path), leaf), fresh
-    )
+    new_state = jax.tree_util.tree_map_with_path(lambda path, leaf: held.get(jax.tree_util.keystr(path), leaf), fresh)
     released = held.keys() - _by_path(new_state).keys()
     return new_state, {path: held[path] for path in sorted(released)} if on_thaw == "keep" else {}
 

@@ -83,8 +83,7 @@ class FreezeSchedule:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or total_steps < 1:
             raise UserError(f"schedule: total_steps={total_steps!r} is not a positive number of steps")
         entries = [
-            (round(start * total_steps) if isinstance(start, float) else start, rules)
-            for start, rules in self.entries
+            (round(start * total_steps) if isinstance(start, float) else start, rules) for start, rules in self.entries
         ]
         for (start, _), (given, _) in zip(entries, self.entries, strict=True):
             if start >= total_steps:
@@ -129,9 +128,7 @@ class FreezeSchedule:
         return jax.tree.map(lambda *per_entry: jnp.asarray(per_entry)[entry], *masks)
 
 
-def by_groups(
-    groups: Mapping[str, str], events: Sequence[tuple[int | float, Mapping[str, bool]]]
-) -> FreezeSchedule:
+def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Mapping[str, bool]]]) -> FreezeSchedule:
     """Schedule over named module groups: everything trains until an event says otherwise.
 
     Args:
@@ -189,12 +186,9 @@ def layer_by_layer(
     layer_of = _layer_numbers(leaf_paths(params), pattern)
     layers = sorted(set(layer_of.values()), reverse=order == "top")
     if len(starts) > len(layers):
-        raise UserError(
-            f"layer_by_layer: {len(starts)} starts for {len(layers)} layers; give at most one each"
-        )
+        raise UserError(f"layer_by_layer: {len(starts)} starts for {len(layers)} layers; give at most one each")
     groups = {
-        str(layer): "|".join(re.escape(path) for path, owner in layer_of.items() if owner == layer)
-        for layer in layers
+        str(layer): "|".join(re.escape(path) for path, owner in layer_of.items() if owner == layer) for layer in layers
     }
     return by_groups(groups, [(at, {str(n): False}) for at, n in zip(starts, layers, strict=False)])
 
@@ -215,9 +209,7 @@ def _layer_numbers(paths: list[str], pattern: str) -> dict[str, int]:
 
 def _check_start(start: Any) -> None:
     if isinstance(start, bool) or not isinstance(start, int | float | np.integer):
-        raise UserError(
-            f"schedule: start {start!r} is neither a step (int) nor a fraction of the run (float)"
-        )
+        raise UserError(f"schedule: start {start!r} is neither a step (int) nor a fraction of the run (float)")
     if isinstance(start, float) and not 0 < start < 1:
         raise UserError(f"schedule: fraction {start} lies outside (0, 1); write a step as an int")
     if start < 0:

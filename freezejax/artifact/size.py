@@ -8,7 +8,6 @@ it is drawn again from the root seed. A leaf that was trained and then frozen is
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from freezejax.paths import PyTree

@@ -48,9 +48,7 @@ class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
                 yield number, {"name": name, "text": parts[side]}
 
 
-def prepare_text(
-    documents: list[Document], val_fraction: float, data_dir: Path
-) -> Mapping[str, grain.MapDataset]:
+def prepare_text(documents: list[Document], val_fraction: float, data_dir: Path) -> Mapping[str, grain.MapDataset]:
     """Writes the documents as ArrayRecord below `data_dir` and opens them.
 
     Returns:
@@ -62,9 +60,7 @@ def prepare_text(
     builder = PlainText(documents, val_fraction, data_dir=str(data_dir))
     for split, side in (("train", 0), ("validation", 1)):
         if not any(builder._generate_examples(side)):
-            raise UserError(
-                f"val_fraction={val_fraction}: no {split} text is left of {len(documents)} documents"
-            )
+            raise UserError(f"val_fraction={val_fraction}: no {split} text is left of {len(documents)} documents")
     with quiet():
         builder.download_and_prepare()
     return {split: texts_of(builder.as_data_source(split=split), "text") for split in ("train", "validation")}

@@ -124,9 +124,7 @@ def _tokenizer_recipe(spec: str) -> _TokenizerRecipe:
         size = int(spec.removeprefix("bpe:")) if spec.removeprefix("bpe:").isdecimal() else 0
         if not 0 < size <= shards.MAX_VOCABULARY:
             raise UserError(f"tokenizer={spec}: bpe:SIZE takes a whole number up to {shards.MAX_VOCABULARY}")
-        return _TokenizerRecipe(
-            spec, lambda folder, texts: train_bpe(texts, size, folder / f"bpe{size}.model")
-        )
+        return _TokenizerRecipe(spec, lambda folder, texts: train_bpe(texts, size, folder / f"bpe{size}.model"))
     tokenizer = _fits_shards(SentencePieceTokenizer(spec))
     # The name counts too: a copy of the same model under another name is reported under that name.
     return _TokenizerRecipe(f"{tokenizer.name} {tokenizer.fingerprint}", _copier(tokenizer))
@@ -143,8 +141,7 @@ def _copier(tokenizer: SentencePieceTokenizer) -> Callable[[Path, Iterable[str]]
 def _fits_shards(tokenizer: SentencePieceTokenizer) -> SentencePieceTokenizer:
     if tokenizer.vocab_size > shards.MAX_VOCABULARY:
         raise UserError(
-            f"{tokenizer.path}: {tokenizer.vocab_size} tokens; a shard holds uint16, so at most "
-            f"{shards.MAX_VOCABULARY}"
+            f"{tokenizer.path}: {tokenizer.vocab_size} tokens; a shard holds uint16, so at most {shards.MAX_VOCABULARY}"
         )
     return tokenizer
 
@@ -188,9 +185,7 @@ def _shard_tokenizer(folder: Path, spec: str) -> Tokenizer:
         raise UserError(f"tokenizer={spec}: {folder} holds tokens already; give the .model that made them")
     tokenizer = _fits_shards(SentencePieceTokenizer(spec)) if spec else _folder_tokenizer(folder)
     if tokenizer is None:
-        raise UserError(
-            f"{folder}: no .model beside the shards; name their tokenizer with tokenizer=FILE.model"
-        )
+        raise UserError(f"{folder}: no .model beside the shards; name their tokenizer with tokenizer=FILE.model")
     return tokenizer
 
 

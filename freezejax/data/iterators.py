@@ -122,9 +122,7 @@ def eval_batches(tokens: Tokens, *, batch_size: int, seq_len: int, every: int = 
     _check_sizes(batch_size=batch_size, seq_len=seq_len, every=every)
     windows = Windows(tokens, seq_len)
     if not len(windows):
-        raise UserError(
-            f"{len(tokens)} validation tokens are too few for one window of seq_len={seq_len} + 1"
-        )
+        raise UserError(f"{len(tokens)} validation tokens are too few for one window of seq_len={seq_len} + 1")
     chosen = range(0, len(windows), every)
     starts = range(0, len(chosen), batch_size)
     return (_eval_batch(windows, chosen[at : at + batch_size], batch_size) for at in starts)

@@ -38,9 +38,7 @@ def open_tfds(name: str, cache_dir: str | Path) -> TfdsCorpus:
         UserError: unknown name, or not prepared as ArrayRecord; says how to prepare it.
     """
     if name not in CORPORA:
-        raise UserError(
-            f"tfds:{name}: unknown corpus; known are {', '.join(f'tfds:{k}' for k in sorted(CORPORA))}"
-        )
+        raise UserError(f"tfds:{name}: unknown corpus; known are {', '.join(f'tfds:{k}' for k in sorted(CORPORA))}")
     module = importlib.import_module(f"tensorflow_datasets.datasets.{name}.{name}_dataset_builder")
     data_dirs = [str(cache_dir), *filter(None, [os.environ.get("TFDS_DATA_DIR")])]
     builders = [module.Builder(data_dir=data_dir, file_format="array_record") for data_dir in data_dirs]

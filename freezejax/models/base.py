@@ -92,9 +92,7 @@ def initialize(shapes: Params, rules: InitRules, key: jax.Array) -> Params:
     ...
     freezejax.errors.UserError: no initial distribution for leaf 'norm/scale'; nearest: .*/kernel
     """
-    return map_with_paths(
-        lambda path, leaf: _find(path, rules)(named_key(key, path), leaf.shape, leaf.dtype), shapes
-    )
+    return map_with_paths(lambda path, leaf: _find(path, rules)(named_key(key, path), leaf.shape, leaf.dtype), shapes)
 
 
 def count(params: Params) -> int:

@@ -58,9 +58,7 @@ def check_heads(config: Any) -> None:
     if dim % heads:
         raise UserError(f"{_field(config, 'num_heads')} must divide model_dim={dim}")
     if dim // heads % 2:
-        raise UserError(
-            f"{_field(config, 'num_heads')} gives heads of {dim // heads} dims, which must be even"
-        )
+        raise UserError(f"{_field(config, 'num_heads')} gives heads of {dim // heads} dims, which must be even")
 
 
 def mlp_width(config: Any) -> int:

@@ -46,9 +46,7 @@ class GegluConfig:
         mlp_width(self)
         head = self.model_dim // self.num_heads
         if self.rope_dims % 2 or self.rope_dims > head:
-            raise UserError(
-                f"GegluConfig.rope_dims={self.rope_dims} must be even and at most the head, {head}"
-            )
+            raise UserError(f"GegluConfig.rope_dims={self.rope_dims} must be even and at most the head, {head}")
         if self.mlp_in_init not in ("normal", "fan_in"):
             raise UserError(f"GegluConfig.mlp_in_init={self.mlp_in_init!r} must be 'normal' or 'fan_in'")
 

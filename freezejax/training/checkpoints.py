@@ -4,7 +4,6 @@ import warnings
 from pathlib import Path
 from typing import Any, Self
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
 from freezejax.errors import UserError

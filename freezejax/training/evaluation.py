@@ -97,9 +97,7 @@ def evaluate_sliding(
     return _total(_scorer(apply, compute_dtype), params, batches, table)
 
 
-def _sliding_batches(
-    tokens: Tokens, scored: int, batch_size: int, seq_len: int, stride: int
-) -> Iterator[Batch]:
+def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: int, stride: int) -> Iterator[Batch]:
     ends = [*range(seq_len, scored, stride), scored]
     news = np.diff([0, *ends])
     position = np.arange(seq_len)

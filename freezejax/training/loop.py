@@ -16,7 +16,7 @@ from freezejax.data import Tokens, train_iterator
 from freezejax.masks import count_parameters
 from freezejax.models import Model, cross_entropy
 from freezejax.optimizer import freeze
-from freezejax.paths import PyTree, named_key
+from freezejax.paths import PyTree
 from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
@@ -106,9 +106,7 @@ class _Run:
         self.abstract_params = jax.eval_shape(model.init, self.key)
         self.phases = schedule.phases(self.abstract_params, config.steps)
         self.rate = rate_of_run(config, self.phases)
-        self.data = train_iterator(
-            tokens, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
-        )
+        self.data = train_iterator(tokens, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed)
         self.pending: tuple[int, Phase, dict[str, jax.Array]] | None = None
         self.step_seconds: list[float] = []
         self.clock = 0.0
@@ -140,7 +138,7 @@ class _Run:
         """`(updates so far, phase of the last of them, state)`, from the newest checkpoint or afresh."""
         step = self.checkpoints.latest()
         if step is None:
-            params = jax.jit(self.init)(self.key)
+            params = self.init(self.key)
             return 0, 0, begin(params, self.phases[0], self.optimizer(self.phases[0]), self.config)
         index = max(i for i, phase in enumerate(self.phases) if phase.start < max(step, 1))
         state, position = self.checkpoints.restore(step, self.abstract_state(index))

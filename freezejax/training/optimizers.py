@@ -12,9 +12,7 @@ from freezejax.schedules import Phase
 from freezejax.training.config import OptimizerConfig, TrainConfig
 
 
-def make_optimizer(
-    config: OptimizerConfig, shape: Callable[[Any], jax.Array]
-) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
     """Clip, then AdamW or Muon, with the learning rate `peak * shape(count)`.
 
     Muon (optax.contrib) takes the matrices inside `blocks/`; embeddings and vectors stay with AdamW, as in
@@ -89,4 +87,4 @@ def rate_of_run(config: TrainConfig, phases: Sequence[Phase]) -> Callable[[Any],
     if not config.restart_schedule:
         return rate_shape(config.optimizer, config.steps)
     shapes = [rate_shape(config.optimizer, phase.stop - phase.start) for phase in phases]
-    return optax.join_schedules(shapes, [phase.start for phase in phases[1:]])  # type: ignore[arg-type,return-value]
+    return optax.join_schedules(shapes, [phase.start for phase in phases[1:]])

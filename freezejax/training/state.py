@@ -1,6 +1,7 @@
 """The whole state of a run between steps, and how it crosses a phase boundary."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -65,9 +66,7 @@ def begin(params: PyTree, phase: Phase, tx: optax.GradientTransformation, config
     return RunState(params, freeze(tx, phase.mask).init(half), ema, {})
 
 
-def cross(
-    state: RunState, old: Phase, new: Phase, tx: optax.GradientTransformation, config: TrainConfig
-) -> RunState:
+def cross(state: RunState, old: Phase, new: Phase, tx: optax.GradientTransformation, config: TrainConfig) -> RunState:
     """State at the first step of phase `new`, from that after the last step of `old`.
 
     Survivors keep their moments and averages; frozen leaves release both; a thawed leaf's average
@@ -81,7 +80,7 @@ def cross(
     """
     half = partition(state.params, new.mask)[0]
     if config.restart_optimizer:
-        opt_state, kept = freeze(tx, new.mask).init(half), {}
+        opt_state, kept = freeze(tx, new.mask).init(half), dict[str, jax.Array]()
     else:
         opt_state, kept = migrate(
             state.opt_state,
@@ -113,7 +112,7 @@ def abstract_state(
 
     def follow(params: PyTree) -> RunState:
         state = begin(params, phases[0], tx, config)
-        for old, new in zip(phases, phases[1:], strict=False):
+        for old, new in itertools.pairwise(phases):
             state = cross(state, old, new, tx, config)
         return state
 

@@ -30,9 +30,7 @@ def test_shapes_and_shift():
     assert (batch["inputs"][:, 0] % 7 == 0).all()
 
 
-@given(
-    before=st.integers(0, 30), lost=st.integers(0, 10), seed=st.integers(0, 2**32 - 1), t=st.integers(5, 90)
-)
+@given(before=st.integers(0, 30), lost=st.integers(0, 10), seed=st.integers(0, 2**32 - 1), t=st.integers(5, 90))
 def test_resuming_equals_not_stopping(before, lost, seed, t):
     arguments = {"batch_size": 3, "seq_len": t, "seed": seed}
     straight = take(data.train_iterator(TOKENS, **arguments), before + 12)[before:]
@@ -83,8 +81,7 @@ def test_processes_together_see_each_window_once_per_epoch(process_count, batch_
 
 def test_one_epoch_over_two_processes_is_a_partition():
     halves = [
-        data.train_iterator(TOKENS, batch_size=5, seq_len=10, seed=3, process_index=i, process_count=2)
-        for i in (0, 1)
+        data.train_iterator(TOKENS, batch_size=5, seq_len=10, seed=3, process_index=i, process_count=2) for i in (0, 1)
     ]
     a, b = (set(first_inputs(take(half, 10)).tolist()) for half in halves)
     assert not a & b
@@ -93,9 +90,7 @@ def test_one_epoch_over_two_processes_is_a_partition():
 
 def test_forgetting_the_process_is_seen():
     """Two processes that both claim to be the only one read the same windows."""
-    same = [
-        set(first_inputs(take(data.train_iterator(TOKENS, batch_size=5, seq_len=10, seed=3), 10)).tolist())
-    ] * 2
+    same = [set(first_inputs(take(data.train_iterator(TOKENS, batch_size=5, seq_len=10, seed=3), 10)).tolist())] * 2
     assert same[0] & same[1]
 
 
@@ -103,9 +98,7 @@ def test_forgetting_the_process_is_seen():
 def test_the_global_batch_does_not_depend_on_the_process_count(process_count, seed):
     whole = data.train_iterator(TOKENS, batch_size=2 * process_count, seq_len=9, seed=seed)
     shares = [
-        data.train_iterator(
-            TOKENS, batch_size=2, seq_len=9, seed=seed, process_index=i, process_count=process_count
-        )
+        data.train_iterator(TOKENS, batch_size=2, seq_len=9, seed=seed, process_index=i, process_count=process_count)
         for i in range(process_count)
     ]
     for _ in range(60):  # several epochs
@@ -116,9 +109,7 @@ def test_the_global_batch_does_not_depend_on_the_process_count(process_count, se
 
 def test_order_changes_with_the_epoch_and_the_seed():
     def epochs(seed):
-        return first_inputs(
-            take(data.train_iterator(TOKENS, batch_size=10, seq_len=10, seed=seed), 20)
-        ).reshape(2, 100)
+        return first_inputs(take(data.train_iterator(TOKENS, batch_size=10, seq_len=10, seed=seed), 20)).reshape(2, 100)
 
     first, second = epochs(0)
     assert set(first) == set(second) == set(range(0, 1000, 10))

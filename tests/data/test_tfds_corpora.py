@@ -60,15 +60,11 @@ def test_mocked(tmp_path, name):
 @pytest.mark.parametrize("name", ["tiny_shakespeare", "pg19"])
 def test_not_prepared(tmp_path, monkeypatch, name):
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    with pytest.raises(
-        UserError, match=f"tfds:{name}: not prepared in {tmp_path}; .*tfds.data_source"
-    ) as error:
+    with pytest.raises(UserError, match=f"tfds:{name}: not prepared in {tmp_path}; .*tfds.data_source") as error:
         data.load(f"tfds:{name}", cache_dir=str(tmp_path))
     assert "\n" not in str(error.value)
 
 
 def test_unknown(tmp_path):
-    with pytest.raises(
-        UserError, match="tfds:mnist: unknown corpus; known are tfds:pg19, tfds:tiny_shakespeare"
-    ):
+    with pytest.raises(UserError, match="tfds:mnist: unknown corpus; known are tfds:pg19, tfds:tiny_shakespeare"):
         data.load("tfds:mnist", cache_dir=str(tmp_path))

@@ -13,14 +13,23 @@ from freezejax.masks import count_parameters, intersection, invert, union
 from freezejax.paths import leaf_paths
 
 PARAMS = {
-    "blocks": {
-        n: {"mlp": {"gate": np.zeros((2, 3)), "down": np.zeros((3, 2))}, "norm": np.zeros(2)}
-        for n in range(3)
-    },
+    "blocks": {n: {"mlp": {"gate": np.zeros((2, 3)), "down": np.zeros((3, 2))}, "norm": np.zeros(2)} for n in range(3)},
     "head": [np.zeros(4), np.zeros(())],
+    # One name begins the other: a rule must match the whole path.
+    "norm": np.zeros(1),
+    "norm_out": np.zeros(1),
 }
 PATHS = leaf_paths(PARAMS)
-PATTERNS = [".*", "blocks/.*", "blocks/1/.*", ".*/gate", ".*norm", "head/[01]", *map(re.escape, PATHS[:3])]
+PATTERNS = [
+    ".*",
+    "blocks/.*",
+    "blocks/1/.*",
+    ".*/gate",
+    ".*norm",
+    "norm",
+    "head/[01]",
+    *map(re.escape, PATHS[:3]),
+]
 
 masks = st.lists(st.booleans(), min_size=len(PATHS), max_size=len(PATHS)).map(
     lambda bits: jax.tree.unflatten(jax.tree.structure(PARAMS), bits)
@@ -44,7 +53,7 @@ def test_boolean_algebra(a, b, c):
 @given(masks)
 def test_trainable_and_frozen_parameters_add_up(mask):
     parts = count_parameters(PARAMS, mask) + count_parameters(PARAMS, invert(mask))
-    assert parts == count_parameters(PARAMS) == 3 * (6 + 6 + 2) + 4 + 1
+    assert parts == count_parameters(PARAMS) == 3 * (6 + 6 + 2) + 4 + 1 + 2
 
 
 @given(rule_lists, st.booleans())
@@ -58,9 +67,7 @@ def test_first_match_wins(rules, otherwise):
 def test_an_uncovered_leaf_raises_and_is_named(rules):
     bare = [path for path in PATHS if not any(re.fullmatch(p, path) for p, _ in rules)]
     if bare:
-        with pytest.raises(
-            UserError, match=f"leaf '({'|'.join(map(re.escape, bare))})' is covered by no rule"
-        ):
+        with pytest.raises(UserError, match=f"leaf '({'|'.join(map(re.escape, bare))})' is covered by no rule"):
             trainable_mask(PARAMS, rules)
     else:
         trainable_mask(PARAMS, rules)

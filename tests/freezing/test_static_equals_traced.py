@@ -105,9 +105,7 @@ def assert_frozen_still(schedule, params, trajectory):
 
 
 def differs(one, other):
-    return any(
-        not np.allclose(a, b, rtol=1e-3) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True)
-    )
+    return any(not np.allclose(a, b, rtol=1e-3) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
 
 
 @st.composite

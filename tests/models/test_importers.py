@@ -23,9 +23,7 @@ def test_kernels_are_transposed_and_embeddings_are_not(small):
     _, params, state, _ = foreign("geglu", small)
     assert state["tok_emb.weight"].shape == (13, 24)
     assert state["blocks.1.attn.qkv.weight"].shape == (72, 24)
-    np.testing.assert_array_equal(
-        state["blocks.1.attn.qkv.weight"].T, params["blocks"][1]["attn"]["qkv"]["kernel"]
-    )
+    np.testing.assert_array_equal(state["blocks.1.attn.qkv.weight"].T, params["blocks"][1]["attn"]["qkv"]["kernel"])
 
 
 def test_other_float_dtypes_become_float32(family, small):

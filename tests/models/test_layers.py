@@ -98,9 +98,7 @@ def test_cross_entropy_gradient_is_probability_minus_hit():
 def test_cross_entropy_of_half_precision_is_float32():
     logits = jnp.zeros((1, 1, 4), jnp.bfloat16)
     assert cross_entropy(logits, jnp.zeros((1, 1), jnp.int32)).dtype == jnp.float32
-    assert (
-        jax.grad(lambda x: cross_entropy(x, jnp.zeros((1, 1), jnp.int32)).sum())(logits).dtype == jnp.bfloat16
-    )
+    assert jax.grad(lambda x: cross_entropy(x, jnp.zeros((1, 1), jnp.int32)).sum())(logits).dtype == jnp.bfloat16
 
 
 def test_a_target_out_of_range_is_not_silent():

@@ -55,9 +55,7 @@ def test_keys_and_paths_give_different_values(family, small):
 
 @pytest.mark.parametrize("rule", ["normal", "fan_in"])
 def test_geglu_spreads(rule):
-    params = models.build("geglu", num_layers=1, model_dim=144, num_heads=6, mlp_in_init=rule).init(
-        jax.random.key(0)
-    )
+    params = models.build("geglu", num_layers=1, model_dim=144, num_heads=6, mlp_in_init=rule).init(jax.random.key(0))
     for path, leaf in by_path(params).items():
         if path.endswith("scale"):
             assert bool((leaf == 1).all())
@@ -145,9 +143,7 @@ def test_params_are_plain_float32_dicts(family, small):
     _, params = small(family)
 
     def plain(node):
-        return (
-            all(plain(child) for child in node.values()) if type(node) is dict else node.dtype == jnp.float32
-        )
+        return all(plain(child) for child in node.values()) if type(node) is dict else node.dtype == jnp.float32
 
     assert plain(params)
     assert all(isinstance(i, int) for i in params["blocks"])

@@ -74,9 +74,7 @@ def parameter_golf(params, tokens_T, config):
         head = q[0].shape[1]
         q = [rope(norm(q_h, c.norm_eps), c.rope_base, head, -1) for q_h in q]
         k = [rope(norm(k_h, c.norm_eps), c.rope_base, head, -1) for k_h in k]
-        out = [
-            attend(q[h] * p["attn"]["q_gain"][h], k[h // group], v[h // group]) for h in range(c.num_heads)
-        ]
+        out = [attend(q[h] * p["attn"]["q_gain"][h], k[h // group], v[h // group]) for h in range(c.num_heads)]
         x = x + p["attn_scale"] * (np.concatenate(out, 1) @ p["attn"]["proj"]["kernel"])
         hidden = np.maximum(norm(x, c.norm_eps) @ p["mlp"]["fc"]["kernel"], 0) ** 2
         x = x + p["mlp_scale"] * (hidden @ p["mlp"]["proj"]["kernel"])
