@@ -29,7 +29,7 @@ def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTran
 
     >>> import jax.numpy as jnp
     >>> params = {"w": jnp.ones(2), "b": jnp.ones(2)}
-    >>> tx = freeze(optax.adamw(0.1, weight_decay=0.1), {"w": True, "b": False})
+    >>> tx = freeze(optax.lion(0.1, weight_decay=0.1), {"w": True, "b": False})
     >>> updates, state = tx.update(params, tx.init(params), params)
     >>> optax.apply_updates(params, updates)["b"]
     Array([1., 1.], dtype=float32)

@@ -1,0 +1,18 @@
+"""The public names that others rely on, and what importing them costs."""
+
+import subprocess
+import sys
+
+import freezejax
+
+
+def test_public_api_is_documented():
+    for name in freezejax.__all__:
+        assert getattr(freezejax, name).__doc__, name
+
+
+def test_importing_the_core_loads_neither_flax_nor_data_libraries():
+    heavy = ("flax", "grain", "tensorflow_datasets", "orbax")
+    code = f"import sys, freezejax; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
