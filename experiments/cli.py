@@ -60,19 +60,25 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         if "config" in flags.FLAGS:
             _ = flags.FLAGS.config.scale  # a config file that failed to load fails when it is used
         return rest
-    # All that absl and ml_collections raise for a bad flag, key, value or config file.
-    except (UserError, flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # absl and ml_collections raise all kinds, and so does what stands in a config file
         _fail(_plain(error), _BAD_INPUT)
 
 
 def _plain(error: Exception) -> str:
     lines = [line.strip() for line in str(error).replace("\\'", "'").replace("\\n", "\n").splitlines() if line.strip()]
+    if isinstance(error, AttributeError) and (name := re.fullmatch(r"\W*(\w+)\W*", str(error))) is not None:
+        return _no_such_field(name[1])  # ml_collections says no more than the name
     if "Failed loading config file" in str(error):
         return f"--config: {lines[-1].partition('] ')[2] or lines[-1]}"
     for line in reversed(lines):  # the last line of a traceback that ml_collections put in the message
         if (found := re.match(r"[\w.]*(?:Error|Exception): (.*)", line)) is not None:
             return found[1]
-    return " ".join(lines)
+    return " ".join(lines) or type(error).__name__
+
+
+def _no_such_field(name: str) -> str:
+    given = [argument for argument in sys.argv if re.match(rf"--?config\.([\w.]+\.)?{name}(\W|$)", argument)]
+    return f"{' '.join(given[:1]) or '--config'}: the config has no field {name!r}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

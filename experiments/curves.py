@@ -71,9 +71,9 @@ def plot(rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
         )
         for line, (name, members), height in zip(grid, groups.items(), heights, strict=True):
             shown = [rows[0], *(row for row in members if row is not rows[0])]
-            for axes, (field, found) in zip(line, fields.items(), strict=True):
+            for axes, found in zip(line, fields.values(), strict=True):
                 _panel(axes, shown, found)
-                axes.set_ylabel(name, fontweight="bold")
+            line[0].set_ylabel(name, fontweight="bold")
             _label_ends(line[-1], shown, next(reversed(fields.values())), height)
         for field, top, bottom in zip(fields, grid[0], grid[-1], strict=True):
             top.set_title(_FIELDS[field])

@@ -64,7 +64,10 @@ def main() -> None:
 def _read_json(path: Path, otherwise: str) -> Any:
     if not path.is_file():
         raise UserError(otherwise)
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is not JSON; delete it and run the study again") from None
 
 
 def _no_such_run(workdir: Path, variant: str, seed: int) -> str:

@@ -17,6 +17,7 @@ from scipy.optimize import isotonic_regression
 from experiments.tables import effect, signed
 
 Row = Mapping[str, Any]
+_Box = tuple[float, float, float, float]  # left, right, bottom, top in points
 
 # Matplotlib draws in these stand-ins; the file says var(--NAME), which the page sets for light and dark.
 _NAMES = ("ink", "muted", "grid", "ours", "trainable", "frozen", "seeded", *(f"c{i}" for i in range(10)))
@@ -223,28 +224,34 @@ def _log_frame(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _label_points(axes: Axes, rows: Sequence[Row]) -> None:
-    """Names right of their points, each moved up or down to the nearest place no other name takes."""
-    scale = 72 / axes.figure.dpi
+    """Names right of their points, each at the nearest height where it covers no point, bar or name."""
     points = np.array([(row["stored_bytes_predicted"] / 1e3, row["val_bpb_mean"]) for row in rows])
-    at = axes.transData.transform(points) * scale
-    line, taken = 10.5, [(x - 4.0, x + 4.0, y) for x, y in at]
+    halves = np.array([(0.0, row["val_bpb_ci95"] or 0.0) for row in rows])
+    to_points = 72 / axes.figure.dpi
+    at = axes.transData.transform(points) * to_points
+    bars = np.maximum(axes.transData.transform(points + halves)[:, 1] * to_points - at[:, 1], 4.0)
+    taken = [(x - 4.0, x + 4.0, y - bar, y + bar) for (x, y), bar in zip(at, bars, strict=True)]
+    shifts = [sign * shift for shift in np.arange(0.0, 160.0, 3.0) for sign in (1, -1)]
     for index in np.argsort(at[:, 0], kind="stable"):
-        (x, y), name = at[index], rows[index]["name"]
-        left, right = x + 12.0, x + 14.0 + 4.7 * len(name)
-        free = (
-            y + sign * shift
-            for shift in np.arange(0.0, 400.0, line / 3)
-            for sign in (1, -1)
-            if all(right < a or b < left or abs(y + sign * shift - other) >= line for a, b, other in taken)
-        )
-        height = next(free, y)
-        taken.append((left, right, height))
+        x, y = at[index]
+        name = rows[index]["name"]
+        left, right = x + 12.0, x + 14.0 + 4.7 * len(name)  # a character is about 4.7 points wide
+
+        def box(shift: float, left: float = left, right: float = right, y: float = y) -> _Box:
+            return left, right, y + shift - 5.0, y + shift + 5.0
+
+        shift = next((s for s in shifts if not any(_overlap(box(s), other) for other in taken)), 0.0)
+        taken.append(box(shift))
         axes.annotate(
             name,
             points[index],
-            xytext=(12.0, height - y),
+            xytext=(12.0, shift),
             textcoords="offset points",
             va="center",
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": COLOR["muted"], "lw": 0.5, "shrinkA": 0, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": COLOR["muted"], "lw": 0.5, "relpos": (0.0, 0.5)},
         )
+
+
+def _overlap(a: _Box, b: _Box) -> bool:
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]

@@ -20,7 +20,7 @@ from freezejax.schedules import FreezeSchedule
 
 # name, size, when gate+up freeze, extra: the initial scale of gate+up and dropout are matched or not.
 # Trained weights start from N(0, 0.02) and weights frozen at random from N(0, 1/sqrt(in)), as in the paper;
-# "same_scale" starts the former from the latter.
+# "same_scale" starts the former from the latter. (parameter_golf has one scale: there it changes nothing.)
 _ROWS: list[tuple[str, str, str, set[str]]] = [
     ("baseline", "small", "never", set()),
     ("baseline_same_scale", "small", "never", {"same_scale"}),
@@ -31,6 +31,7 @@ _ROWS: list[tuple[str, str, str, set[str]]] = [
     ("trained_medium_same_scale", "medium", "never", {"same_scale"}),
     ("trained_medium_dropout", "medium", "never", {"dropout"}),
     ("trained_at_selective_bytes", "medium", "never", {"bytes"}),
+    ("trained_at_selective_bytes_same_scale", "medium", "never", {"bytes", "same_scale"}),
     ("selective_medium", "medium", "start", {"same_scale"}),
     ("selective_medium_dropout", "medium", "start", {"same_scale", "dropout"}),
     ("progressive_medium", "medium", "later", set()),
@@ -82,6 +83,9 @@ def _variant(
     config: ConfigDict, vocab_size: int, table: str, name: str, size: str, freezes: str, extra: set[str]
 ) -> Variant:
     model = {**config.model, **config.sizes[size], "vocab_size": vocab_size}
+    if model["family"] == "parameter_golf":
+        heads = model["num_heads"]
+        model["num_kv_heads"] = heads if heads % 2 else heads // 2  # the baseline's 4 of 8
     if "dropout" in extra:
         model["dropout"] = config.freeze.dropout
     if "same_scale" in extra and model["family"] == "geglu":
@@ -130,7 +134,8 @@ def match_bytes(model: dict[str, Any], pattern: str) -> dict[str, Any]:
     target = stored(model["model_dim"], seeds=True)
     heads = model["num_heads"]
     # Heads of even width, for the rotary halves, and no narrower than what rotates.
-    widths = range(heads * model.get("rope_dims", 2), model["model_dim"] + 1, 2 * heads)
+    rotated = getattr(models.build(**model).config, "rope_dims", 2)
+    widths = range(heads * rotated, model["model_dim"] + 1, 2 * heads)
     return {**model, "model_dim": min(widths, key=lambda width: abs(stored(width, seeds=False) - target))}
 
 
@@ -148,6 +153,7 @@ def contrasts(table: str) -> list[Contrast]:
         ("progressive_small", "baseline", "does freezing later cost anything at the small size?"),
         ("selective_medium", "trained_medium_same_scale", "random freezing at the same size and scale"),
         ("selective_medium", "trained_at_selective_bytes", "random freezing at the same stored bytes"),
+        ("selective_medium", "trained_at_selective_bytes_same_scale", "... and from the same initial scale"),
         ("progressive_medium", "trained_medium", "freezing later at the same size, and so the same stored bytes"),
         ("progressive_medium_same_scale", "trained_medium_same_scale", "... from the larger initial scale"),
         ("progressive_medium_same_scale", "selective_medium", "trained against random frozen weights, same scale"),

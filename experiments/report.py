@@ -29,7 +29,7 @@ _PAGE = Template("""<!DOCTYPE html>
   --c0: #5aaeea; --c1: #f29b4c; --c2: #69c47a; --c3: #f07f81; --c4: #b798e2; --c5: #c39d90;
   --c6: #e88fc8; --c7: #c6c653; --c8: #55c9d6; --c9: #93a1f0; } }
 body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
-  max-width: 1080px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+  max-width: 1120px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .4rem; padding-top: .8rem; border-top: 1px solid var(--grid); }
 p { margin: .4rem 0; max-width: 52rem; }
@@ -41,11 +41,12 @@ dl.facts dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; margin-top: .5rem; }
-th, td { padding: .28rem .6rem; text-align: left; border-bottom: 1px solid var(--grid); }
+th, td { padding: .28rem .5rem; text-align: left; border-bottom: 1px solid var(--grid); }
 th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
 td:first-child, th:first-child { padding-left: 0; }
 td.number, th.number { text-align: right; }
 td.number { white-space: nowrap; }
+td .below { display: block; color: var(--muted); font-size: .9em; }
 .verdict { white-space: nowrap; color: var(--muted); }
 .verdict.reproduced { color: var(--trainable); font-weight: 600; }
 .verdict.not-reproduced { color: var(--bad); font-weight: 600; }
@@ -124,10 +125,11 @@ def _tables(found: Mapping[str, Any]) -> list[str]:
     sources = sorted({item["paper"]["source"] for item in items if "paper" in item})
     about_paper = f" Paper: {escape('; '.join(sources))}." if sources else ""
     note = (
-        "Cross entropy in nats per token on the validation text; mean over seeds ± 95 % (Student's t). "
-        "The difference to the baseline is relative and paired by seed. Parameters are counted as they exist at the end "
-        "of the run. 1 kB is 1,000 bytes; stored is predicted from shapes, artifact is measured after "
-        f"quantizing and compressing. An en dash: not known, or too few seeds or steps to say.{about_paper}"
+        "Below a name: layers × width. Cross entropy in nats per token on the validation text, mean over seeds "
+        "± 95 % (Student's t). The difference to the baseline is relative and paired by seed. Parameters are "
+        "counted as they exist at the end of the run. 1 kB is 1,000 bytes; stored is predicted from shapes, "
+        "artifact is measured after quantizing and compressing. An en dash: not known, or too few seeds or "
+        f"steps to say.{about_paper}"
     )
     sections = [_section("Variants", note, rows_table(found["rows"]))]
     if found["contrasts"]:

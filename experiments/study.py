@@ -1,6 +1,7 @@
 """The one study engine: variants x seeds -> finished runs -> rows -> summary.json, table, report."""
 
 import json
+import operator
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,8 +57,9 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
     Raises:
       UserError: what the first bad one is.
     """
-    if config.seeds < 1:
-        raise UserError(f"config.seeds={config.seeds}: expected 1 or more")
+    for field, least in (("seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
+        if (value := operator.attrgetter(field)(config)) < least:
+            raise UserError(f"config.{field}={value}: expected {least} or more")
     for variant in study.variants:
         vocab_size, tokenizer = variant.model["vocab_size"], corpus.tokenizer
         if vocab_size < tokenizer.vocab_size:
@@ -79,26 +81,31 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> Non
     More seeds or other variants may be added to a folder; anything else would mix two studies.
 
     Raises:
-      UserError: the folder holds a study of another config or corpus, or is a file.
+      UserError: the folder holds a study of another config or corpus, is a file, or cannot be written.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: {error.strerror}; name a folder that can be made") from None
     now = {"config": json.loads(config.to_json()), "data_fingerprint": corpus.fingerprint}
     path = workdir / "config.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        old, new = summary.flatten(before), summary.flatten(now)
-        for field in sorted(old.keys() | new.keys()):
-            if field not in ("config/seeds", "config/variants") and old.get(field) != new.get(field):
-                raise UserError(
-                    f"{workdir} holds a study with {field}={old.get(field)!r}, not {new.get(field)!r}; "
-                    "use another --workdir or delete that folder"
-                )
-    write_atomically(path, json.dumps(now, indent=2) + "\n")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _check_same_study(json.loads(path.read_text(encoding="utf-8")), now, workdir)
+        write_atomically(path, json.dumps(now, indent=2) + "\n")
+    except ValueError:
+        raise UserError(f"{path} is not JSON; use another --workdir or delete that file") from None
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}; name a folder that can be written") from None
+
+
+def _check_same_study(before: Any, now: Any, workdir: Path) -> None:
+    old, new = summary.flatten(before), summary.flatten(now)
+    for field in sorted(old.keys() | new.keys()):
+        if field not in ("config/seeds", "config/variants") and old.get(field) != new.get(field):
+            raise UserError(
+                f"{workdir} holds a study with {field}={old.get(field)!r}, not {new.get(field)!r}; "
+                "use another --workdir or delete that folder"
+            )
 
 
 def run_directory(workdir: Path, variant: str, seed: int) -> Path:

@@ -158,9 +158,9 @@ def print_table(found: Mapping[str, Any]) -> None:
     for row in found["rows"]:
         rows.add_row(
             row["name"],
-            _with_ci(row["val_ce_mean"], row["val_ce_ci95"], 4),
-            _with_ci(row["val_bpb_mean"], row["val_bpb_ci95"], 4),
-            _with_ci(row["delta_pct"], row["delta_pct_ci95"], 1, "%"),
+            with_ci(row["val_ce_mean"], row["val_ce_ci95"], 4),
+            with_ci(row["val_bpb_mean"], row["val_bpb_ci95"], 4),
+            with_ci(row["delta_pct"], row["delta_pct_ci95"], 1, "%"),
             f"{row['paper']['delta_pct']:+.1f}%" if "paper" in row else "",
             row.get("verdict", ""),
             f"{row['trainable_params']:,}",
@@ -175,7 +175,7 @@ def print_table(found: Mapping[str, Any]) -> None:
         contrasts.add_row(
             item["variant"],
             item["reference"],
-            _with_ci(item["effect_pct"], item["effect_pct_ci95"], 1, "%"),
+            with_ci(item["effect_pct"], item["effect_pct_ci95"], 1, "%"),
             f"{item['paper']['delta_pct']:+.1f}%" if "paper" in item else "",
             item.get("verdict", ""),
             item["question"],
@@ -184,7 +184,12 @@ def print_table(found: Mapping[str, Any]) -> None:
         console.print(contrasts)
 
 
-def _with_ci(mean: float | None, ci95: float | None, digits: int, unit: str = "") -> str:
+def with_ci(mean: float | None, ci95: float | None, digits: int, unit: str = "") -> str:
+    """A figure with its 95 % half-width; signed where it has a unit, empty where it is unknown.
+
+    >>> with_ci(1.234, 0.05, 2), with_ci(-2.0, None, 1, "%")
+    ('1.23 ±0.05', '-2.0%')
+    """
     if mean is None:
         return ""
     text = f"{mean:+.{digits}f}" if unit else f"{mean:.{digits}f}"

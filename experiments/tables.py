@@ -11,17 +11,16 @@ DASH = "–"  # not known, or too few seeds or steps to say
 def rows_table(rows: Sequence[Row]) -> str:
     """One line per variant."""
     headings = (
-        *("variant", "layers × width", "seeds", "val CE", "bits per byte", "vs baseline", "paper", "verdict"),
+        *("variant", "seeds", "val CE", "bits per byte", "vs baseline", "paper", "verdict"),
         *("trainable", "frozen", "seeded", "stored kB", "artifact kB", "ms/step"),
     )
     lines = [
         (
-            f"<code>{escape(row['name'])}</code>",
-            escape(size(row)) or DASH,
+            f"<code>{escape(row['name'])}</code>{_below(size(row))}",
             f"{len(row['seeds'])}",
-            mean(row["val_ce_mean"], row["val_ce_ci95"]),
-            mean(row["val_bpb_mean"], row["val_bpb_ci95"]),
-            "baseline" if is_baseline(row, rows) else effect(row["delta_pct"], row["delta_pct_ci95"]),
+            _stacked(mean(row["val_ce_mean"], row["val_ce_ci95"])),
+            _stacked(mean(row["val_bpb_mean"], row["val_bpb_ci95"])),
+            "baseline" if is_baseline(row, rows) else _stacked(effect(row["delta_pct"], row["delta_pct_ci95"])),
             *_judged(row),
             *(count(row[f"{word}_params"]) for word in ("trainable", "frozen", "seeded")),
             f"{row['stored_bytes_predicted'] / 1e3:,.1f}",
@@ -30,7 +29,7 @@ def rows_table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    return _table(headings, lines, words=(0, 7))
+    return _table(headings, lines, words=(0, 6))
 
 
 def contrasts_table(contrasts: Sequence[Row]) -> str:
@@ -47,6 +46,16 @@ def contrasts_table(contrasts: Sequence[Row]) -> str:
         for item in contrasts
     ]
     return _table(headings, lines, words=(0, 1, 2, 5))
+
+
+def _stacked(text: str) -> str:
+    value, found, half = text.partition(" ± ")
+    return value + _below(f"± {half}" if found else "")
+
+
+def _below(text: str) -> str:
+    """A second line of a cell: thirteen columns have to fit."""
+    return f'<span class="below">{escape(text)}</span>' if text else ""
 
 
 def _judged(item: Row) -> tuple[str, str]:

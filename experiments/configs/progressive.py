@@ -2,7 +2,7 @@
 
     uv run python -m experiments.progressive --config=experiments/configs/progressive.py:tiny --workdir=runs/progressive
 
-Scales (after the colon), with the time all 19 variants take:
+Scales (after the colon), with the time all 20 variants take:
 
   tiny   embedded corpus, bytes, 1 seed: under 2 minutes on 2 CPU cores. Shows that everything works; its
          models are far too small and short for a verdict.
@@ -46,14 +46,13 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.model = ConfigDict()
     config.model.family = "geglu"  # geglu or parameter_golf
     config.model.vocab_size = 0  # 0 = the tokenizer's
-    config.model.rope_dims = 16  # rotated dims of each head
     config.model.dropout = 0.0  # of the variants not named dropout
     config.sizes = ConfigDict()
     for name, (layers, width, heads) in zip(("small", "medium", "large"), _SIZES[scale], strict=True):
         config.sizes[name] = ConfigDict({"num_layers": layers, "model_dim": width, "num_heads": heads})
 
     config.freeze = ConfigDict()
-    config.freeze.pattern = r"blocks/\d+/mlp/(gate|up)/kernel"  # what freezes: a pattern of leaf paths
+    config.freeze.pattern = r"blocks/\d+/mlp/(gate|up|fc)/kernel"  # what freezes: a pattern of leaf paths
     config.freeze.at = 1 / 3  # when: a fraction of the run, or a step
     config.freeze.dropout = 0.2  # rate of the variants named dropout (the paper's)
 

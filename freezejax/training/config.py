@@ -105,10 +105,17 @@ class TrainConfig:
 
 
 def _build(cls: Any, where: str, values: Mapping[str, Any]) -> Any:
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in values:
-        if name not in known:
-            raise UserError(f"{where}.{name}: no such field; {nearest(name, known)}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"{where}.{name}: no such field; {nearest(name, fields)}")
+        kind = fields[name].type
+        # A bool is an int to Python, and a whole number is as good as a float; nothing else passes for another.
+        if type(value) is not kind and not (kind is float and type(value) is int) and kind in (int, float, bool, str):
+            raise UserError(f"{where}.{name}={value!r}: expected {kind.__name__}")
+    for name, field in fields.items():
+        if field.default is field.default_factory is dataclasses.MISSING and name not in values:
+            raise UserError(f"{where}.{name} is missing")
     return cls(**values)
 
 

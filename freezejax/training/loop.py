@@ -71,7 +71,7 @@ def train(
 
     Raises:
       UserError: schedule, data or checkpoint do not fit.
-      NonFinite: loss or gradient norm is not finite; the last good checkpoint stays.
+      NonFinite: a loss, a norm or an evaluation is not finite; the last good checkpoint stays.
       Stopped: `stop` received a signal.
     """
     with Checkpoints(Path(directory) / "checkpoints") as checkpoints:
@@ -188,9 +188,7 @@ class _Run:
         step, phase, metrics = self.pending
         self.pending = None
         values = {name: float(value) for name, value in metrics.items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise NonFinite(step, name, value, self.checkpoints.latest())
+        self.check_finite(step, values)
         now = time.perf_counter()
         self.step_seconds.append(now - self.clock)
         seconds, self.clock = now - self.clock, now
@@ -209,15 +207,24 @@ class _Run:
 
     def record_evaluation(self, step: int, state: RunState) -> None:
         if self.evaluate is not None:
-            self.record({"step": step, **self.evaluate(state.averaged())})
+            figures = self.evaluate(state.averaged())
+            self.check_finite(step, figures)
+            self.record({"step": step, **figures})
         self.clock = time.perf_counter()
+
+    def check_finite(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NonFinite(step, name, value, self.checkpoints.latest())
 
     def record(self, record: Record) -> None:
         for sink in self.sinks:
             sink.write(record)
 
     def save(self, step: int, moving: StepState, frozen: PyTree, kept: dict[str, jax.Array]) -> None:
-        self.settle()  # a checkpoint is only ever made of finite steps
+        # A checkpoint is only ever made of finite steps and weights: the last update has no loss yet.
+        self.settle()
+        self.check_finite(step, {"the norm of the weights": float(optax.tree.norm(moving.trainable))})
         self.checkpoints.save(step, join(moving, frozen, kept), self.data.get_state())
         self.clock = time.perf_counter()
 
