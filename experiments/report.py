@@ -171,7 +171,7 @@ _FOREST_NOTE = (
     "Difference of the variant to its reference in validation cross entropy, with the 95 % interval over "
     "seeds; without bars: one seed. Hollow diamonds: the paper's figure, where it has one."
 )
-_PAPER_NOTE = "Difference to the small baseline: ours with its 95 % interval, and the paper's."
+_PAPER_NOTE = "Difference to the baseline, the first row: ours with its 95 % interval, and the paper's."
 _CURVES_NOTE = (
     "Means over seeds; bands are 95 % intervals over seeds, absent for one seed. A line of panels per model "
     "size (layers × width), the baseline in grey in each. Dashed: a freeze boundary. The vertical axes leave "

@@ -16,12 +16,12 @@ def timelines(rows: Sequence[Row]) -> str:
     >>> 'trainable' in timelines([{"name": "a", "seeded_params": 0, "phases": [phase]}])
     True
     """
-    panels: dict[tuple[bool, tuple[tuple[str, _Bar], ...]], list[Row]] = {}
+    panels: dict[Any, list[Row]] = {}
     for row in rows:
-        if row["phases"]:
-            key = (row["seeded_params"] > 0, tuple(_bars(row).items()))
-            panels.setdefault(key, []).append(row)
-    return "\n".join(_panel(members, dict(bars), seeded) for (seeded, bars), members in panels.items())
+        steps = tuple((phase["start"], phase["stop"]) for phase in row["phases"])
+        if steps:
+            panels.setdefault((row["seeded_params"] > 0, steps, tuple(_bars(row).items())), []).append(row)
+    return "\n".join(_panel(members, dict(bars), seeded) for (seeded, _, bars), members in panels.items())
 
 
 def _bars(row: Row) -> dict[str, _Bar]:

