@@ -1,6 +1,6 @@
 """A study's figures as Markdown tables, for a README.
 
-    python -m experiments.markdown --summary=results/progressive/gutenberg/summary.json
+python -m experiments.markdown --summary=results/progressive/gutenberg/summary.json
 """
 
 import json

@@ -93,10 +93,7 @@ def write(found: Mapping[str, Any], workdir: Path) -> None:
 
 
 def _header(found: Mapping[str, Any], title: str) -> str:
-    name, data, rows = found["experiment"], found["data"], found["rows"]
-    command = (
-        f"uv run python -m experiments.{name} --config=experiments/configs/{name}.py:{found['scale']} --workdir=DIR"
-    )
+    data, rows = found["data"], found["rows"]
     runs = sum(len(row["seeds"]) for row in rows)
     facts = {
         "Data": f"{data['source']}; tokenizer {data['tokenizer']}; sha256 {data['fingerprint'][:12]}…",
@@ -109,8 +106,8 @@ def _header(found: Mapping[str, Any], title: str) -> str:
     listed = "".join(f"<dt>{key}</dt><dd>{escape(value)}</dd>\n" for key, value in facts.items())
     return (
         f'<header><h1>{escape(title)}</h1>\n<dl class="facts">{listed}</dl>\n'
-        f"<p>To make it again:</p>\n<pre><code>{escape(command)}</code></pre>\n"
-        '<p class="note">Fields set on the command line are kept in <code>config.json</code>, the numbers '
+        f"<p>To make it again:</p>\n<pre><code>{escape(found['command'])}</code></pre>\n"
+        '<p class="note">The whole config is in <code>config.json</code>, the numbers '
         "below in <code>summary.json</code>, the curves in <code>metrics.jsonl</code>.</p></header>"
     )
 

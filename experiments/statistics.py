@@ -53,21 +53,24 @@ def paired_effect_pct(ours: Sequence[float], reference: Sequence[float]) -> Inte
     return interval([round(100.0 * (our - other) / other, 12) for our, other in pairs])
 
 
-def verdict(effect: Interval, claimed_pct: float, *, claims_no_effect: bool = False) -> str:
+def verdict(effect: Interval, claimed_pct: float) -> str:
     """Whether an effect bears out a claim, by its 95 % interval alone. It judges the sign, not the size.
 
     Reproduced: the interval lies wholly on the claim's side of zero. Not reproduced: wholly on the other
-    side. For a claim of no effect: wholly within, or wholly outside, +-1 %. Else inconclusive, as is
-    every effect without an interval.
+    side. A claim of 0 is a claim of no effect: wholly within, or wholly outside, +-1 %. Else
+    inconclusive, as is every effect without an interval.
 
-    >>> verdict(Interval(-3.0, 1.0), -2.2), verdict(Interval(3.0, 1.0), -2.2), verdict(Interval(3.0, None), -2.2)
-    ('reproduced', 'not reproduced', 'inconclusive')
+    >>> verdict(Interval(-3.0, 1.0), -2.2), verdict(Interval(3.0, 1.0), -2.2)
+    ('reproduced', 'not reproduced')
+    >>> verdict(Interval(3.0, None), -2.2), verdict(Interval(0.1, 0.2), 0.0)
+    ('inconclusive', 'reproduced')
     """
-    if claims_no_effect:
-        inside = effect.low >= -NO_EFFECT_PCT and effect.high <= NO_EFFECT_PCT
+    if effect.ci95 is None:
+        return "inconclusive"
+    if claimed_pct == 0:
+        inside = max(abs(effect.low), abs(effect.high)) <= NO_EFFECT_PCT
         outside = effect.low > NO_EFFECT_PCT or effect.high < -NO_EFFECT_PCT
     else:
-        side = np.sign(claimed_pct)
-        inside = min(side * effect.low, side * effect.high) > 0
-        outside = max(side * effect.low, side * effect.high) < 0
+        ends = np.sign(claimed_pct) * effect.low, np.sign(claimed_pct) * effect.high
+        inside, outside = min(ends) > 0, max(ends) < 0
     return "reproduced" if inside else "not reproduced" if outside else "inconclusive"

@@ -1,7 +1,9 @@
 """From finished runs to summary.json and the table: rows, paired contrasts, verdicts by rule."""
 
+import importlib
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +34,7 @@ def write(study: Study, config: ConfigDict, corpus: Corpus, workdir: Path) -> di
     found = {
         "experiment": study.name,
         "scale": config.scale,
+        "command": command(config),
         "versions": {**{name: metadata.version(name) for name in _PACKAGES}, "python": platform.python_version()},
         "data": {
             "source": corpus.source,
@@ -50,6 +53,23 @@ def write(study: Study, config: ConfigDict, corpus: Corpus, workdir: Path) -> di
     write_atomically(workdir / "summary.json", json.dumps(found, indent=2) + "\n")
     _merge_metrics(study, results, workdir)
     return found
+
+
+def command(config: ConfigDict) -> str:
+    """The command line that makes this study again, with every field that differs from its scale's default.
+
+    >>> from experiments.configs.progressive import get_config
+    >>> config = get_config("tiny")
+    >>> config.train.steps = 30
+    >>> command(config)
+    'uv run python -m experiments.progressive --config=...progressive.py:tiny --config.train.steps=30 --workdir=DIR'
+    """
+    name, scale = config.experiment, config.scale
+    defaults = importlib.import_module(f"experiments.configs.{name}").get_config(scale)
+    before, now = flatten(json.loads(defaults.to_json())), flatten(json.loads(config.to_json()))
+    changed = [f"--config.{field.replace('/', '.')}={value}" for field, value in now.items() if before[field] != value]
+    start = f"uv run python -m experiments.{name} --config=experiments/configs/{name}.py:{scale}"
+    return " ".join([start, *(shlex.quote(flag) for flag in changed), "--workdir=DIR"])
 
 
 def _results(workdir: Path, variant: str, seeds: int) -> list[Result]:

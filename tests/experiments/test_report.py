@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import report, summary
+from experiments.configs.progressive import get_config
 from experiments.curves import curves_of
 from experiments.plots import COLOR, render, spread
 from experiments.statistics import interval
@@ -220,7 +221,9 @@ def make(workdir: Path, seeds: int, sizes: tuple[str, ...] = ("small", "medium")
         source="embedded", fingerprint="ab" * 32, train=range(444_799), tokenizer=SimpleNamespace(name="bytes")
     )
     study = Study("progressive", variants, contrasts)
-    return summary.write(study, SimpleNamespace(seeds=seeds, scale="cpu"), corpus, workdir)
+    config = get_config("cpu")
+    config.seeds = seeds
+    return summary.write(study, config, corpus, workdir)
 
 
 def variant(kind: str, size: str) -> Variant:
