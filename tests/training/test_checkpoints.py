@@ -1,0 +1,128 @@
+"""Checkpoints: the newest two, never a torn one, and a damaged one told in one line."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freezejax.errors import UserError
+from freezejax.training.checkpoints import Checkpoints, load_params, save_params
+
+STATE = {"w": np.arange(4096, dtype=np.float32), "count": jnp.int32(3), "special": jnp.array([-0.0, jnp.inf, 1e-45])}
+ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), STATE)
+
+
+def saved(directory, *steps):
+    with Checkpoints(directory) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, jax.tree.map(lambda x: x + x.dtype.type(0), STATE), {"next": step})
+    return directory
+
+
+def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path):
+    with Checkpoints(saved(tmp_path, 5)) as checkpoints:
+        state, position = checkpoints.restore(5, ABSTRACT)
+    assert position == {"next": 5}
+    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(STATE), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    saved(tmp_path, 1, 2, 3)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["2", "3"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 3
+        checkpoints.save(3, STATE, {"next": 99})  # saved before: kept as it is
+        assert checkpoints.restore(3, ABSTRACT)[1] == {"next": 3}
+
+
+def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path):
+    saved(tmp_path, 1)
+    torn = tmp_path / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "1", torn)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+        checkpoints.save(2, STATE, {"next": 2})
+        assert checkpoints.latest() == 2
+    assert not torn.exists()
+
+
+def missing_metadata(folder):
+    (folder / "_CHECKPOINT_METADATA").unlink()
+
+
+def missing_manifest(folder):
+    for path in folder.rglob("manifest.ocdbt"):
+        path.unlink()
+
+
+def empty_data(folder):
+    for path in folder.rglob("d/*"):
+        path.write_bytes(b"")
+
+
+def garbage_data(folder):
+    for path in folder.rglob("d/*"):
+        path.write_bytes(b"x" * path.stat().st_size)
+
+
+def no_content(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("damage", [missing_manifest, empty_data, garbage_data, no_content, missing_metadata])
+def test_a_damaged_checkpoint_is_named_in_one_line_or_not_counted(damage, tmp_path):
+    saved(tmp_path, 1, 2)
+    damage(tmp_path / "2")
+    with Checkpoints(tmp_path) as checkpoints:
+        if checkpoints.latest() == 2:
+            with pytest.raises(UserError) as raised:
+                checkpoints.restore(2, ABSTRACT)
+            assert str(tmp_path / "2") in str(raised.value)
+            assert "\n" not in str(raised.value)
+        else:
+            assert checkpoints.latest() == 1
+    shutil.rmtree(tmp_path / "2", ignore_errors=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(checkpoints.latest(), ABSTRACT)[1] == {"next": 1}
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    saved(tmp_path, 1)
+    other = {**ABSTRACT, "w": jax.ShapeDtypeStruct((7,), jnp.float32)}
+    for wrong in (other, {"v": ABSTRACT["w"]}):
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="cannot be restored"):
+            checkpoints.restore(1, wrong)
+
+
+def test_the_loop_tells_a_damaged_checkpoint_in_one_line(run, entries, tmp_path):
+    run(tmp_path, entries["later"], stop_at=5)
+    garbage_data(tmp_path / "checkpoints" / "5")
+    with pytest.raises(UserError, match=r"checkpoint .*/5 cannot be restored .* delete that folder"):
+        run(tmp_path, entries["later"])
+    shutil.rmtree(tmp_path / "checkpoints" / "5")
+    found, recorder = run(tmp_path, entries["later"])
+    assert found is not None
+    assert recorder.begun == [0]
+
+
+def test_parameters_are_replaced_whole_and_damage_is_told(tmp_path):
+    path = tmp_path / "params"
+    save_params(path, {"w": jnp.zeros(4096)})
+    save_params(path, {"w": jnp.ones(4096)})
+    abstract = {"w": jax.ShapeDtypeStruct((4096,), jnp.float32)}
+    assert bool((load_params(path, abstract)["w"] == 1).all())
+    # What a kill in the middle of a save leaves beside it does not hinder the next save.
+    shutil.copytree(path, tmp_path / "params.orbax-checkpoint-tmp")
+    save_params(path, {"w": jnp.full(4096, 2.0)})
+    assert bool((load_params(path, abstract)["w"] == 2).all())
+    with pytest.raises(UserError, match="cannot be read as this model"):
+        load_params(path, {"w": jax.ShapeDtypeStruct((5,), jnp.float32)})
+    garbage_data(path)
+    with pytest.raises(UserError, match="cannot be read as this model"):
+        load_params(path, abstract)
+    with pytest.raises(UserError, match="has the run finished"):
+        load_params(tmp_path / "nothing", abstract)

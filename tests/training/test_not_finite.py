@@ -1,0 +1,129 @@
+"""A loss that is not finite stops the run, names the step, and leaves only good checkpoints."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freezejax.training import loop
+from freezejax.training.checkpoints import Checkpoints
+from freezejax.training.interrupts import NonFinite
+from freezejax.training.metrics import JsonLines, read_json_lines
+
+
+def saved_steps(directory):
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def test_a_loss_made_nan_stops_at_its_step(run, entries, tmp_path, monkeypatch):
+    real = loop.make_step
+
+    def poisoned(*args, **kwargs):
+        step = real(*args, **kwargs)
+
+        def until_seven(state, frozen, key, index, batch):
+            state, metrics = step(state, frozen, key, index, batch)
+            return state, {**metrics, "loss": jnp.where(index == 6, jnp.nan, metrics["loss"])}
+
+        return until_seven
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_step", poisoned)
+        with pytest.raises(NonFinite, match=r"step 7: loss is nan; the checkpoint of step 6 is kept"):
+            run(tmp_path, entries["later"], checkpoint_every=2)
+    assert saved_steps(tmp_path) == [4, 6]
+    found, recorder = run(tmp_path, entries["later"], checkpoint_every=2)
+    assert recorder.begun == [6]
+    assert all(map(math.isfinite, recorder.losses()))
+    assert found.steps == 12
+
+
+@pytest.mark.parametrize("rate", [1e9, 1e30, 3e38])
+def test_a_mad_learning_rate_leaves_no_checkpoint_that_is_not_finite(rate, run, entries, tmp_path):
+    fields = {"checkpoint_every": 1, "optimizer": {"learning_rate": rate, "schedule": "constant", "clip": 0.0}}
+    try:
+        run(tmp_path, entries["later"], **fields)
+    except NonFinite as stopped:
+        assert "Lower the learning rate" in str(stopped)
+    else:
+        assert rate == 1e9  # the norms of the model may hold this one
+    for step in saved_steps(tmp_path):
+        directory = tmp_path / "checkpoints" / str(step)
+        assert directory.is_dir()
+        for leaf in jax.tree.leaves(restored(tmp_path, step)):
+            assert np.isfinite(np.asarray(leaf)).all()
+
+
+def restored(directory, step):
+    from orbax.checkpoint import v1 as ocp
+
+    with ocp.training.Checkpointer(directory / "checkpoints") as checkpointer, pytest.warns(UserWarning):
+        return checkpointer.load(step)
+
+
+def test_an_evaluation_that_is_not_finite_stops_too(run, entries, tmp_path):
+    figures = iter([{"val_ce": 1.0}, {"val_ce": float("inf")}])
+    with pytest.raises(NonFinite, match=r"step 8: val_ce is inf; no checkpoint was saved yet"):
+        run(tmp_path, entries["later"], evaluate=lambda params: next(figures), eval_every=4)
+
+
+def test_stop_beats_nothing_not_finite(run, entries, tmp_path, monkeypatch):
+    """A stop asked for in the step that goes wrong saves nothing."""
+    real = loop.make_step
+
+    def poisoned(*args, **kwargs):
+        step = real(*args, **kwargs)
+
+        def bad(*arguments):
+            state, metrics = step(*arguments)
+            return state, {**metrics, "grad_norm": metrics["grad_norm"] * jnp.inf}
+
+        return bad
+
+    monkeypatch.setattr(loop, "make_step", poisoned)
+    with pytest.raises(NonFinite, match="grad_norm"):
+        run(tmp_path, entries["later"], stop_at=1)
+    assert saved_steps(tmp_path) == []
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_resuming_drops_the_records_beyond_the_checkpoint_and_a_torn_line(tmp_path):
+    sink = JsonLines(tmp_path / "run" / "metrics.jsonl")
+    sink.begin(0)
+    for step in (1, 2, 3, 4):
+        sink.write({"step": step, "loss": 1.0 / step})
+    sink.write({"step": 4, "val_ce": 2.0})
+    sink.close()
+    with sink.path.open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert [record["step"] for record in read_json_lines(sink.path)] == [1, 2, 3, 4, 4]
+    sink.begin(3)
+    sink.write({"step": 4, "loss": 9.0})
+    sink.close()
+    assert [record["step"] for record in lines(sink.path)] == [1, 2, 3, 4]
+    assert lines(sink.path)[-1]["loss"] == 9.0
+    sink.begin(0)
+    sink.close()
+    assert lines(sink.path) == []
+    assert [path.name for path in sink.path.parent.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_resumed_run_records_every_step_once(run, entries, tmp_path, build, tokens):
+    run(tmp_path, entries["later"], checkpoint_every=3, stop_at=5)
+    whole = JsonLines(tmp_path / "metrics.jsonl")
+    whole.begin(0)
+    for step in range(1, 8):  # what a killed run may have written beyond its checkpoint
+        whole.write({"step": step, "loss": 0.0})
+    whole.close()
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        step = checkpoints.latest()
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.begin(step)
+    sink.close()
+    assert [record["step"] for record in lines(sink.path)] == [1, 2, 3, 4, 5]

@@ -1,0 +1,139 @@
+"""Optimizers and learning rates by name: closed forms, and which leaves muon takes."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from freezejax import FreezeSchedule, freeze
+from freezejax.errors import UserError
+from freezejax.training.config import OptimizerConfig, TrainConfig
+from freezejax.training.optimizers import make_optimizer, rate_of_run, rate_shape
+
+SHAPES = {
+    ("cosine", 0): lambda step: 0.5 * (1 + math.cos(math.pi * step / 20)),
+    ("cosine", 4): lambda step: (step + 1) / 5 if step < 4 else 0.5 * (1 + math.cos(math.pi * (step - 4) / 16)),
+    ("linear_warmdown", 0): lambda step: min(1.0, (20 - step) / 5),
+    ("linear_warmdown", 4): lambda step: min((step + 1) / 5, 1.0, (20 - step) / 5),
+    ("constant", 4): lambda step: min((step + 1) / 5, 1.0),
+}
+
+
+@pytest.mark.parametrize(("schedule", "warmup"), SHAPES)
+def test_rate_shapes_are_the_closed_forms(schedule, warmup):
+    config = OptimizerConfig(schedule=schedule, warmup_steps=warmup, warmdown_steps=5)
+    shape = rate_shape(config, 20)
+    expected = [SHAPES[schedule, warmup](step) for step in range(20)]
+    np.testing.assert_allclose([float(shape(step)) for step in range(20)], expected, atol=1e-6)
+    traced = jax.jit(jax.vmap(shape))(jnp.arange(20))
+    np.testing.assert_allclose(traced, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [{"warmup_steps": 99}, {"schedule": "linear_warmdown", "warmdown_steps": 99}])
+def test_a_run_shorter_than_its_warmup_has_a_finite_positive_rate(fields):
+    shape = rate_shape(OptimizerConfig(**fields), 3)
+    rates = [float(shape(step)) for step in range(3)]
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+def config_of(**fields):
+    return TrainConfig.from_mapping({"steps": 12, "batch_size": 4, "seq_len": 16, **fields})
+
+
+def test_a_restarted_schedule_is_a_whole_schedule_per_phase():
+    config = config_of(restart_schedule=True, optimizer={"warmup_steps": 1})
+    phases = FreezeSchedule([(0, [("w", True)]), (4, [("w", False)]), (7, [("w", True)])]).phases({"w": 0.0}, 12)
+    rate = rate_of_run(config, phases)
+    expected = [float(rate_shape(config.optimizer, length)(step)) for length in (4, 3, 5) for step in range(length)]
+    assert [float(rate(step)) for step in range(12)] == pytest.approx(expected)
+    plain = rate_of_run(config_of(optimizer={"warmup_steps": 1}), phases)
+    assert [float(plain(step)) for step in range(12)] != pytest.approx(expected)
+
+
+@pytest.mark.parametrize("restart_schedule", [True, False])
+def test_the_rate_follows_the_run_when_the_optimizer_restarts(restart_schedule, run, entries, tmp_path):
+    """With plain sign-like updates (Adam, no decay) the size of a step shows the rate that was used."""
+    seen = []
+    fields = {
+        "restart_optimizer": True,
+        "restart_schedule": restart_schedule,
+        "optimizer": {"schedule": "linear_warmdown", "warmdown_steps": 12, "weight_decay": 0.0, "b1": 0.0, "b2": 0.0},
+    }
+    keep = lambda params: seen.append(np.array(params["tok_emb"]["embedding"])) or {"val_ce": 0.0}  # noqa: E731
+    _, recorder = run(tmp_path, entries["later"], evaluate=keep, eval_every=1, **fields)
+    logged = [record["learning_rate"] for record in recorder.records if "loss" in record]
+    used = [float(np.abs(after - before).max()) for before, after in zip(seen, seen[1:], strict=False)]
+    np.testing.assert_allclose(used, logged[1:12], rtol=1e-2)
+    in_second_phase = 1.0 if restart_schedule else 8 / 12
+    assert logged[4] == pytest.approx(1e-3 * in_second_phase, rel=1e-5)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_only(build):
+    params = jax.eval_shape(build().init, jax.random.key(0))
+    tx = make_optimizer(OptimizerConfig(name="muon"), lambda count: jnp.ones([]))
+    _, state = jax.eval_shape(tx.init, params)
+    muon, adam = (state.inner_states[name].inner_state for name in ("muon", "adam"))
+    moments = [path for path, _ in jax.tree_util.tree_leaves_with_path(muon[0].mu)]
+    names = {jax.tree_util.keystr(path, simple=True, separator="/") for path in moments}
+    assert names == {f"blocks/0/{leaf}/kernel" for leaf in ("attn/qkv", "attn/out", "mlp/gate", "mlp/up", "mlp/down")}
+    of_adam = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(adam[0].mu)
+    }
+    assert of_adam == {"tok_emb/embedding", "ln_f/scale", "blocks/0/ln1/scale", "blocks/0/ln2/scale"}
+
+
+def test_muon_updates_are_near_orthogonal_and_adamw_takes_its_own_rate():
+    params = {"blocks": {0: {"w": jnp.ones((8, 8))}}, "b": jnp.ones(3)}
+    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
+    config = OptimizerConfig(name="muon", learning_rate=0.5, adam_learning_rate=0.25, weight_decay=0.0, clip=0.0)
+    tx = freeze(make_optimizer(config, lambda count: jnp.ones([])), {"blocks": {0: {"w": True}}, "b": True})
+    updates, _ = tx.update(grads, tx.init(params), params)
+    singular = jnp.linalg.svd(updates["blocks"][0]["w"], compute_uv=False)
+    assert float(singular.max()) < 1.5 * 0.5
+    assert float(singular.min()) > 0.3 * 0.5
+    np.testing.assert_allclose(jnp.abs(updates["b"]), 0.25, rtol=1e-4)
+
+
+def test_adamw_is_optax_adamw_after_the_clip():
+    params, grads = {"w": jnp.arange(1.0, 4.0)}, {"w": jnp.array([3.0, 0.0, 4.0])}
+    config = OptimizerConfig(clip=1.0, learning_rate=0.1, weight_decay=0.2)
+    tx = make_optimizer(config, lambda count: jnp.ones([]))
+    reference = optax.adamw(0.1, 0.9, 0.999, 1e-8, weight_decay=0.2)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    expected, _ = reference.update({"w": grads["w"] / 5}, reference.init(params), params)
+    np.testing.assert_allclose(updates["w"], expected["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"steps": 0}, "train.steps=0"),
+        ({"steps": "5"}, "train.steps='5': expected int"),
+        ({"steps": True}, "train.steps=True"),
+        ({"seq_len": 1.5}, "train.seq_len=1.5"),
+        ({"accumulation": 3}, "train.accumulation=3"),
+        ({"ema_decay": 1.0}, "train.ema_decay"),
+        ({"on_thaw": "keeep"}, "nearest: keep"),
+        ({"compute_dtype": "float16"}, "float32"),
+        ({"sed": 1}, "nearest: seed"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate=nan"),
+        ({"optimizer": {"learning_rate": "1e-3"}}, "train.optimizer.learning_rate"),
+        ({"optimizer": {"name": "adam"}}, "nearest: adamw"),
+        ({"optimizer": {"b1": 1}}, "optimizer.b1"),
+        ({"optimizer": {"momentun": 0.9}}, "nearest: momentum"),
+    ],
+)
+def test_a_bad_field_is_named_in_one_line(values, words):
+    with pytest.raises(UserError) as raised:
+        config_of(**values)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(UserError, match=r"train\.seq_len is missing"):
+        TrainConfig.from_mapping({"steps": 1, "batch_size": 2})

@@ -1,0 +1,88 @@
+"""The next phase is compiled ahead, equal phases share a program, and an error comes out where it is waited for."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freezejax.training.phases import BackgroundCompiler
+
+
+def test_the_next_phase_is_compiled_while_this_one_runs():
+    begun, go_on = threading.Event(), threading.Event()
+
+    def compile_phase(index):
+        if index == 1:
+            begun.set()
+            assert go_on.wait(10)
+        return index, threading.current_thread().name
+
+    with BackgroundCompiler(compile_phase, [{"w": True}, {"w": False}]) as programs:
+        assert programs.get(0)[0] == 0
+        programs.prepare(1)
+        assert begun.wait(10)  # nobody has asked for it yet
+        go_on.set()
+        index, thread = programs.get(1)
+    assert index == 1
+    assert thread.startswith("compile")
+
+
+def test_equal_masks_share_one_program_and_no_phase_is_compiled_twice():
+    compiled = []
+    masks = [{"w": True}, {"w": False}, {"w": True}, {"w": False}]
+    with BackgroundCompiler(lambda index: compiled.append(index) or index, masks) as programs:
+        for index in (0, 1, 2, 3, 0):
+            programs.prepare(index + 1)
+            assert programs.get(index) == index % 2
+    assert sorted(compiled) == [0, 1]
+
+
+def test_an_error_surfaces_where_the_program_is_wanted():
+    def compile_phase(index):
+        if index == 1:
+            raise ValueError("no such phase")
+        return index
+
+    with BackgroundCompiler(compile_phase, ["a", "b"]) as programs:
+        programs.prepare(1)
+        assert programs.get(0) == 0
+        with pytest.raises(ValueError, match="no such phase"):
+            programs.get(1)
+
+
+def test_leaving_drops_what_was_not_begun():
+    compiled = []
+    with BackgroundCompiler(lambda index: compiled.append(index), ["a", "b", "c"]) as programs:
+        programs.prepare(0)
+        programs.prepare(9)  # there is no such phase
+    assert compiled in ([], [0])
+
+
+def test_a_run_that_thaws_compiles_three_programs_for_four_phases(run, entries, tmp_path, monkeypatch):
+    from freezejax.training import loop
+
+    compiled, compile_phase = [], loop._Run.compile
+
+    def noted(self, index):
+        compiled.append(index)
+        return compile_phase(self, index)
+
+    monkeypatch.setattr(loop._Run, "compile", noted)
+    run(tmp_path / "shared", entries["thaw"])
+    assert sorted(compiled) == [0, 1, 3]
+    compiled.clear()
+    # With a restarted optimizer the two whole phases read the learning rate at another offset.
+    run(tmp_path / "apart", entries["thaw"], restart_optimizer=True)
+    assert sorted(compiled) == [0, 1, 2, 3]
+
+
+def test_a_phase_in_which_nothing_trains_changes_nothing(run, entries, tmp_path):
+    seen = []
+    keep = lambda params: seen.append(jax.tree.map(np.array, params)) or {"val_ce": 0.0}  # noqa: E731
+    found, recorder = run(tmp_path, entries["all frozen"], evaluate=keep, eval_every=6)
+    first, last = seen
+    assert jax.tree.all(jax.tree.map(np.array_equal, first, last))
+    assert [r["trainable_share"] for r in recorder.records if "loss" in r] == [1.0] * 6 + [0.0] * 6
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, found.params, last))
