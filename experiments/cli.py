@@ -1,5 +1,6 @@
 """Flags, errors and exit codes of every command: bad input is one line and exit code 2."""
 
+import logging as python_logging
 import os
 import re
 import sys
@@ -49,6 +50,8 @@ def run(main: Callable[[], None]) -> None:
             _fail("interrupted; run the same command again to resume from the last checkpoint", 130)
 
     logging.set_verbosity(logging.WARNING)
+    # Where Orbax fails to read a file it leaves further failed tasks behind, each of which asyncio would report.
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -82,6 +85,7 @@ def _no_such_field(name: str) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    sys.unraisablehook = lambda _: None  # nor do those tasks tell more when the process ends
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
 

@@ -17,6 +17,7 @@ from freezejax.errors import UserError
 from freezejax.paths import nearest
 from freezejax.training.checkpoints import load_params
 from freezejax.training.evaluation import evaluate_sliding, make_evaluator
+from freezejax.training.state import fingerprint
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study.")
 _VARIANT = flags.DEFINE_string("variant", None, "Name of a finished variant.")
@@ -49,6 +50,8 @@ def main() -> None:
         )
     model = models.build(**result["model"])
     params = load_params(directory / "params", jax.eval_shape(model.init, jax.random.key(0)))
+    if fingerprint(params) != result["params_sha256"]:
+        raise UserError(f"{directory / 'params'}: not the parameters that the run saved; they are damaged")
     table, seq_len = corpus.tokenizer.byte_table(), _SEQ_LEN.value or config["train"]["seq_len"]
     batch_size = _BATCH_SIZE.value or 1
     evaluate = make_evaluator(model.apply, corpus.val, table, batch_size=batch_size, seq_len=seq_len)

@@ -8,6 +8,7 @@ from orbax.checkpoint import v1 as ocp
 
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
+from freezejax.training.state import fingerprint
 
 
 class Checkpoints:
@@ -34,7 +35,9 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, data_state: dict[str, Any]) -> None:
         """Saves the state after `step` updates; returns when it is on disk. A step saved before is kept."""
         if self.latest() != step:
-            self._checkpointer.save(step, state, force=True, custom_metadata={"data": data_state})
+            # Orbax alone does not see a flipped bit in an array.
+            metadata = {"data": data_state, "sha256": fingerprint(state)}
+            self._checkpointer.save(step, state, force=True, custom_metadata=metadata)
 
     def latest(self) -> int | None:
         """Newest finished step, or None."""
@@ -52,11 +55,13 @@ class Checkpoints:
                 # One process, one device: the sharding file is as good as an explicit sharding.
                 warnings.filterwarnings("ignore", message="Sharding info not provided")
                 state = self._checkpointer.load(step, abstract)
-            return state, self._checkpointer.metadata(step).custom_metadata["data"]
+            metadata = self._checkpointer.metadata(step).custom_metadata
+            if metadata["sha256"] != fingerprint(state):
+                raise ValueError("its values are not those that were saved")
+            return state, metadata["data"]
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged checkpoint
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"checkpoint {self._directory / str(step)} cannot be restored ({reason[:200]}); "
+                f"checkpoint {self._directory / str(step)} cannot be restored ({_reason(error)}); "
                 "delete that folder to resume from an earlier one"
             ) from error
 
@@ -104,5 +109,11 @@ def load_params(path: str | Path, abstract: PyTree) -> PyTree:
             warnings.filterwarnings("ignore", message="Sharding info not provided")
             return ocp.load(path, abstract)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: parameters cannot be read as this model ({reason[:200]})") from error
+        raise UserError(f"{path}: parameters cannot be read as this model ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    """First line of the first error: those that Orbax raises after it speak of its handlers."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,5 +1,6 @@
 """A loss that is not finite stops the run, names the step, and leaves only good checkpoints."""
 
+import contextlib
 import json
 import math
 
@@ -41,27 +42,26 @@ def test_a_loss_made_nan_stops_at_its_step(run, entries, tmp_path, monkeypatch):
     assert found.steps == 12
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.mark.parametrize("rate", [1e9, 1e30, 3e38])
-def test_a_mad_learning_rate_leaves_no_checkpoint_that_is_not_finite(rate, run, entries, tmp_path):
+def test_a_mad_learning_rate_leaves_no_checkpoint_that_is_not_finite(rate, run, entries, restored, tmp_path):
     fields = {"checkpoint_every": 1, "optimizer": {"learning_rate": rate, "schedule": "constant", "clip": 0.0}}
-    try:
-        run(tmp_path, entries["later"], **fields)
-    except NonFinite as stopped:
-        assert "Lower the learning rate" in str(stopped)
-    else:
-        assert rate == 1e9  # the norms of the model may hold this one
+    with contextlib.suppress(NonFinite) if rate == 1e9 else pytest.raises(NonFinite, match="Lower the learning rate"):
+        run(tmp_path, entries["later"], **fields)  # the norms of the model may hold 1e9
     for step in saved_steps(tmp_path):
-        directory = tmp_path / "checkpoints" / str(step)
-        assert directory.is_dir()
         for leaf in jax.tree.leaves(restored(tmp_path, step)):
             assert np.isfinite(np.asarray(leaf)).all()
 
 
-def restored(directory, step):
+@pytest.fixture
+def restored():
     from orbax.checkpoint import v1 as ocp
 
-    with ocp.training.Checkpointer(directory / "checkpoints") as checkpointer, pytest.warns(UserWarning):
-        return checkpointer.load(step)
+    def load(directory, step):
+        with ocp.training.Checkpointer(directory / "checkpoints") as checkpointer:
+            return checkpointer.load(step)
+
+    return load
 
 
 def test_an_evaluation_that_is_not_finite_stops_too(run, entries, tmp_path):
@@ -114,7 +114,7 @@ def test_resuming_drops_the_records_beyond_the_checkpoint_and_a_torn_line(tmp_pa
     assert [path.name for path in sink.path.parent.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_resumed_run_records_every_step_once(run, entries, tmp_path, build, tokens):
+def test_a_resumed_run_records_every_step_once(run, entries, tmp_path):
     run(tmp_path, entries["later"], checkpoint_every=3, stop_at=5)
     whole = JsonLines(tmp_path / "metrics.jsonl")
     whole.begin(0)

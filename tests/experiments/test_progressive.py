@@ -1,0 +1,207 @@
+"""The progressive study as data: every control is there, and freezes, matches and restarts what it says."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.configs.progressive import get_config
+from experiments.progressive import make_study
+from experiments.study import sizes
+from experiments.variants import Variant, select
+from freezejax import models
+from freezejax.artifact import predict_bytes
+from freezejax.errors import UserError
+from freezejax.masks import count_parameters
+from freezejax.paths import leaf_paths
+from freezejax.schedules import FreezeSchedule
+from freezejax.training.config import TrainConfig
+
+SCALES = {"tiny": 256, "cpu": 1024, "h100": 4096}  # and a vocabulary
+
+
+@pytest.fixture(scope="module")
+def studies():
+    return {scale: make_study(get_config(scale), vocabulary) for scale, vocabulary in SCALES.items()}
+
+
+@pytest.fixture(scope="module")
+def variants(studies):
+    return {variant.name: variant for variant in studies["tiny"].variants}
+
+
+def shapes(variant):
+    return jax.eval_shape(models.build(**variant.model).init, jax.random.key(0))
+
+
+def stored(variant):
+    params = shapes(variant)
+    first = variant.schedule.phases(params, 60)[0].mask
+    return predict_bytes(params, jax.tree.map(lambda trains: variant.seeded and not trains, first))
+
+
+def differences(one, other):
+    """Fields of model and training in which two variants differ."""
+    both = [{**dict(v.model), **{f"train.{k}": x for k, x in v.train.items()}} for v in (one, other)]
+    return {key for key in both[0].keys() | both[1].keys() if both[0].get(key) != both[1].get(key)}
+
+
+def frozen_at(variant, step):
+    """Leaves that do not train at a step of the 60."""
+    params = shapes(variant)
+    phases = variant.schedule.phases(params, variant.train["steps"])
+    (mask,) = (phase.mask for phase in phases if phase.start <= step < phase.stop)
+    return {path for path, trains in zip(leaf_paths(params), jax.tree.leaves(mask), strict=True) if not trains}
+
+
+def gate_and_up(variant):
+    return {path for path in leaf_paths(shapes(variant)) if path.endswith(("mlp/gate/kernel", "mlp/up/kernel"))}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_variant_can_be_built_at_every_scale(studies, scale):
+    study = studies[scale]
+    names = [variant.name for variant in study.variants]
+    assert len(set(names)) == len(names)
+    assert names[0] == "baseline"
+    for variant in study.variants:
+        variant.schedule.phases(shapes(variant), TrainConfig.from_mapping(variant.train).steps)
+    for contrast in study.contrasts:
+        assert {contrast.variant, contrast.reference} <= set(names)
+
+
+def test_every_variant_that_was_asked_for_is_there(variants):
+    size = {name: (v.model["num_layers"], v.model["model_dim"]) for name, v in variants.items()}
+    assert size["selective_small"] == size["progressive_small"] == size["baseline"]
+    for larger in ("medium", "large"):
+        assert size[f"selective_{larger}"] == size[f"progressive_{larger}"] == size[f"trained_{larger}"]
+        assert size[f"trained_{larger}"] > size["baseline"]
+    never = [name for name, v in variants.items() if not frozen_at(v, 59)]
+    assert all(name.startswith(("baseline", "trained")) for name in never)
+    assert len(never) == sum(name.startswith(("baseline", "trained")) for name in variants)
+
+
+def test_masks_at_the_first_and_the_last_step(variants):
+    for name, variant in variants.items():
+        kind = name.split("_")[0]
+        at_first, at_last = frozen_at(variant, 0), frozen_at(variant, 59)
+        assert at_first == (gate_and_up(variant) if kind == "selective" else set())
+        assert at_last == (set() if kind in ("baseline", "trained") else gate_and_up(variant))
+        assert variant.seeded == (kind == "selective")
+        if kind == "progressive":
+            assert not frozen_at(variant, 19)
+            assert frozen_at(variant, 20) == gate_and_up(variant)
+
+
+def test_controls_differ_from_their_partner_in_what_their_name_says_and_nothing_else(variants):
+    expected = {
+        ("progressive_medium_restart", "progressive_medium"): {"train.restart_schedule", "train.restart_optimizer"},
+        ("progressive_medium", "trained_medium"): set(),
+        ("progressive_small", "baseline"): set(),
+        ("progressive_large", "trained_large"): set(),
+        ("selective_medium", "trained_medium_same_scale"): set(),
+        ("selective_medium", "trained_medium"): {"mlp_in_init"},
+        ("selective_small", "baseline_same_scale"): set(),
+        ("selective_large", "trained_large_same_scale"): set(),
+        ("progressive_medium_same_scale", "trained_medium_same_scale"): set(),
+        ("progressive_medium_same_scale", "selective_medium"): set(),
+        ("progressive_medium_dropout", "trained_medium_dropout"): set(),
+        ("selective_medium_dropout", "selective_medium"): {"dropout"},
+        ("progressive_medium_dropout", "progressive_medium"): {"dropout"},
+        ("baseline_dropout", "baseline"): {"dropout"},
+        ("trained_at_selective_bytes", "trained_medium"): {"model_dim"},
+        ("trained_at_selective_bytes_same_scale", "trained_medium_same_scale"): {"model_dim"},
+    }
+    for (name, partner), fields in expected.items():
+        assert differences(variants[name], variants[partner]) == fields, (name, partner)
+    assert variants["progressive_medium_restart"].train["restart_schedule"] is True
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_matched_bytes_lie_within_a_few_percent(studies, scale):
+    found = {variant.name: variant for variant in studies[scale].variants}
+    target = stored(found["selective_medium"])
+    for name in ("trained_at_selective_bytes", "trained_at_selective_bytes_same_scale"):
+        assert stored(found[name]) == pytest.approx(target, rel=0.05)
+        assert found[name].model["num_heads"] == found["trained_medium"].model["num_heads"]
+    assert stored(found["trained_medium"]) > 1.2 * target
+    # A leaf that was trained and then frozen is billed: freezing later stores what training stores.
+    assert stored(found["progressive_medium"]) == stored(found["trained_medium"])
+
+
+def test_the_same_initial_scale_is_the_same_draw(variants):
+    init = {
+        name: models.build(**variants[name].model).init(jax.random.key(0))["blocks"][0]["mlp"]["gate"]["kernel"]
+        for name in ("selective_medium", "trained_medium_same_scale", "trained_medium")
+    }
+    assert bool((init["selective_medium"] == init["trained_medium_same_scale"]).all())
+    width = variants["selective_medium"].model["model_dim"]
+    assert float(init["selective_medium"].std()) == pytest.approx(width**-0.5, rel=0.05)
+    assert float(init["trained_medium"].std()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_parameters_add_up_and_only_what_was_never_trained_is_free(variants):
+    model = {"family": "geglu", "vocab_size": 16, "num_layers": 1, "model_dim": 16, "num_heads": 1}
+    config = TrainConfig(steps=60, batch_size=1, seq_len=4)
+    params = jax.tree.map(np.asarray, models.build(**model).init(jax.random.key(0)))
+    found = {}
+    for name in ("trained_medium", "selective_medium", "progressive_medium"):
+        variant = variants[name]
+        found[name] = sizes(Variant(name, model, {}, variant.schedule, variant.seeded), config, params)
+        parts = [found[name][f"{word}_params"] for word in ("trainable", "frozen", "seeded")]
+        assert sum(parts) == count_parameters(params)
+    mlp_in = 2 * 16 * 32
+    trained, selective, progressive = found.values()
+    assert (trained["frozen_params"], trained["seeded_params"]) == (0, 0)
+    assert (selective["frozen_params"], selective["seeded_params"]) == (0, mlp_in)
+    assert (progressive["frozen_params"], progressive["seeded_params"]) == (mlp_in, 0)
+    assert progressive["stored_bytes_predicted"] == trained["stored_bytes_predicted"]
+    assert trained["stored_bytes_predicted"] - selective["stored_bytes_predicted"] == mlp_in + 2 * 2 * 32
+    assert progressive["artifact_bytes"] == trained["artifact_bytes"] > selective["artifact_bytes"] + mlp_in // 2
+
+
+def test_a_leaf_that_thaws_is_billed_even_where_the_variant_is_seeded():
+    model = {"family": "geglu", "vocab_size": 16, "num_layers": 1, "model_dim": 16, "num_heads": 1}
+    params = models.build(**model).init(jax.random.key(0))
+    gate, rest = (".*/gate/kernel", False), (".*", True)
+    schedule = FreezeSchedule([(0, [gate, (".*/up/kernel", False), rest]), (5, [gate, rest]), (8, [(".*", False)])])
+    found = sizes(Variant("v", model, {}, schedule, True), TrainConfig(steps=10, batch_size=1, seq_len=4), params)
+    assert found["seeded_params"] == 16 * 32
+    assert found["trainable_params"] == 0
+    assert found["frozen_params"] == count_parameters(params) - 16 * 32
+
+
+def test_the_papers_figures_stand_beside_the_rows_they_are_of(studies):
+    for scale, vocabulary in SCALES.items():
+        with_paper = {v.name: v.paper for v in studies[scale].variants if v.paper}
+        expected = {"selective_medium", "progressive_medium"} | (set() if vocabulary == 256 else {"progressive_large"})
+        assert set(with_paper) == expected
+        for paper in with_paper.values():
+            assert f"{paper.delta_pct:+.1f}%" in paper.claim
+    config = get_config("tiny")
+    config.paper = "none"
+    assert not [v for v in make_study(config, 256).variants if v.paper]
+
+
+def test_selecting_keeps_the_baseline_first_and_the_contrasts_that_have_both_sides(studies):
+    found = select(studies["tiny"], " progressive_medium, trained_medium")
+    assert [v.name for v in found.variants] == ["baseline", "trained_medium", "progressive_medium"]
+    assert [(c.variant, c.reference) for c in found.contrasts] == [("progressive_medium", "trained_medium")]
+    with pytest.raises(UserError, match="nearest: progressive_medium"):
+        select(studies["tiny"], "progresive_medium")
+
+
+@pytest.mark.parametrize(("at", "step"), [(20.0, 20), (0.25, 15), (1 / 3, 20)])
+def test_the_freeze_point_is_a_step_or_a_fraction(at, step):
+    config = get_config("tiny")
+    config.freeze.at = at
+    variant = next(v for v in make_study(config, 256).variants if v.name == "progressive_small")
+    assert variant.schedule.resolve(60).entries[1][0] == step
+
+
+def test_the_other_model_family_runs_through_the_same_study():
+    config = get_config("tiny")
+    config.model.family = "parameter_golf"
+    for variant in make_study(config, 256).variants:
+        frozen = frozen_at(variant, 59)
+        assert bool(frozen) == variant.name.startswith(("selective", "progressive"))
+        assert all(path.endswith("mlp/fc/kernel") for path in frozen)
