@@ -92,7 +92,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> Non
         if path.exists():
             _check_same_study(json.loads(path.read_text(encoding="utf-8")), now, workdir)
         write_atomically(path, json.dumps(now, indent=2) + "\n")
-    except ValueError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is not JSON; use another --workdir or delete that file") from None
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {error.strerror}; name a folder that can be written") from None

@@ -57,7 +57,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.freeze.dropout = 0.2  # rate of the variants named dropout (the paper's)
 
     config.train = ConfigDict()
-    config.train.steps = 60 if tiny else 400 if scale == "cpu" else 3_000
+    config.train.steps = 120 if tiny else 400 if scale == "cpu" else 3_000
     config.train.batch_size = 64 if h100 else 8  # sequences
     config.train.seq_len = 64 if tiny else 128 if scale == "cpu" else 512  # tokens
     config.train.accumulation = 1  # microbatches per step
@@ -65,8 +65,8 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.train.compute_dtype = "bfloat16" if h100 else "float32"
     config.train.on_thaw = "restart"  # or keep
     config.train.log_every = 10  # steps
-    config.train.eval_every = 500 if h100 else 100 if scale == "cpu" else 20  # steps
-    config.train.checkpoint_every = 500 if h100 else 200 if scale == "cpu" else 20  # steps
+    config.train.eval_every = 500 if h100 else 100 if scale == "cpu" else 40  # steps
+    config.train.checkpoint_every = 500 if h100 else 200 if scale == "cpu" else 40  # steps
     config.train.optimizer = ConfigDict()
     config.train.optimizer.name = "adamw"  # or muon
     config.train.optimizer.learning_rate = 3e-4 if h100 else 1e-3 if scale == "cpu" else 3e-3

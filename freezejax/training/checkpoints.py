@@ -14,7 +14,8 @@ from freezejax.training.state import fingerprint
 class Checkpoints:
     """The checkpoints of one run: state and data position, newest `keep` kept, each written atomically.
 
-    >>> import jax.numpy as jnp, tempfile
+    >>> import jax, tempfile
+    >>> import jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as directory, Checkpoints(directory) as checkpoints:
     ...     checkpoints.save(3, {"w": jnp.ones(2)}, {"next": 7})
     ...     step = checkpoints.latest()
@@ -81,7 +82,8 @@ class Checkpoints:
 def save_params(path: str | Path, params: PyTree) -> None:
     """Saves the final parameters of a run, atomically, over what is there.
 
-    >>> import jax.numpy as jnp, tempfile
+    >>> import jax, tempfile
+    >>> import jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     save_params(f"{directory}/params", {"w": jnp.ones(2)})
     ...     load_params(f"{directory}/params", {"w": jax.ShapeDtypeStruct((2,), jnp.float32)})["w"]

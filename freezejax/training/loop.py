@@ -244,8 +244,8 @@ def mean_loss(model: Model, config: TrainConfig) -> Loss:
     >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
     >>> loss = mean_loss(model, TrainConfig(steps=1, batch_size=1, seq_len=4))
     >>> batch = {"inputs": jnp.zeros((1, 4), jnp.int32), "targets": jnp.ones((1, 4), jnp.int32)}
-    >>> round(float(loss(model.init(jax.random.key(0)), batch, jax.random.key(1))), 1)
-    2.1
+    >>> 2.0 < float(loss(model.init(jax.random.key(0)), batch, jax.random.key(1))) < 2.5  # log(8) = 2.08
+    True
     """
     dtype = jnp.dtype(config.compute_dtype)
 

@@ -35,7 +35,7 @@ def shapes(variant):
 
 def stored(variant):
     params = shapes(variant)
-    first = variant.schedule.phases(params, 60)[0].mask
+    first = variant.schedule.phases(params, variant.train["steps"])[0].mask
     return predict_bytes(params, jax.tree.map(lambda trains: variant.seeded and not trains, first))
 
 
@@ -46,7 +46,7 @@ def differences(one, other):
 
 
 def frozen_at(variant, step):
-    """Leaves that do not train at a step of the 60."""
+    """Leaves that do not train at a step."""
     params = shapes(variant)
     phases = variant.schedule.phases(params, variant.train["steps"])
     (mask,) = (phase.mask for phase in phases if phase.start <= step < phase.stop)
@@ -75,7 +75,7 @@ def test_every_variant_that_was_asked_for_is_there(variants):
     for larger in ("medium", "large"):
         assert size[f"selective_{larger}"] == size[f"progressive_{larger}"] == size[f"trained_{larger}"]
         assert size[f"trained_{larger}"] > size["baseline"]
-    never = [name for name, v in variants.items() if not frozen_at(v, 59)]
+    never = [name for name, v in variants.items() if not frozen_at(v, v.train["steps"] - 1)]
     assert all(name.startswith(("baseline", "trained")) for name in never)
     assert len(never) == sum(name.startswith(("baseline", "trained")) for name in variants)
 
@@ -83,13 +83,14 @@ def test_every_variant_that_was_asked_for_is_there(variants):
 def test_masks_at_the_first_and_the_last_step(variants):
     for name, variant in variants.items():
         kind = name.split("_")[0]
-        at_first, at_last = frozen_at(variant, 0), frozen_at(variant, 59)
+        steps = variant.train["steps"]
+        at_first, at_last = frozen_at(variant, 0), frozen_at(variant, steps - 1)
         assert at_first == (gate_and_up(variant) if kind == "selective" else set())
         assert at_last == (set() if kind in ("baseline", "trained") else gate_and_up(variant))
         assert variant.seeded == (kind == "selective")
         if kind == "progressive":
-            assert not frozen_at(variant, 19)
-            assert frozen_at(variant, 20) == gate_and_up(variant)
+            assert not frozen_at(variant, round(steps / 3) - 1)
+            assert frozen_at(variant, round(steps / 3)) == gate_and_up(variant)
 
 
 def test_controls_differ_from_their_partner_in_what_their_name_says_and_nothing_else(variants):
@@ -121,7 +122,7 @@ def test_matched_bytes_lie_within_a_few_percent(studies, scale):
     found = {variant.name: variant for variant in studies[scale].variants}
     target = stored(found["selective_medium"])
     for name in ("trained_at_selective_bytes", "trained_at_selective_bytes_same_scale"):
-        assert stored(found[name]) == pytest.approx(target, rel=0.05)
+        assert stored(found[name]) == pytest.approx(target, rel=0.1 if scale == "tiny" else 0.04)
         assert found[name].model["num_heads"] == found["trained_medium"].model["num_heads"]
     assert stored(found["trained_medium"]) > 1.2 * target
     # A leaf that was trained and then frozen is billed: freezing later stores what training stores.
@@ -202,6 +203,6 @@ def test_the_other_model_family_runs_through_the_same_study():
     config = get_config("tiny")
     config.model.family = "parameter_golf"
     for variant in make_study(config, 256).variants:
-        frozen = frozen_at(variant, 59)
+        frozen = frozen_at(variant, variant.train["steps"] - 1)
         assert bool(frozen) == variant.name.startswith(("selective", "progressive"))
         assert all(path.endswith("mlp/fc/kernel") for path in frozen)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import summary
+from experiments.configs.progressive import get_config
 from experiments.statistics import interval
 from experiments.variants import Contrast, Paper, Study, Variant
 from freezejax.schedules import FreezeSchedule
@@ -37,6 +38,12 @@ def put(workdir, name, seed, loss, **fields):
     (directory / "metrics.jsonl").write_text(json.dumps({"step": 10, "loss": loss}) + "\n")
 
 
+def config_of_three_seeds():
+    config = get_config("tiny")
+    config.seeds = 3
+    return config
+
+
 @pytest.fixture
 def found(tmp_path):
     for name, losses in LOSSES.items():
@@ -44,8 +51,7 @@ def found(tmp_path):
             put(tmp_path, name, seed, loss)
     variants = [Variant(name, {}, {}, SCHEDULE, paper=None if name == "baseline" else PAPER) for name in LOSSES]
     contrasts = [Contrast("better", "worse", "which?", PAPER), Contrast("same", "baseline", "any?")]
-    config = SimpleNamespace(seeds=3, scale="tiny")
-    written = summary.write(Study("s", variants, contrasts), config, CORPUS, tmp_path)
+    written = summary.write(Study("s", variants, contrasts), config_of_three_seeds(), CORPUS, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text()) == written
     return written
 
@@ -102,8 +108,7 @@ def test_an_unfinished_study_has_the_rows_it_has(tmp_path):
     put(tmp_path, "better", 0, 3.9, step_ms_median=None)
     variants = [Variant(name, {}, {}, SCHEDULE, paper=PAPER) for name in ("baseline", "better")]
     contrasts = [Contrast("better", "baseline", "?")]
-    config = SimpleNamespace(seeds=3, scale="tiny")
-    found = summary.write(Study("s", variants, contrasts), config, CORPUS, tmp_path)
+    found = summary.write(Study("s", variants, contrasts), config_of_three_seeds(), CORPUS, tmp_path)
     (row,) = found["rows"]
     assert row["delta_pct"] is row["val_ce_ci95"] is row["step_ms_median"] is row["tokens_per_second"] is None
     assert "verdict" not in row
@@ -117,7 +122,7 @@ def test_seeds_that_only_one_side_has_are_not_paired(tmp_path):
         put(tmp_path, "baseline", seed, loss)
     put(tmp_path, "better", 2, 3.0)
     variants = [Variant(name, {}, {}, SCHEDULE, paper=PAPER) for name in ("baseline", "better")]
-    found = summary.write(Study("s", variants), SimpleNamespace(seeds=3, scale="tiny"), CORPUS, tmp_path)
+    found = summary.write(Study("s", variants), config_of_three_seeds(), CORPUS, tmp_path)
     row = rows_of(found)["better"]
     assert row["seeds"] == [2]
     assert row["delta_pct"] == pytest.approx(-50.0)

@@ -1,0 +1,79 @@
+"""The commands as a user starts them: with their own arguments, exit code, stdout and stderr.
+
+Starting Python and importing JAX takes seconds. `command` starts one process that imports everything and
+forks a fresh child for each command; `spawn` starts the real thing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FORKS = """
+import json, os, runpy, sys, traceback
+import experiments.study, freezejax.data.builder, grain, sentencepiece
+for line in sys.stdin:
+    module, arguments, out, err = json.loads(line)
+    if (child := os.fork()) == 0:
+        for name, fd in ((out, 1), (err, 2)):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+        sys.argv, code = [module, *arguments], 0
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            code = stop.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    cache = tmp_path_factory.mktemp("cache")
+    return {**os.environ, "FREEZEJAX_CACHE": str(cache), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="session")
+def command(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ended]]:
+    """`command(module, *arguments) -> Ended`."""
+    folder = tmp_path_factory.mktemp("streams")
+    arguments = [sys.executable, "-c", FORKS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(arguments, cwd=ROOT, env=environment, **pipes) as server:
+
+        def run(module: str, *arguments: str) -> Ended:
+            out, err = folder / "out", folder / "err"
+            server.stdin.write(json.dumps([module, arguments, str(out), str(err)]) + "\n")
+            server.stdin.flush()
+            return Ended(int(server.stdout.readline()), out.read_text(), err.read_text())
+
+        yield run
+        server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def spawn(environment: dict[str, str]) -> Callable[..., subprocess.Popen]:
+    """`spawn(module, *arguments) -> Popen`, which the test waits for or kills."""
+
+    def start(module: str, *arguments: str) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, **pipes)
+
+    return start

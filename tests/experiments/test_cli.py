@@ -1,0 +1,195 @@
+"""Bad input is one line and exit code 2 and leaves nothing behind; good input leaves what the design promises."""
+
+import json
+import shutil
+
+import pytest
+
+STUDY, EVALUATE = "experiments.progressive", "experiments.evaluate"
+SMALL = [
+    "--config.variants=baseline,progressive_small",
+    *("--config.train.steps=12", "--config.train.seq_len=16", "--config.train.batch_size=2"),
+    *("--config.data.val_sequences=16", "--config.train.eval_every=6", "--config.train.log_every=2"),
+]
+# What is wrong, and what the line must say.
+BAD = {
+    ("--nosuchflag=1",): "nosuchflag",
+    ("--config.nosuch=1",): "no field 'nosuch'",
+    ("--config.train.sed=1",): "--config.train.sed=1: the config has no field 'sed'",
+    ("--config.train.steps=abc",): "steps=abc",
+    ("--config.train.steps=0",): "train.steps=0",
+    ("--config.train.steps=1",): "phases overlap",
+    ("--config.seeds=0",): "config.seeds=0",
+    ("--tensorboard=maybe",): "tensorboard=maybe",
+    ("--config=experiments/configs/progressive.py:huge",): "no scale 'huge'",
+    ("--config=missing.py",): "missing.py",
+    ("--config=",): "empty",
+    ("unexpected",): "unexpected argument 'unexpected'",
+    ("--config.data.path=/nowhere/at/all",): "no such folder",
+    ("--config.data.val_fraction=2",): "val_fraction",
+    ("--config.data.tokenizer=bpe:many",): "bpe:many",
+    ("--config.data.tokenizer=missing.model",): "missing.model",
+    ("--config.data.eval_batch_size=0",): "data.eval_batch_size=0",
+    ("--config.data.val_sequences=-1",): "data.val_sequences=-1",
+    ("--config.variants=baselin",): "nearest: baseline",
+    ("--config.paper=blog",): "config.paper='blog'",
+    ("--config.freeze.pattern=(",): "not a regular expression",
+    ("--config.freeze.pattern=nothing",): "matches no leaf",
+    ("--config.freeze.at=0",): "phases overlap",
+    ("--config.freeze.at=99",): "beyond the run of 12 steps",
+    ("--config.model.dropout=1",): "dropout=1.0",
+    ("--config.train.batch_size=100000",): "too few",
+    ("--config.train.optimizer.name=adam",): "nearest: adamw",
+    ("--config.train.optimizer.learning_rate=nan",): "learning_rate",
+    ("--config.model.family=gpt",): "no model family 'gpt'",
+    ("--config.model.vocab_size=10",): "smaller than the 256 tokens",
+    ("--config.sizes.medium.num_heads=5",): "num_heads=5",
+}
+
+
+def in_order(arguments):
+    """A config file is named before its fields are set."""
+    return [*arguments, *SMALL] if arguments[0].startswith("--config=") else [*SMALL, *arguments]
+
+
+def check_one_line(ended):
+    assert ended.code == 2, ended
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    assert ended.err.endswith("\n")
+    assert "Traceback" not in ended.err + ended.out
+    return ended.err
+
+
+@pytest.fixture(scope="module")
+def study(command, tmp_path_factory):
+    """A finished study's folder and what its command printed."""
+    workdir = tmp_path_factory.mktemp("study") / "run"
+    ended = command(STUDY, f"--workdir={workdir}", *SMALL)
+    assert ended.code == 0, ended
+    return workdir, ended.out
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, command, tmp_path):
+    workdir = tmp_path / "run"
+    line = check_one_line(command(STUDY, f"--workdir={workdir}", *in_order(arguments)))
+    assert BAD[arguments] in line
+    assert not workdir.exists()
+
+
+def test_config_files_that_are_broken(command, tmp_path):
+    for name, text, words in [
+        ("syntax.py", "def (", "invalid syntax"),
+        ("name.py", "def get_config():\n    return undefined", "undefined"),
+        ("empty.py", "", "get_config"),
+    ]:
+        (tmp_path / name).write_text(text)
+        line = check_one_line(command(STUDY, f"--workdir={tmp_path / 'run'}", f"--config={tmp_path / name}"))
+        assert words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdirs_that_cannot_be(command, study, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "config.json").write_text("{")
+    for workdir, words in [
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "below", "Not a directory"),
+        ("/proc/self", "name a folder that can be written"),  # not even root makes a file there
+        (tmp_path / "corrupt", "is not JSON"),
+        (study[0], "holds a study with config/train/steps=12, not 13"),
+    ]:
+        line = check_one_line(command(STUDY, f"--workdir={workdir}", *SMALL, "--config.train.steps=13"))
+        assert words in line
+        assert str(workdir) in line
+    assert "--workdir=FOLDER is missing" in check_one_line(command(STUDY, *SMALL))
+    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "corrupt" / "config.json").read_text() == "{"
+
+
+def test_a_finished_study_leaves_what_the_design_promises(study):
+    workdir, printed = study
+    names = {path.name for path in workdir.iterdir()}
+    assert {"summary.json", "metrics.jsonl", "report.html", "config.json", "runs"} <= names
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert [row["name"] for row in summary["rows"]] == ["baseline", "progressive_small"]
+    assert "val CE" in printed
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {record["step"] for record in records if "val_ce" in record} == {6, 12}
+    assert {record.get("phase") for record in records if record["variant"] == "progressive_small"} >= {0, 1}
+    assert not list(workdir.rglob("checkpoints"))
+    assert not list(workdir.rglob("*tmp*"))
+
+
+def test_running_again_keeps_what_is_finished_and_adds_seeds(study, command, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(study[0], workdir)
+    before = (workdir / "summary.json").read_text()
+    ended = command(STUDY, f"--workdir={workdir}", *SMALL)
+    assert ended.code == 0
+    assert ended.out.count("finished before, kept") == 2
+    assert (workdir / "summary.json").read_text() == before
+    ended = command(STUDY, f"--workdir={workdir}", *SMALL, "--config.seeds=2")
+    assert ended.code == 0
+    assert ended.out.count("finished before, kept") == 2
+    rows = json.loads((workdir / "summary.json").read_text())["rows"]
+    assert [row["seeds"] for row in rows] == [[0, 1], [0, 1]]
+    assert rows[0]["params_sha256"][0] != rows[0]["params_sha256"][1]
+    assert rows[0]["params_sha256"][0] == json.loads(before)["rows"][0]["params_sha256"][0]
+
+
+def test_a_bad_start_does_not_hinder_the_next_correct_one(command, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    fields = [*SMALL, "--config.variants=baseline"]
+    for bad in ("--config.data.eval_batch_size=0", "--config.train.batch_size=100000"):
+        check_one_line(command(STUDY, workdir, *fields, bad))
+    assert command(STUDY, workdir, *fields).code == 0
+
+
+def test_a_learning_rate_that_blows_up_is_one_line_and_exit_code_1(command, tmp_path):
+    fields = [*SMALL, "--config.variants=baseline", "--config.train.optimizer.learning_rate=1e38"]
+    ended = command(STUDY, f"--workdir={tmp_path / 'run'}", *fields)
+    assert ended.code == 1
+    assert ended.err.startswith("error: step ")
+    assert ended.err.count("\n") == 1
+    assert "Lower the learning rate" in ended.err
+
+
+def test_evaluate_prints_one_json_line(study, command):
+    workdir, _ = study
+    result = json.loads((workdir / "runs" / "baseline" / "seed_0" / "result.json").read_text())
+    ended = command(EVALUATE, f"--workdir={workdir}", "--variant=baseline", "--seq_len=512", "--stride=300")
+    assert ended.code == 0, ended
+    assert ended.out.count("\n") == 1
+    found = json.loads(ended.out)
+    assert found.keys() == {
+        f"{kind}{name}" for kind in ("", "sliding_") for name in ("val_ce", "val_bpb", "tokens", "bytes")
+    }
+    assert found["tokens"] == found["sliding_tokens"] > result["tokens"]
+    assert found["val_ce"] == pytest.approx(result["val_ce"], rel=0.2)
+
+
+def test_evaluate_tells_bad_input_in_one_line(study, command, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(study[0], workdir)
+    params = workdir / "runs" / "progressive_small" / "seed_0" / "params"
+    largest = max(params.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    baseline = (f"--workdir={workdir}", "--variant=baseline")
+    for arguments, words in [
+        ((), "--workdir=FOLDER"),
+        ((f"--workdir={workdir}",), "--variant=NAME"),
+        ((f"--workdir={tmp_path}", "--variant=baseline"), "not the folder of a study"),
+        ((f"--workdir={workdir}", "--variant=baselin"), "nearest: baseline"),
+        ((*baseline, "--seed=7"), "--seed=7"),
+        ((*baseline, "--stride=-1"), "stride=-1"),
+        ((*baseline, "--seq_len=99999999"), "too few"),
+        ((*baseline, "--data=/nowhere"), "no such folder"),
+        ((*baseline, "more"), "unexpected argument"),
+        ((f"--workdir={workdir}", "--variant=progressive_small"), str(params)),
+    ]:
+        assert words in check_one_line(command(EVALUATE, *arguments))
