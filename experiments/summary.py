@@ -16,6 +16,7 @@ from rich.table import Table
 from experiments.statistics import Interval, interval, paired_effect_pct, verdict
 from experiments.variants import Contrast, Paper, Study, Variant
 from freezejax.data import Corpus
+from freezejax.errors import UserError
 from freezejax.training.metrics import read_json_lines, write_atomically
 
 Result = dict[str, Any]
@@ -65,9 +66,14 @@ def command(config: ConfigDict) -> str:
     'uv run python -m experiments.progressive --config=...progressive.py:tiny --config.train.steps=30 --workdir=DIR'
     """
     name, scale = config.experiment, config.scale
-    defaults = importlib.import_module(f"experiments.configs.{name}").get_config(scale)
+    try:
+        defaults = importlib.import_module(f"experiments.configs.{name}").get_config(scale)
+    except (ImportError, UserError):  # a config file of the user's own, whose path is nobody else's business
+        return f"uv run python -m experiments.{name} --config=FILE.py:{scale} --workdir=DIR"
     before, now = flatten(json.loads(defaults.to_json())), flatten(json.loads(config.to_json()))
-    changed = [f"--config.{field.replace('/', '.')}={value}" for field, value in now.items() if before[field] != value]
+    changed = [
+        f"--config.{field.replace('/', '.')}={value}" for field, value in now.items() if before.get(field) != value
+    ]
     start = f"uv run python -m experiments.{name} --config=experiments/configs/{name}.py:{scale}"
     return " ".join([start, *(shlex.quote(flag) for flag in changed), "--workdir=DIR"])
 

@@ -127,3 +127,18 @@ def test_seeds_that_only_one_side_has_are_not_paired(tmp_path):
     assert row["seeds"] == [2]
     assert row["delta_pct"] == pytest.approx(-50.0)
     assert row["verdict"] == "inconclusive"  # one seed shows no interval
+
+
+def test_the_command_makes_the_study_again():
+    config = get_config("cpu")
+    start = "uv run python -m experiments.progressive --config=experiments/configs/progressive.py:cpu"
+    assert summary.command(config) == f"{start} --workdir=DIR"
+    config.freeze.at, config.data.path = 0.5, "two words"
+    expected = f"{start} '--config.data.path=two words' --config.freeze.at=0.5 --workdir=DIR"
+    assert summary.command(config) == expected
+
+
+def test_a_config_of_the_users_own_has_a_command_too():
+    config = get_config("tiny")
+    config.scale = "mine"
+    assert "--config=FILE.py:mine" in summary.command(config)
