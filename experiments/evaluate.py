@@ -11,7 +11,7 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.study import run_directory
+from experiments.study import TOKENIZER, run_directory
 from freezejax import data, models
 from freezejax.errors import UserError
 from freezejax.paths import nearest
@@ -37,16 +37,17 @@ def main() -> None:
     config = config["config"]
     directory = run_directory(workdir, variant, seed)
     result = _read_json(directory / "result.json", _no_such_run(workdir, variant, seed))
+    path = config["data"]["path"] if _DATA.value is None else _DATA.value
     corpus = data.load(
-        config["data"]["path"] if _DATA.value is None else _DATA.value,
-        tokenizer=config["data"]["tokenizer"],
+        path,
+        tokenizer=_tokenizer(path, workdir),
         val_fraction=config["data"]["val_fraction"],
         cache_dir=str(cli.cache_dir() / "data"),
     )
-    if corpus.tokenizer.name != result["tokenizer"]:
+    if corpus.tokenizer.fingerprint != result["tokenizer_sha256"]:
         raise UserError(
-            f"--data={_DATA.value}: tokenizer is {corpus.tokenizer.name}, the run was trained with "
-            f"{result['tokenizer']}; give a corpus of that tokenizer"
+            f"--data={path}: tokens of {corpus.tokenizer.name} are not those of the run's tokenizer, "
+            f"{result['tokenizer']}; give text, or shards made with that tokenizer"
         )
     model = models.build(**result["model"])
     params = load_params(directory / "params", jax.eval_shape(model.init, jax.random.key(0)))
@@ -62,6 +63,14 @@ def main() -> None:
         )
         found |= {f"sliding_{name}": value for name, value in sliding._asdict().items()}
     print(json.dumps(found))
+
+
+def _tokenizer(path: str, workdir: Path) -> str:
+    """The run's own tokenizer for text; shards bring theirs, or are bytes."""
+    model = workdir / TOKENIZER
+    if any(Path(path).glob("*.bin")) and path:
+        return "" if any(Path(path).glob("*.model")) else "bytes"
+    return str(model) if model.exists() else "bytes"
 
 
 def _read_json(path: Path, otherwise: str) -> Any:

@@ -28,6 +28,9 @@ from freezejax.training.metrics import JsonLines, Sink, TensorBoard, read_json_l
 from freezejax.training.state import fingerprint
 
 
+TOKENIZER = "tokenizer.model"  # in the workdir of a study on SentencePiece tokens
+
+
 def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
     """Runs the study of the flags: every (variant, seed) not yet finished, then summary and report."""
     config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir).absolute()
@@ -38,15 +41,16 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
         val_fraction=config.data.val_fraction,
         cache_dir=str(cli.cache_dir() / "data"),
     )
-    study = select(make_study(config, corpus.tokenizer.vocab_size), config.variants)
+    whole = make_study(config, corpus.tokenizer.vocab_size)
+    study = select(whole, config.variants)
     check(study, config, corpus)
     claim_workdir(workdir, config, corpus)
     with catch_signals() as stop, Progress(len(study.variants) * config.seeds) as progress:
         for seed in range(config.seeds):
             for variant in study.variants:
                 run_one(variant, seed, config, corpus, workdir, progress, stop)
-                summary.write(study, config, corpus, workdir)
-    rows = summary.write(study, config, corpus, workdir)
+                summary.write(whole, config, corpus, workdir)
+    rows = summary.write(whole, config, corpus, workdir)
     report.write(rows, workdir)
     summary.print_table(rows)
 
@@ -91,6 +95,8 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> Non
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _check_same_study(json.loads(path.read_text(encoding="utf-8")), now, workdir)
+        if isinstance(corpus.tokenizer, data.SentencePieceTokenizer):
+            shutil.copyfile(corpus.tokenizer.path, workdir / TOKENIZER)  # to score other text with
         write_atomically(path, json.dumps(now, indent=2) + "\n")
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is not JSON; use another --workdir or delete that file") from None
@@ -181,6 +187,7 @@ def result_of(
         "seed": config.seed,
         "model": dict(variant.model),
         "tokenizer": corpus.tokenizer.name,
+        "tokenizer_sha256": corpus.tokenizer.fingerprint,
         **{field: last[field] for field in ("val_ce", "val_bpb", "tokens", "bytes")},
         **sizes(variant, config, found.params),
         "params_sha256": fingerprint(found.params),

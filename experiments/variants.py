@@ -23,15 +23,15 @@ class Paper:
 class Variant:
     """One row of a study: a model, how it trains, and what is frozen when.
 
-    `seeded` is a pattern of leaves drawn from the root seed and frozen throughout: they cost no stored
-    bytes. Everything else is stored, frozen or not.
+    With `seeded`, leaves that never train are redrawn from the root seed and cost no stored bytes.
+    Everything else is stored, frozen or not.
     """
 
     name: str
     model: Mapping[str, Any]  # family and its config
     train: Mapping[str, Any]  # fields of TrainConfig
     schedule: FreezeSchedule
-    seeded: bool = False  # whether leaves frozen in every phase are redrawn from the seed
+    seeded: bool = False
     paper: Paper | None = None
 
 

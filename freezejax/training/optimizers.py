@@ -16,7 +16,7 @@ def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -
     """Clip, then AdamW or Muon, with the learning rate `peak * shape(count)`.
 
     Muon (optax.contrib) takes the matrices inside `blocks/`; embeddings and vectors stay with AdamW, as in
-    the Parameter Golf baseline. Wrapped in `freeze`, all of it sees trainable leaves only.
+    the Parameter Golf baseline (whose Adam has no Nesterov momentum; that of optax.contrib.muon has). Wrapped in `freeze`, all of it sees trainable leaves only.
 
     >>> make_optimizer(OptimizerConfig(), lambda count: jnp.ones([])).init({"w": jnp.ones(2)})[0]
     EmptyState()
