@@ -30,13 +30,15 @@ _ROWS: list[tuple[str, str, str, set[str]]] = [
     ("trained_medium", "medium", "never", set()),
     ("trained_medium_same_scale", "medium", "never", {"same_scale"}),
     ("trained_medium_dropout", "medium", "never", {"dropout"}),
+    ("trained_medium_dropout_same_scale", "medium", "never", {"dropout", "same_scale"}),
     ("trained_at_selective_bytes", "medium", "never", {"bytes"}),
     ("trained_at_selective_bytes_same_scale", "medium", "never", {"bytes", "same_scale"}),
     ("selective_medium", "medium", "start", {"same_scale"}),
     ("selective_medium_dropout", "medium", "start", {"same_scale", "dropout"}),
     ("progressive_medium", "medium", "later", set()),
     ("progressive_medium_same_scale", "medium", "later", {"same_scale"}),
-    ("progressive_medium_restart", "medium", "later", {"restart"}),
+    ("progressive_medium_rate_restart", "medium", "later", {"restart_schedule"}),
+    ("progressive_medium_full_restart", "medium", "later", {"restart_schedule", "restart_optimizer"}),
     ("progressive_medium_dropout", "medium", "later", {"dropout"}),
     ("trained_large", "large", "never", set()),
     ("trained_large_same_scale", "large", "never", {"same_scale"}),
@@ -64,14 +66,14 @@ def make_study(config: ConfigDict, vocab_size: int) -> Study:
     Raises:
       UserError: a freeze pattern, point or paper table that cannot be.
     """
-    vocab_size = config.model.vocab_size or vocab_size
     table = paper_table(config, vocab_size)
+    vocab_size = config.model.vocab_size or vocab_size
     variants = [_variant(config, vocab_size, table, *row) for row in _ROWS]
     return Study("progressive", variants, contrasts(table))
 
 
 def paper_table(config: ConfigDict, vocab_size: int) -> str:
-    """Which of the paper's tables the corpus is compared with: its FineWeb or its byte-level books."""
+    """Which of the paper's tables to compare with: that of FineWeb, or for byte tokens that of its books."""
     if config.paper == "auto":
         return "gutenberg" if vocab_size == 256 else "fineweb"
     if config.paper not in _PAPER:
@@ -92,7 +94,7 @@ def _variant(
         model["mlp_in_init"] = "fan_in"
     if "bytes" in extra:
         model = match_bytes(model, config.freeze.pattern)
-    restart = {"restart_schedule": True, "restart_optimizer": True} if "restart" in extra else {}
+    restart = {field: field in extra for field in ("restart_schedule", "restart_optimizer")}
     paper = None
     if name in _PAPER[table]:
         value, delta = _PAPER[table][name]
@@ -120,23 +122,29 @@ def freeze_schedule(config: ConfigDict, freezes: str) -> FreezeSchedule:
 
 
 def match_bytes(model: dict[str, Any], pattern: str) -> dict[str, Any]:
-    """The model narrowed until, trained whole, it stores the bytes of `model` with `pattern` seeded.
+    """The model made smaller until, trained whole, it stores the bytes of `model` with `pattern` seeded.
 
-    Same depth and heads; the width whose predicted bytes are nearest.
+    Same depth and heads. The width is the nearest that the heads allow; the hidden width then takes up the rest.
     """
 
-    def stored(width: int, seeds: bool) -> int:
-        built = models.build(**{**model, "model_dim": width})
-        shapes = jax.eval_shape(built.init, jax.random.key(0))
+    def stored(candidate: dict[str, Any], seeds: bool = False) -> int:
+        shapes = jax.eval_shape(models.build(**candidate).init, jax.random.key(0))
         rules = [(pattern, False), (".*", True)] if seeds else [(".*", True)]
         return predict_bytes(shapes, invert(trainable_mask(shapes, rules)))
 
-    target = stored(model["model_dim"], seeds=True)
-    heads = model["num_heads"]
+    def sized(width: int, hidden: int) -> dict[str, Any]:
+        return {**model, "model_dim": width, "mlp_mult": hidden / width}
+
+    target = stored(model, seeds=True)
+    heads, mult = model["num_heads"], model["mlp_mult"]
     # Heads of even width, for the rotary halves, and no narrower than what rotates.
     rotated = getattr(models.build(**model).config, "rope_dims", 2)
     widths = range(heads * rotated, model["model_dim"] + 1, 2 * heads)
-    return {**model, "model_dim": min(widths, key=lambda width: abs(stored(width, seeds=False) - target))}
+    width = min(widths, key=lambda width: abs(stored(sized(width, round(mult * width))) - target))
+    hidden = round(mult * width)
+    bytes_per_unit = stored(sized(width, hidden + 1)) - stored(sized(width, hidden))
+    hidden += round((target - stored(sized(width, hidden))) / bytes_per_unit)
+    return sized(width, hidden)
 
 
 def contrasts(table: str) -> list[Contrast]:
@@ -157,9 +165,14 @@ def contrasts(table: str) -> list[Contrast]:
         ("progressive_medium", "trained_medium", "freezing later at the same size, and so the same stored bytes"),
         ("progressive_medium_same_scale", "trained_medium_same_scale", "... from the larger initial scale"),
         ("progressive_medium_same_scale", "selective_medium", "trained against random frozen weights, same scale"),
-        ("progressive_medium_restart", "progressive_medium", "what does restarting the schedule do?"),
+        ("progressive_medium_rate_restart", "progressive_medium", "what does restarting the learning rate do?"),
+        (
+            "progressive_medium_full_restart",
+            "progressive_medium",
+            "... and the optimizer, as a script of the paper does?",
+        ),
         ("progressive_medium_dropout", "trained_medium_dropout", "freezing later, dropout on both sides"),
-        ("selective_medium_dropout", "trained_medium_dropout", "random freezing, dropout on both sides"),
+        ("selective_medium_dropout", "trained_medium_dropout_same_scale", "random freezing, dropout on both sides"),
         ("progressive_medium_dropout", "baseline_dropout", "the paper's row with dropout on both sides"),
         ("selective_large", "trained_large_same_scale", "random freezing at the large size and same scale"),
         ("progressive_large", "trained_large", "freezing later at the large size"),

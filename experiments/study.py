@@ -27,7 +27,6 @@ from freezejax.training.loop import TrainResult, train
 from freezejax.training.metrics import JsonLines, Sink, TensorBoard, read_json_lines, write_atomically
 from freezejax.training.state import fingerprint
 
-
 TOKENIZER = "tokenizer.model"  # in the workdir of a study on SentencePiece tokens
 
 

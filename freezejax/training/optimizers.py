@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules by name."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ from freezejax.training.config import OptimizerConfig, TrainConfig
 def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
     """Clip, then AdamW or Muon, with the learning rate `peak * shape(count)`.
 
-    Muon (optax.contrib) takes the matrices inside `blocks/`; embeddings and vectors stay with AdamW, as in
-    the Parameter Golf baseline (whose Adam has no Nesterov momentum; that of optax.contrib.muon has). Wrapped in `freeze`, all of it sees trainable leaves only.
+    Muon (optax.contrib) takes the kernels inside `blocks/`; embeddings and vectors stay with AdamW, as in the
+    Parameter Golf baseline, whose Adam has no Nesterov momentum; that of optax.contrib.muon has. Wrapped in
+    `freeze`, all of it sees trainable leaves only.
 
     >>> make_optimizer(OptimizerConfig(), lambda count: jnp.ones([])).init({"w": jnp.ones(2)})[0]
     EmptyState()
@@ -47,7 +49,8 @@ def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -
 
 def _block_matrices(params: PyTree) -> PyTree:
     numbers = optax.contrib.MuonDimensionNumbers()
-    return map_with_paths(lambda path, leaf: numbers if "blocks/" in path and leaf.ndim == 2 else None, params)
+    # Kernels only: the residual mix of the Parameter Golf baseline, [2, D], is two vectors.
+    return map_with_paths(lambda path, _: numbers if re.fullmatch(r"(.*/)?blocks/.*/kernel", path) else None, params)
 
 
 def rate_shape(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
