@@ -42,7 +42,7 @@ def run(main: Callable[[], None]) -> None:
         except UserError as error:
             _fail(str(error), _BAD_INPUT)
         except NonFinite as error:
-            _fail(str(error), 1)
+            _fail(f"{error}, in another --workdir", 1)
         except Stopped as error:
             print(f"{error}; run the same command again to go on from there", file=sys.stderr)
             sys.exit(error.exit_code)
@@ -76,7 +76,7 @@ def _plain(error: Exception) -> str:
     for line in reversed(lines):  # the last line of a traceback that ml_collections put in the message
         if (found := re.match(r"[\w.]*(?:Error|Exception): (.*)", line)) is not None:
             return found[1]
-    return " ".join(lines) or type(error).__name__
+    return " ".join(lines).strip("'") or type(error).__name__
 
 
 def _no_such_field(name: str) -> str:

@@ -44,7 +44,7 @@ def main() -> None:
         val_fraction=config["data"]["val_fraction"],
         cache_dir=str(cli.cache_dir() / "data"),
     )
-    if corpus.tokenizer.fingerprint != result["tokenizer_sha256"]:
+    if corpus.tokenizer.fingerprint != result.get("tokenizer_sha256"):
         raise UserError(
             f"--data={path}: tokens of {corpus.tokenizer.name} are not those of the run's tokenizer, "
             f"{result['tokenizer']}; give text, or shards made with that tokenizer"
@@ -66,11 +66,10 @@ def main() -> None:
 
 
 def _tokenizer(path: str, workdir: Path) -> str:
-    """The run's own tokenizer for text; shards bring theirs, or are bytes."""
-    model = workdir / TOKENIZER
-    if any(Path(path).glob("*.bin")) and path:
-        return "" if any(Path(path).glob("*.model")) else "bytes"
-    return str(model) if model.exists() else "bytes"
+    """The run's own tokenizer, but for shards that bring theirs: then the two are compared."""
+    if path and any(Path(path).glob("*.bin")) and any(Path(path).glob("*.model")):
+        return ""
+    return str(workdir / TOKENIZER) if (workdir / TOKENIZER).exists() else "bytes"
 
 
 def _read_json(path: Path, otherwise: str) -> Any:

@@ -60,22 +60,22 @@ class _RunProgress:
     def __init__(self, progress: Progress, title: str, config: TrainConfig) -> None:
         self.progress, self.title, self.config = progress, title, config
         self.task = None if progress.bar is None else progress.bar.add_task(title, total=config.steps, figures="")
-        self.began, self.spoken, self.last = time.monotonic(), time.monotonic(), 0
+        self.began, self.spoken, self.start = time.monotonic(), time.monotonic(), 0
 
     def begin(self, step: int) -> None:
-        self.last = step
+        self.start = step
         if step:
             self.progress.say(f"{self.title}: resumed after step {step}")
 
     def write(self, record: Record) -> None:
-        step = self.last = record["step"]
+        step = record["step"]
         figures = self._figures(record)
         if self.progress.bar is not None and self.task is not None and "loss" in record:
             self.progress.bar.update(self.task, completed=step, figures=figures)
         # Without a terminal: a line at most every ten seconds, and one at the end.
         elif self.progress.bar is None and "loss" in record and time.monotonic() - self.spoken > 10:
             self.spoken = time.monotonic()
-            left = (time.monotonic() - self.began) / max(step, 1) * (self.config.steps - step)
+            left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.config.steps - step)
             self.progress.say(f"{self.title}: step {step}/{self.config.steps}  {figures}  ETA {left:.0f} s")
         if "val_ce" in record and step == self.config.steps:
             self._end(record)

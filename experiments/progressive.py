@@ -118,7 +118,12 @@ def freeze_schedule(config: ConfigDict, freezes: str) -> FreezeSchedule:
     if freezes == "start":
         return FreezeSchedule([(0, frozen)])
     at = float(config.freeze.at)
-    return FreezeSchedule([(0, all_trainable), (int(at) if at.is_integer() else at, frozen)])
+    if not (0 < at < 1 or (at >= 2 and at.is_integer())):
+        raise UserError(
+            f"config.freeze.at={config.freeze.at}: expected a fraction of the run in (0, 1) or a step from 2 on; "
+            "the selective variants freeze from step 0"
+        )
+    return FreezeSchedule([(0, all_trainable), (at if at < 1 else int(at), frozen)])
 
 
 def match_bytes(model: dict[str, Any], pattern: str) -> dict[str, Any]:

@@ -47,11 +47,14 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
     with catch_signals() as stop, Progress(len(study.variants) * config.seeds) as progress:
         for seed in range(config.seeds):
             for variant in study.variants:
+                if stop.received is not None:
+                    raise Stopped(None, stop.received)
                 run_one(variant, seed, config, corpus, workdir, progress, stop)
                 summary.write(whole, config, corpus, workdir)
     rows = summary.write(whole, config, corpus, workdir)
     report.write(rows, workdir)
     summary.print_table(rows)
+    print(f"Written: {workdir / 'summary.json'} and {workdir / 'report.html'}")
 
 
 def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
@@ -92,7 +95,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> Non
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if path.exists() and any(workdir.glob("runs/*")):
             _check_same_study(json.loads(path.read_text(encoding="utf-8")), now, workdir)
         if isinstance(corpus.tokenizer, data.SentencePieceTokenizer):
             shutil.copyfile(corpus.tokenizer.path, workdir / TOKENIZER)  # to score other text with
@@ -136,8 +139,6 @@ def run_one(
     if (directory / "result.json").exists():
         progress.skip(variant.name, seed)
         return
-    if stop.received is not None:
-        raise Stopped(0, stop.received)
     train_config = TrainConfig.from_mapping({**variant.train, "seed": seed})
     model = models.build(**variant.model)
     evaluate = make_evaluator(
@@ -146,6 +147,7 @@ def run_one(
         corpus.tokenizer.byte_table(),
         batch_size=config.data.eval_batch_size,
         seq_len=train_config.seq_len,
+        compute_dtype=train_config.compute_dtype,
         every=every_window(len(corpus.val), train_config.seq_len, config.data.val_sequences),
     )
     sinks: list[Sink] = [JsonLines(directory / "metrics.jsonl"), progress.run(variant, seed, train_config)]

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +31,7 @@ def write(study: Study, config: ConfigDict, corpus: Corpus, workdir: Path) -> di
 
     The schema is docs/summary.md.
     """
-    results = {variant.name: _results(workdir, variant.name, config.seeds) for variant in study.variants}
+    results = {variant.name: _results(workdir, variant.name) for variant in study.variants}
     finished = [variant for variant in study.variants if results[variant.name]]
     baseline = results[study.variants[0].name]
     found = {
@@ -37,6 +39,8 @@ def write(study: Study, config: ConfigDict, corpus: Corpus, workdir: Path) -> di
         "scale": config.scale,
         "command": command(config),
         "versions": {**{name: metadata.version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        # The bits of a run depend on how many cores share a matmul, the figures do not.
+        "machine": {"device": jax.devices()[0].device_kind, "cpu_cores": len(os.sched_getaffinity(0))},
         "data": {
             "source": corpus.source,
             "tokenizer": corpus.tokenizer.name,
@@ -78,9 +82,9 @@ def command(config: ConfigDict) -> str:
     return " ".join([start, *(shlex.quote(flag) for flag in changed), "--workdir=DIR"])
 
 
-def _results(workdir: Path, variant: str, seeds: int) -> list[Result]:
-    paths = [workdir / "runs" / variant / f"seed_{seed}" / "result.json" for seed in range(seeds)]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+def _results(workdir: Path, variant: str) -> list[Result]:
+    paths = (workdir / "runs" / variant).glob("seed_*/result.json")
+    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in paths), key=lambda result: result["seed"])
 
 
 def _row(variant: Variant, results: Sequence[Result], baseline: Sequence[Result]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class FreezeSchedule:
     Phase(start=100, stop=300, mask={'mlp': {'gate': False, 'up': True}})
     """
 
-    entries: Sequence[tuple[int | float, Rules]]
+    entries: Sequence[tuple[int | float | jax.Array, Rules]]
 
     def __post_init__(self) -> None:
         """Freezes the entries into tuples and checks their starts."""
@@ -60,10 +60,10 @@ class FreezeSchedule:
         object.__setattr__(self, "entries", tuple((start, check_rules(rules)) for start, rules in entries))
         for start, _ in entries:
             _check_start(start)
-        if not entries or entries[0][0] != 0:
+        if not entries or isinstance(entries[0][0], jax.Array) or entries[0][0] != 0:
             raise UserError("schedule: the first entry must start at step 0, to say what trains at first")
         if self.resolved:
-            _check_increasing([int(start) for start, _ in entries], "")
+            _check_increasing([start for start, _ in entries], "")
 
     @property
     def resolved(self) -> bool:
@@ -82,13 +82,16 @@ class FreezeSchedule:
         """
         if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or total_steps < 1:
             raise UserError(f"schedule: total_steps={total_steps!r} is not a positive number of steps")
+        if any(isinstance(start, jax.Array) for start, _ in self.entries):
+            raise UserError("schedule: a start that is an array has no static phase; give ints, or scheduled_freeze it")
         entries = [
             (round(start * total_steps) if isinstance(start, float) else start, rules) for start, rules in self.entries
         ]
         for (start, _), (given, _) in zip(entries, self.entries, strict=True):
             if start >= total_steps:
+                at = f"{given}, step {start}," if isinstance(given, float) else f"{given}"
                 raise UserError(
-                    f"schedule: start {given} lies beyond the run of {total_steps} steps; "
+                    f"schedule: start {at} lies beyond the run of {total_steps} steps; "
                     f"the last usable step is {total_steps - 1}"
                 )
         _check_increasing([start for start, _ in entries], f" in a run of {total_steps} steps")
@@ -111,7 +114,8 @@ class FreezeSchedule:
     def mask_at(self, params: PyTree, step: Any) -> PyTree:
         """Mask at `step` as a tree of bool scalars; `step` may be traced (jit, scan, vmap).
 
-        Past the last start the last entry holds for ever.
+        Past the last start the last entry holds for ever. A start may be an integer array too, traced or
+        not, so that a sweep over freeze steps is one `vmap` (then starts are taken to increase, unchecked).
 
         Raises:
           UserError: the schedule holds fractions; call `resolve` first.
@@ -119,10 +123,13 @@ class FreezeSchedule:
         >>> schedule = FreezeSchedule([(0, [("w", True)]), (3, [("w", False)])])
         >>> [bool(schedule.mask_at({"w": 1.0}, step)["w"]) for step in (0, 2, 3)]
         [True, True, False]
+        >>> at = lambda start: FreezeSchedule([(0, [("w", True)]), (start, [("w", False)])]).mask_at({"w": 1.0}, 3)["w"]
+        >>> jax.vmap(at)(jnp.array([2, 3, 4]))
+        Array([False, False,  True], dtype=bool)
         """
         if not self.resolved:
             raise UserError("schedule holds fractions of a run: call schedule.resolve(total_steps) first")
-        starts = jnp.asarray([start for start, _ in self.entries], dtype=jnp.int32)
+        starts = jnp.stack([jnp.asarray(start, dtype=jnp.int32) for start, _ in self.entries])
         entry = jnp.sum(jnp.asarray(step, dtype=jnp.int32) >= starts) - 1
         masks = [trainable_mask(params, rules) for _, rules in self.entries]
         return jax.tree.map(lambda *per_entry: jnp.asarray(per_entry)[entry], *masks)
@@ -208,17 +215,19 @@ def _layer_numbers(paths: list[str], pattern: str) -> dict[str, int]:
 
 
 def _check_start(start: Any) -> None:
+    if isinstance(start, jax.Array) and start.ndim == 0 and jnp.issubdtype(start.dtype, jnp.integer):
+        return
     if isinstance(start, bool) or not isinstance(start, int | float | np.integer):
-        raise UserError(f"schedule: start {start!r} is neither a step (int) nor a fraction of the run (float)")
+        raise UserError(f"schedule: start {start!r} is neither a step (int) nor a fraction (float)")
     if isinstance(start, float) and not 0 < start < 1:
         raise UserError(f"schedule: fraction {start} lies outside (0, 1); write a step as an int")
     if start < 0:
         raise UserError(f"schedule: step {start} is negative; the run begins at step 0")
 
 
-def _check_increasing(starts: list[int], where: str) -> None:
+def _check_increasing(starts: Sequence[Any], where: str) -> None:
     for earlier, later in itertools.pairwise(starts):
-        if later <= earlier:
+        if not isinstance(earlier, jax.Array) and not isinstance(later, jax.Array) and later <= earlier:
             raise UserError(
                 f"schedule: phases overlap{where}: an entry starts at {later} after one at {earlier}; "
                 "starts must increase"

@@ -16,6 +16,10 @@ if [ $# -lt 3 ]; then
 fi
 study=$1 scale=$2 workdir=$3
 shift 3
+if [ ! -f "experiments/configs/$study.py" ]; then
+  echo "error: there is no study '$study'; studies: $(cd experiments/configs && ls [a-z]*.py | sed 's/\.py$//' | tr '\n' ' ')" >&2
+  exit 2
+fi
 
 extra=()
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi --list-gpus >/dev/null 2>&1; then

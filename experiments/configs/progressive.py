@@ -54,7 +54,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
 
     config.freeze = ConfigDict()
     config.freeze.pattern = r"blocks/\d+/mlp/(gate|up|fc)/kernel"  # what freezes: a pattern of leaf paths
-    config.freeze.at = 1 / 3  # when: a fraction of the run in (0, 1), or a step from 1 on
+    config.freeze.at = 1 / 3  # when: a fraction of the run in (0, 1), or a step from 2 on
     config.freeze.dropout = 0.2  # rate of the variants named dropout (the paper's)
 
     config.train = ConfigDict()

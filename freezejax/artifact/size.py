@@ -1,7 +1,7 @@
 """Stored bytes of a model: predicted from shapes, and measured on a packed file's bytes.
 
-The codec is the one of the Parameter Golf baseline in its simplest form: matrices as symmetric int8 with
-one fp16 scale per output feature, vectors and scalars as fp16, then zlib level 9. A seeded leaf costs nothing:
+The codec is a plain one: matrices as symmetric int8 with one fp16 scale per column (output feature), vectors and
+scalars as fp16, then zlib level 9. A seeded leaf costs nothing:
 it is drawn again from the root seed. A leaf that was trained and then frozen is stored like any other.
 """
 

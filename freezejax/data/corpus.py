@@ -69,7 +69,7 @@ def load(path: str = "", *, tokenizer: str = "", val_fraction: float = 0.1, cach
         raise UserError(f"val_fraction={val_fraction}: must lie in (0, 1)")
     if path and not path.startswith("tfds:"):
         if not Path(path).is_dir():
-            raise UserError(f"{path}: no such folder; give a folder, tfds:NAME, or nothing for embedded text")
+            raise UserError(f"{path}: not a folder; give a folder, tfds:NAME, or nothing for embedded text")
         if any(Path(path).glob("*.bin")):
             return _read(Path(path), _shard_tokenizer(Path(path), tokenizer), source=path)
     source = _text_source(path, val_fraction, Path(cache_dir))

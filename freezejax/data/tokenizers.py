@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -91,7 +92,9 @@ class SentencePieceTokenizer:
         try:
             model = self.path.read_bytes()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot read the tokenizer: {error.strerror}") from None
+            raise UserError(
+                f"{self.path}: cannot read the tokenizer: {error.strerror}; give bytes, bpe:SIZE or a .model"
+            ) from None
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -162,6 +165,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str
         )
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split("] ")[-1].split()) or "it holds no text"
+        if (sizes := re.search(r"required_chars. \d+ vs (\d+)", reason)) is not None:
+            reason = f"its characters and the 256 bytes need at least {sizes[1]} tokens"
         raise UserError(f"bpe:{vocab_size}: cannot learn this vocabulary from the text: {reason}") from None
     with atomic_file(path) as file:
         file.write(model.getvalue())

@@ -123,10 +123,12 @@ def _scorer(apply: Apply, compute_dtype: DTypeLike) -> Callable[[PyTree, Batch],
 
 
 def _total(score: Any, params: PyTree, batches: Any, table: ByteTable) -> Evaluation:
-    nats, count, n_bytes = 0.0, 0, 0
+    scores, count, n_bytes = [], 0, 0
     for batch in batches:
-        nats += float(np.sum(np.asarray(score(params, batch)), dtype=np.float64))
+        scores.append(score(params, batch))
         weights = batch["weights"] > 0
         count += int(weights.sum())
         n_bytes += int(byte_counts(table, batch["inputs"], batch["targets"])[weights].sum())
+    # Fetched only now, so that the device is never waited for between batches.
+    nats = float(np.sum(jax.device_get(scores), dtype=np.float64))
     return Evaluation(nats / count, bits_per_byte(nats, n_bytes), count, n_bytes)

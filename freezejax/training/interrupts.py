@@ -13,10 +13,11 @@ class Stopped(Exception):
     143
     """
 
-    def __init__(self, step: int, signal_number: int) -> None:
-        """Remembers the step reached and the signal that asked."""
+    def __init__(self, step: int | None, signal_number: int) -> None:
+        """Remembers the step reached (None: between two runs) and the signal that asked."""
         self.exit_code = 128 + signal_number
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
+        where = "between two runs" if step is None else f"after step {step}"
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} {where}")
 
 
 class NonFinite(Exception):

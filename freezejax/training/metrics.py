@@ -73,7 +73,7 @@ class TensorBoard:
         """Opens the event file; events beyond `step` are marked void."""
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.path), purge_step=step or None)
+        self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
 
     def write(self, record: Record) -> None:
         """Adds the record's scalars."""

@@ -1,7 +1,7 @@
 """A model of a few thousand weights, a text it can learn, and runs of the real loop on both."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from freezejax import FreezeSchedule, models
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import Stopped, StopSignal
 from freezejax.training.loop import TrainResult, train
+from freezejax.training.metrics import Sink
 
 EVERYTHING = [(".*", True)]
 GATE_UP = [(r"blocks/\d+/mlp/(gate|up)/kernel", False), *EVERYTHING]
@@ -85,7 +86,7 @@ class Recorder:
 
 @pytest.fixture(scope="package")
 def run(build: Callable[..., models.Model], tokens: np.ndarray) -> Callable[..., tuple[TrainResult | None, Recorder]]:
-    """`run(directory, schedule entries, stop_at=, evaluate=, model=, **train fields) -> (result, recorder)`.
+    """`run(directory, schedule entries, stop_at=, evaluate=, sinks=, model=, **train fields) -> (result, recorder)`.
 
     The result is None where the run was stopped.
     """
@@ -96,6 +97,7 @@ def run(build: Callable[..., models.Model], tokens: np.ndarray) -> Callable[...,
         *,
         stop_at: int | None = None,
         evaluate: Any = None,
+        sinks: Sequence[Sink] = (),
         model: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> tuple[TrainResult | None, Recorder]:
@@ -103,7 +105,7 @@ def run(build: Callable[..., models.Model], tokens: np.ndarray) -> Callable[...,
         recorder = Recorder(stop_at)
         arguments = (build(**(model or {})), tokens, config, FreezeSchedule(entries), directory)
         try:
-            found = train(*arguments, evaluate=evaluate, sinks=[recorder], stop=recorder.stop)
+            found = train(*arguments, evaluate=evaluate, sinks=[*sinks, recorder], stop=recorder.stop)
         except Stopped:
             return None, recorder
         return found, recorder

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from freezejax.training import loop
-from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.interrupts import NonFinite
 from freezejax.training.metrics import JsonLines, read_json_lines
 
@@ -114,16 +113,20 @@ def test_resuming_drops_the_records_beyond_the_checkpoint_and_a_torn_line(tmp_pa
     assert [path.name for path in sink.path.parent.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_resumed_run_records_every_step_once(run, entries, tmp_path):
-    run(tmp_path, entries["later"], checkpoint_every=3, stop_at=5)
-    whole = JsonLines(tmp_path / "metrics.jsonl")
-    whole.begin(0)
-    for step in range(1, 8):  # what a killed run may have written beyond its checkpoint
-        whole.write({"step": step, "loss": 0.0})
-    whole.close()
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        step = checkpoints.latest()
+@pytest.mark.parametrize("stop_at", [2, 8])
+def test_a_resumed_run_records_every_step_once(stop_at, run, entries, tmp_path):
+    """Stopped after `stop_at` of 12 updates, then killed once: its file runs on beyond the checkpoint."""
     sink = JsonLines(tmp_path / "metrics.jsonl")
-    sink.begin(step)
-    sink.close()
-    assert [record["step"] for record in lines(sink.path)] == [1, 2, 3, 4, 5]
+    fields = {"checkpoint_every": 3, "sinks": [sink], "eval_every": 6, "evaluate": lambda params: {"val_ce": 1.0}}
+    found, _ = run(tmp_path, entries["later"], stop_at=stop_at, **fields)
+    assert found is None
+    assert [record["step"] for record in lines(sink.path) if "loss" in record] == list(range(1, stop_at + 1))
+    with sink.path.open("a") as file:
+        file.write(json.dumps({"step": stop_at + 1, "loss": -1.0}) + '\n{"step": 9, "lo')
+    found, recorder = run(tmp_path, entries["later"], **fields)
+    assert (found.steps, recorder.begun) == (12, [stop_at])
+    training = [record for record in lines(sink.path) if "loss" in record]
+    assert [record["step"] for record in training] == list(range(1, 13))
+    assert [record["step"] for record in lines(sink.path) if "val_ce" in record] == [6, 12]
+    _, whole = run(tmp_path / "whole", entries["later"])
+    assert [record["loss"] for record in training] == whole.losses()

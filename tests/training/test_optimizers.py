@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from freezejax import FreezeSchedule, freeze
+from freezejax import FreezeSchedule, freeze, models
 from freezejax.errors import UserError
+from freezejax.paths import leaf_paths
 from freezejax.training.config import OptimizerConfig, TrainConfig
 from freezejax.training.optimizers import make_optimizer, rate_of_run, rate_shape
 
@@ -72,28 +73,38 @@ def test_the_rate_follows_the_run_when_the_optimizer_restarts(restart_schedule, 
     assert logged[4] == pytest.approx(1e-3 * in_second_phase, rel=1e-5)
 
 
-def test_muon_takes_the_matrices_of_the_blocks_only(build):
-    params = jax.eval_shape(build().init, jax.random.key(0))
+MUON = {
+    "geglu": ("attn/qkv", "attn/out", "mlp/gate", "mlp/up", "mlp/down"),
+    "parameter_golf": ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/fc", "mlp/proj"),
+}
+ADAMW = {"geglu": {"ln_f/scale"}, "parameter_golf": {"skip_weights"}}
+
+
+@pytest.mark.parametrize("family", MUON)
+def test_muon_takes_the_kernels_of_the_blocks_only(family):
+    sizes = {"geglu": {}, "parameter_golf": {"num_kv_heads": 1}}[family]
+    model = models.build(family, vocab_size=61, num_layers=2, model_dim=32, num_heads=2, **sizes)
+    params = jax.eval_shape(model.init, jax.random.key(0))
     tx = make_optimizer(OptimizerConfig(name="muon"), lambda count: jnp.ones([]))
     _, state = jax.eval_shape(tx.init, params)
-    muon, adam = (state.inner_states[name].inner_state for name in ("muon", "adam"))
-    moments = [path for path, _ in jax.tree_util.tree_leaves_with_path(muon[0].mu)]
-    names = {jax.tree_util.keystr(path, simple=True, separator="/") for path in moments}
-    assert names == {f"blocks/0/{leaf}/kernel" for leaf in ("attn/qkv", "attn/out", "mlp/gate", "mlp/up", "mlp/down")}
-    of_adam = {
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(adam[0].mu)
-    }
-    assert of_adam == {"tok_emb/embedding", "ln_f/scale", "blocks/0/ln1/scale", "blocks/0/ln2/scale"}
+    muon, adam = (set(leaf_paths(state.inner_states[name].inner_state[0].mu)) for name in ("muon", "adam"))
+    assert muon == {f"blocks/{layer}/{leaf}/kernel" for layer in (0, 1) for leaf in MUON[family]}
+    assert adam == set(leaf_paths(params)) - muon
+    assert adam > {"tok_emb/embedding", *ADAMW[family]}
+    vectors_of_blocks = {path for path in adam if path.startswith("blocks/")}
+    assert vectors_of_blocks
+    if family == "parameter_golf":
+        assert params["blocks"][0]["resid_mix"].shape == (2, 32)
+        assert "blocks/0/resid_mix" in vectors_of_blocks
 
 
 def test_muon_updates_are_near_orthogonal_and_adamw_takes_its_own_rate():
-    params = {"blocks": {0: {"w": jnp.ones((8, 8))}}, "b": jnp.ones(3)}
+    params = {"blocks": {0: {"kernel": jnp.ones((8, 8))}}, "b": jnp.ones(3)}
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
     config = OptimizerConfig(name="muon", learning_rate=0.5, adam_learning_rate=0.25, weight_decay=0.0, clip=0.0)
-    tx = freeze(make_optimizer(config, lambda count: jnp.ones([])), {"blocks": {0: {"w": True}}, "b": True})
+    tx = freeze(make_optimizer(config, lambda count: jnp.ones([])), {"blocks": {0: {"kernel": True}}, "b": True})
     updates, _ = tx.update(grads, tx.init(params), params)
-    singular = jnp.linalg.svd(updates["blocks"][0]["w"], compute_uv=False)
+    singular = jnp.linalg.svd(updates["blocks"][0]["kernel"], compute_uv=False)
     assert float(singular.max()) < 1.5 * 0.5
     assert float(singular.min()) > 0.3 * 0.5
     adam = optax.adam(0.25, 0.9, 0.999, 1e-8, nesterov=True)  # optax.contrib.muon makes both Nesterov
