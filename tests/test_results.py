@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments.configs.progressive import get_config
 from experiments.markdown import tables
 from experiments.progressive import make_study
 from experiments.statistics import Interval, verdict
+from freezejax import models
 
 ROOT = Path(__file__).parents[1]
 SUMMARIES = sorted(ROOT.glob("results/*/*/summary.json"))
@@ -32,9 +34,12 @@ def test_verdicts_follow_from_the_intervals(found):
 
 
 def test_every_variant_and_seed_is_there(found):
-    from experiments.configs.progressive import get_config
-
     config = get_config(found["scale"])
     vocab_size = found["rows"][0]["model"]["vocab_size"]
-    assert [row["name"] for row in found["rows"]] == [v.name for v in make_study(config, vocab_size).variants]
-    assert all(row["seeds"] == [0, 1, 2] for row in found["rows"])
+    variants = make_study(config, vocab_size).variants
+    assert [row["name"] for row in found["rows"]] == [variant.name for variant in variants]
+    for row, variant in zip(found["rows"], variants, strict=True):
+        assert row["seeds"] == [0, 1, 2]
+        assert models.build(**row["model"]).config == models.build(**variant.model).config
+        assert row["steps"] == variant.train["steps"]
+        assert len(row["phases"]) == len(variant.schedule.entries)

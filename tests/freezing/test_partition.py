@@ -1,46 +1,17 @@
 """Law 4: `combine` undoes `partition` on any pytree, and what does not fit is named."""
 
-from typing import NamedTuple
-
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 import freezejax
 from freezejax import UserError, apply_updates, combine, freeze, migrate, partition, trainable_mask
 from freezejax.masks import invert
 from freezejax.paths import leaf_paths
-
-
-class Pair(NamedTuple):
-    left: object
-    right: object
-
-
-names = st.text("abcde", min_size=1, max_size=2)
-leaves = st.integers(0, 9).map(lambda n: np.full((2,), n, np.float32))
-trees = st.recursive(
-    leaves,
-    lambda children: st.one_of(
-        st.dictionaries(names, children, max_size=3),
-        st.dictionaries(st.integers(0, 12), children, max_size=3),
-        st.lists(children, max_size=3),
-        st.lists(children, max_size=3).map(tuple),
-        st.builds(Pair, children, children),
-    ),
-    max_leaves=8,
-)
-
-
-@st.composite
-def trees_and_masks(draw):
-    tree = draw(trees)
-    return tree, jax.tree.map(lambda _: draw(st.booleans()), tree)
+from tests.freezing.strategies import trees_and_masks
 
 
 @given(trees_and_masks())

@@ -75,7 +75,7 @@ def test_the_rate_follows_the_run_when_the_optimizer_restarts(restart_schedule, 
 
 MUON = {
     "geglu": ("attn/qkv", "attn/out", "mlp/gate", "mlp/up", "mlp/down"),
-    "parameter_golf": ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/fc", "mlp/proj"),
+    "parameter_golf": ("attn/c_q", "attn/c_k", "attn/c_v", "attn/proj", "mlp/fc", "mlp/proj"),
 }
 ADAMW = {"geglu": {"ln_f/scale"}, "parameter_golf": {"skip_weights"}}
 
