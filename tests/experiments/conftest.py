@@ -4,10 +4,13 @@ Starting Python and importing JAX takes seconds. `command` starts one process th
 forks a fresh child for each command; `spawn` starts the real thing.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +37,7 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -52,16 +56,23 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def command(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ended]]:
-    """`command(module, *arguments) -> Ended`."""
+    """`command(module, *arguments, kill_when=None) -> Ended`; SIGKILL when `kill_when()`, asked often, is true."""
     folder = tmp_path_factory.mktemp("streams")
     arguments = [sys.executable, "-c", FORKS]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(arguments, cwd=ROOT, env=environment, **pipes) as server:
 
-        def run(module: str, *arguments: str) -> Ended:
+        def run(module: str, *arguments: str, kill_when: Callable[[], bool] | None = None) -> Ended:
             out, err = folder / "out", folder / "err"
             server.stdin.write(json.dumps([module, arguments, str(out), str(err)]) + "\n")
             server.stdin.flush()
+            child = int(server.stdout.readline())
+            if kill_when is not None:
+                limit = time.monotonic() + 120
+                while not kill_when() and time.monotonic() < limit:
+                    time.sleep(0.002)
+                with contextlib.suppress(ProcessLookupError):  # it ended before
+                    os.kill(child, signal.SIGKILL)
             return Ended(int(server.stdout.readline()), out.read_text(), err.read_text())
 
         yield run

@@ -1,6 +1,7 @@
 """Law 9 for whole commands: Ctrl-C, SIGTERM and SIGKILL, then the same command again, give the same bits."""
 
 import json
+import random
 import shutil
 import signal
 import time
@@ -84,3 +85,33 @@ def test_stopped_three_ways_and_resumed_it_ends_the_same(spawn, command, uninter
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert figures(metrics) == uninterrupted[1]
     assert not list(workdir.rglob("checkpoints"))
+
+
+def last_steps(workdir):
+    """Last recorded step of every run of the study, added up."""
+    found = [path.read_text().split("\n")[:-1] for path in workdir.rglob("runs/*/*/metrics.jsonl")]
+    return sum(json.loads(lines[-1])["step"] for lines in found if lines)
+
+
+def test_killed_at_five_seeded_moments_it_ends_the_same(command, uninterrupted, tmp_path):
+    """One moment in each fifth of the study's 2 x 240 steps, and somewhat after the record that shows it."""
+    workdir, moments = tmp_path / "run", random.Random(0)
+    arguments = (f"--workdir={workdir}", *FIELDS)
+    for fifth in range(5):
+        moment, delay = 96 * fifth + moments.randint(45, 85), moments.uniform(0, 0.03)
+
+        def reached(moment=moment, delay=delay):
+            if last_steps(workdir) < moment:
+                return False
+            time.sleep(delay)
+            return True
+
+        ended = command(MODULE, *arguments, kill_when=reached)
+        assert ended.code == -signal.SIGKILL, ended
+        assert fifth == 0 or "resumed after step" in ended.out or "finished before, kept" in ended.out
+    ended = command(MODULE, *arguments)
+    assert ended.code == 0, ended
+    assert "resumed after step" in ended.out
+    assert hashes(workdir) == uninterrupted[0]
+    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert figures(metrics) == uninterrupted[1]
