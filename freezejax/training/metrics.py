@@ -76,10 +76,11 @@ class TensorBoard:
         self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
 
     def write(self, record: Record) -> None:
-        """Adds the record's scalars."""
+        """Adds the record's scalars, at once on disk."""
         for name, value in record.items():
             if name != "step" and isinstance(value, int | float):
                 self._writer.add_scalar(name, value, record["step"])
+        self._writer.flush()  # a kill must not lose what a checkpoint will not write again
 
     def close(self) -> None:
         """Flushes and closes."""

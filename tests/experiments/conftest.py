@@ -56,23 +56,25 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def command(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ended]]:
-    """`command(module, *arguments, kill_when=None) -> Ended`; SIGKILL when `kill_when()`, asked often, is true."""
+    """`command(module, *arguments, stop_when=None, by=SIGKILL) -> Ended`; `stop_when()` is asked often."""
     folder = tmp_path_factory.mktemp("streams")
     arguments = [sys.executable, "-c", FORKS]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(arguments, cwd=ROOT, env=environment, **pipes) as server:
 
-        def run(module: str, *arguments: str, kill_when: Callable[[], bool] | None = None) -> Ended:
+        def run(
+            module: str, *arguments: str, stop_when: Callable[[], bool] | None = None, by: int = signal.SIGKILL
+        ) -> Ended:
             out, err = folder / "out", folder / "err"
             server.stdin.write(json.dumps([module, arguments, str(out), str(err)]) + "\n")
             server.stdin.flush()
             child = int(server.stdout.readline())
-            if kill_when is not None:
+            if stop_when is not None:
                 limit = time.monotonic() + 120
-                while not kill_when() and time.monotonic() < limit:
+                while not stop_when() and time.monotonic() < limit:
                     time.sleep(0.002)
                 with contextlib.suppress(ProcessLookupError):  # it ended before
-                    os.kill(child, signal.SIGKILL)
+                    os.kill(child, by)
             return Ended(int(server.stdout.readline()), out.read_text(), err.read_text())
 
         yield run

@@ -106,7 +106,7 @@ def test_killed_at_five_seeded_moments_it_ends_the_same(command, uninterrupted, 
             time.sleep(delay)
             return True
 
-        ended = command(MODULE, *arguments, kill_when=reached)
+        ended = command(MODULE, *arguments, stop_when=reached)
         assert ended.code == -signal.SIGKILL, ended
         assert fifth == 0 or "resumed after step" in ended.out or "finished before, kept" in ended.out
     ended = command(MODULE, *arguments)

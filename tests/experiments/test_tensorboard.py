@@ -1,6 +1,7 @@
 """`--tensorboard` writes every scalar of a run, and those of a resumed run once."""
 
 import json
+import signal
 
 import pytest
 
@@ -51,17 +52,22 @@ def test_event_files_hold_the_scalars_of_the_metrics(command, tmp_path):
     assert len(set(order)) == len(order)
 
 
-def test_after_a_kill_and_a_resume_they_still_do(command, tmp_path):
+def test_after_a_stop_and_a_resume_they_still_do(command, tmp_path):
     workdir = tmp_path / "run"
     metrics = workdir / "runs" / "baseline" / "seed_0" / "metrics.jsonl"
     arguments = (f"--workdir={workdir}", "--tensorboard", *FIELDS)
-    killed = lambda: metrics.exists() and metrics.read_text().count("\n") > 60  # noqa: E731
-    assert command(STUDY, *arguments, kill_when=killed).code < 0
+
+    def halfway():
+        return metrics.exists() and metrics.read_text().count("\n") > 60
+
+    stopped = command(STUDY, *arguments, stop_when=halfway, by=signal.SIGTERM)
+    assert stopped.code == 143, stopped
     ended = command(STUDY, *arguments)
     assert ended.code == 0, ended
     assert "resumed after step" in ended.out
     assert len(list((workdir / "tensorboard" / "baseline" / "seed_0").glob("events*"))) == 2
-    assert_as_in_the_metrics(workdir)
+    order = assert_as_in_the_metrics(workdir)
+    assert len(set(order)) == len(order)
 
 
 def test_counterpart_without_the_flag_there_are_none(command, tmp_path):

@@ -38,8 +38,8 @@ def trees(leaves):
 
 
 @st.composite
-def trees_and_masks(draw, leaves=vectors):
-    tree = draw(trees(leaves))
+def trees_and_masks(draw, whole):
+    tree = draw(whole)
     return tree, jax.tree.map(lambda _: draw(st.booleans()), tree)
 
 
@@ -52,10 +52,13 @@ def weights(draw):
     return values
 
 
+weight_trees = trees(weights()).filter(lambda tree: len(jax.tree.leaves(tree)) > 1)
+
+
 @st.composite
 def trees_and_schedules(draw, steps):
-    """A tree of two leaves or more, and 2 to 4 entries that each say of every leaf whether it trains."""
-    tree = draw(trees(weights()).filter(lambda tree: len(jax.tree.leaves(tree)) > 1))
+    """A tree, and 2 to 4 entries that each say of every leaf whether it trains."""
+    tree = draw(weight_trees)
     starts = [0, *sorted(draw(st.sets(st.integers(1, steps - 1), min_size=1, max_size=3)))]
     paths = [re.escape(path) for path in leaf_paths(tree)]
     return tree, FreezeSchedule([(at, [(path, draw(st.booleans())) for path in paths]) for at in starts])

@@ -11,10 +11,10 @@ import freezejax
 from freezejax import UserError, apply_updates, combine, freeze, migrate, partition, trainable_mask
 from freezejax.masks import invert
 from freezejax.paths import leaf_paths
-from tests.freezing.strategies import trees_and_masks
+from tests.freezing.strategies import trees, trees_and_masks, vectors
 
 
-@given(trees_and_masks())
+@given(trees_and_masks(trees(vectors)))
 def test_combine_undoes_partition(tree_and_mask):
     tree, mask = tree_and_mask
     halves = partition(tree, mask)
@@ -23,7 +23,7 @@ def test_combine_undoes_partition(tree_and_mask):
         assert all(a is b for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(tree), strict=True))
 
 
-@given(trees_and_masks())
+@given(trees_and_masks(trees(vectors)))
 def test_halves_hold_each_leaf_once(tree_and_mask):
     tree, mask = tree_and_mask
     trainable, frozen = partition(tree, mask)
@@ -32,20 +32,20 @@ def test_halves_hold_each_leaf_once(tree_and_mask):
     assert sorted(leaf_paths(trainable) + leaf_paths(frozen)) == sorted(leaf_paths(tree))
 
 
-@given(trees_and_masks())
+@given(trees_and_masks(trees(vectors)))
 def test_inverting_the_mask_swaps_the_halves(tree_and_mask):
     tree, mask = tree_and_mask
     chex.assert_trees_all_equal(partition(tree, mask), partition(tree, invert(mask))[::-1])
 
 
-@given(trees_and_masks())
+@given(trees_and_masks(trees(vectors)))
 def test_partition_of_a_half_by_the_whole_mask_is_that_half(tree_and_mask):
     tree, mask = tree_and_mask
     trainable, _ = partition(tree, mask)
     chex.assert_trees_all_equal(partition(trainable, mask)[0], trainable)
 
 
-@given(trees_and_masks())
+@given(trees_and_masks(trees(vectors)))
 def test_value_and_grad_is_the_trainable_half_of_the_whole_gradient(tree_and_mask):
     tree, mask = tree_and_mask
 
@@ -65,7 +65,7 @@ def test_value_and_grad_passes_aux_and_arguments_and_takes_integers_in_the_froze
     assert (float(value), aux.tolist(), float(grads["w"]), grads["table"]) == (7.0, [0, 1], 2.0, None)
 
 
-@given(trees_and_masks())
+@given(trees_and_masks(trees(vectors)))
 def test_apply_updates_moves_the_trainable_half_only(tree_and_mask):
     tree, mask = tree_and_mask
     updates, _ = partition(jax.tree.map(lambda leaf: jnp.ones_like(leaf), tree), mask)
