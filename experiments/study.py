@@ -95,8 +95,10 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> Non
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists() and any(workdir.glob("runs/*")):
-            _check_same_study(json.loads(path.read_text(encoding="utf-8")), now, workdir)
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if any(workdir.glob("runs/*")):  # before its first run a folder may still change its mind
+                _check_same_study(before, now, workdir)
         if isinstance(corpus.tokenizer, data.SentencePieceTokenizer):
             shutil.copyfile(corpus.tokenizer.path, workdir / TOKENIZER)  # to score other text with
         write_atomically(path, json.dumps(now, indent=2) + "\n")

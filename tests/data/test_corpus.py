@@ -214,7 +214,7 @@ def test_bad_folders(tmp_path, cache, case, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "/does/not/exist"}, "/does/not/exist: no such folder"),
+        ({"path": "/does/not/exist"}, "/does/not/exist: not a folder"),
         ({"val_fraction": 0.0}, "val_fraction=0.0"),
         ({"val_fraction": 1.0}, "val_fraction=1.0"),
         ({"tokenizer": "bpe:many"}, "tokenizer=bpe:many: bpe:SIZE"),

@@ -78,7 +78,7 @@ def test_bad_models(tmp_path, content, message):
 
 @pytest.mark.parametrize(
     ("texts", "size", "message"),
-    [(["a b c\n"] * 9, 30_000, "too high"), (["a b c\n"], 10, "smaller"), ([], 500, "no text")],
+    [(["a b c\n"] * 9, 30_000, "too high"), (["a b c\n"], 10, "need at least"), ([], 500, "no text")],
 )
 def test_impossible_vocabularies(tmp_path, texts, size, message):
     with pytest.raises(UserError, match=message) as error:

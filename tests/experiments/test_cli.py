@@ -25,7 +25,7 @@ BAD = {
     ("--config=missing.py",): "missing.py",
     ("--config=",): "empty",
     ("unexpected",): "unexpected argument 'unexpected'",
-    ("--config.data.path=/nowhere/at/all",): "no such folder",
+    ("--config.data.path=/nowhere/at/all",): "not a folder",
     ("--config.data.val_fraction=2",): "val_fraction",
     ("--config.data.tokenizer=bpe:many",): "bpe:many",
     ("--config.data.tokenizer=missing.model",): "missing.model",
@@ -35,7 +35,8 @@ BAD = {
     ("--config.paper=blog",): "config.paper='blog'",
     ("--config.freeze.pattern=(",): "not a regular expression",
     ("--config.freeze.pattern=nothing",): "matches no leaf",
-    ("--config.freeze.at=0",): "phases overlap",
+    ("--config.freeze.at=0",): "expected a fraction of the run",
+    ("--config.freeze.at=1.0",): "expected a fraction of the run",
     ("--config.freeze.at=99",): "beyond the run of 12 steps",
     ("--config.model.dropout=1",): "dropout=1.0",
     ("--config.train.batch_size=100000",): "too few",
@@ -188,8 +189,23 @@ def test_evaluate_tells_bad_input_in_one_line(study, command, tmp_path):
         ((*baseline, "--seed=7"), "--seed=7"),
         ((*baseline, "--stride=-1"), "stride=-1"),
         ((*baseline, "--seq_len=99999999"), "too few"),
-        ((*baseline, "--data=/nowhere"), "no such folder"),
+        ((*baseline, "--data=/nowhere"), "not a folder"),
         ((*baseline, "more"), "unexpected argument"),
         ((f"--workdir={workdir}", "--variant=progressive_small"), str(params)),
     ]:
         assert words in check_one_line(command(EVALUATE, *arguments))
+
+
+def test_a_folder_without_runs_takes_another_config(command, tmp_path):
+    (tmp_path / "config.json").write_text('{"config": {"train": {"steps": 5}}, "data_fingerprint": "other"}')
+    ended = command("experiments.progressive", *SMALL, "--config.variants=baseline", f"--workdir={tmp_path}")
+    assert ended.code == 0, ended
+    ended = command(
+        "experiments.progressive",
+        *SMALL,
+        "--config.variants=baseline",
+        "--config.train.steps=5",
+        f"--workdir={tmp_path}",
+    )
+    check_one_line(ended)
+    assert "holds a study with config/train/steps=12, not 5" in ended.err
