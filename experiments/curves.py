@@ -28,24 +28,26 @@ class Curve(NamedTuple):
 def curves_of(records: Iterable[Mapping[str, Any]], field: str) -> dict[str, Curve]:
     """The curve of every variant that recorded `field`, over the steps that all its seeds recorded.
 
+    A training seed with several base seeds counts once, with their mean.
+
     >>> records = [{"variant": "a", "seed": s, "step": 1, "loss": 2.0 + s} for s in (0, 1)]
     >>> curves_of(records, "loss")["a"].mean
     array([2.5])
     """
-    found: dict[str, dict[int, dict[int, float]]] = {}
+    found: dict[str, dict[int, dict[int, list[float]]]] = {}
     for record in records:
         if field in record:
             by_seed = found.setdefault(record["variant"], {})
-            by_seed.setdefault(record["seed"], {})[record["step"]] = record[field]
+            by_seed.setdefault(record["seed"], {}).setdefault(record["step"], []).append(record[field])
     curves = {name: _curve(list(by_seed.values())) for name, by_seed in found.items()}
     return {name: curve for name, curve in curves.items() if curve is not None}
 
 
-def _curve(seeds: Sequence[Mapping[int, float]]) -> Curve | None:
+def _curve(seeds: Sequence[Mapping[int, Sequence[float]]]) -> Curve | None:
     steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
     if not steps:
         return None
-    values = np.array([[seed[step] for step in steps] for seed in seeds])
+    values = np.array([[np.mean(seed[step]) for step in steps] for seed in seeds])
     bins = np.array_split(np.arange(len(steps)), min(len(steps), _MAX_POINTS))
     intervals = [interval(values[:, part].mean(axis=1).tolist()) for part in bins]
     return Curve(

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from experiments.variants import Variant
 from freezejax.training.config import TrainConfig
 from freezejax.training.metrics import Record, Sink
 
@@ -17,12 +16,12 @@ class Progress:
     """Progress of all runs of a study; `run` gives the sink of one of them.
 
     >>> with Progress(1) as progress:
-    ...     progress.skip("baseline", 0)
+    ...     progress.skip("baseline, seed 0")
     [1/1] baseline, seed 0: finished before, kept
     """
 
     def __init__(self, runs: int) -> None:
-        """`runs` is the number of (variant, seed) pairs."""
+        """`runs` is how many there are in all."""
         self.runs, self.finished = runs, 0
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self.bar: RichProgress | None = None
@@ -44,14 +43,14 @@ class Progress:
         """One plain line."""
         (self.bar.console if self.bar is not None else self.console).print(text, markup=False)
 
-    def skip(self, variant: str, seed: int) -> None:
+    def skip(self, title: str) -> None:
         """A run that was finished before."""
         self.finished += 1
-        self.say(f"[{self.finished}/{self.runs}] {variant}, seed {seed}: finished before, kept")
+        self.say(f"[{self.finished}/{self.runs}] {title}: finished before, kept")
 
-    def run(self, variant: Variant, seed: int, config: TrainConfig) -> Sink:
+    def run(self, title: str, config: TrainConfig) -> Sink:
         """Sink of one run."""
-        return _RunProgress(self, f"{variant.name}, seed {seed}", config)
+        return _RunProgress(self, title, config)
 
 
 class _RunProgress:

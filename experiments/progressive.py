@@ -5,17 +5,12 @@
 This file says what is compared, as data. experiments/study.py runs it; freezejax/training/loop.py trains.
 """
 
-from typing import Any
-
-import jax
 from ml_collections import ConfigDict
 
 from experiments import cli, study
+from experiments.matching import ALL_TRAIN, SEEDS_FROZEN, match_bytes, random_map, stored_bytes
 from experiments.variants import Contrast, Paper, Study, Variant
-from freezejax import models
-from freezejax.artifact import predict_bytes
 from freezejax.errors import UserError
-from freezejax.masks import invert, trainable_mask
 from freezejax.schedules import FreezeSchedule
 
 # name, size, when gate+up freeze, extra: the initial scale of gate+up and dropout are matched or not.
@@ -92,8 +87,11 @@ def _variant(
         model["dropout"] = config.freeze.dropout
     if "same_scale" in extra and model["family"] == "geglu":
         model["mlp_in_init"] = "fan_in"
+    seeded = {**model, "maps": [random_map(config.freeze.pattern)]}
     if "bytes" in extra:
-        model = match_bytes(model, config.freeze.pattern)
+        model = match_bytes(model, stored_bytes(seeded, "int8"), "int8")
+    if freezes == "start":
+        model = seeded
     restart = {field: field in extra for field in ("restart_schedule", "restart_optimizer")}
     paper = None
     if name in _PAPER[table]:
@@ -104,52 +102,22 @@ def _variant(
         model=model,
         train={**config.train.to_dict(), **restart},
         schedule=freeze_schedule(config, freezes),
-        seeded=freezes == "start",
         paper=paper,
     )
 
 
 def freeze_schedule(config: ConfigDict, freezes: str) -> FreezeSchedule:
-    """Freeze schedule by word: "never", "start" (from step 0) or "later" (from `config.freeze.at`)."""
-    all_trainable = [(".*", True)]
-    frozen = [(config.freeze.pattern, False), (".*", True)]
-    if freezes == "never":
-        return FreezeSchedule([(0, all_trainable)])
-    if freezes == "start":
-        return FreezeSchedule([(0, frozen)])
+    """Freeze schedule by word: "never", "start" (random maps, no weight to freeze) or "later" (`config.freeze.at`)."""
+    if freezes != "later":
+        return SEEDS_FROZEN if freezes == "start" else ALL_TRAIN
     at = float(config.freeze.at)
     if not (0 < at < 1 or (at >= 2 and at.is_integer())):
         raise UserError(
             f"config.freeze.at={config.freeze.at}: expected a fraction of the run in (0, 1) or a step from 2 on; "
             "the selective variants freeze from step 0"
         )
-    return FreezeSchedule([(0, all_trainable), (at if at < 1 else int(at), frozen)])
-
-
-def match_bytes(model: dict[str, Any], pattern: str) -> dict[str, Any]:
-    """The model made smaller until, trained whole, it stores the bytes of `model` with `pattern` seeded.
-
-    Same depth and heads. The width is the nearest that the heads allow; the hidden width then takes up the rest.
-    """
-
-    def stored(candidate: dict[str, Any], seeds: bool = False) -> int:
-        shapes = jax.eval_shape(models.build(**candidate).init, jax.random.key(0))
-        rules = [(pattern, False), (".*", True)] if seeds else [(".*", True)]
-        return predict_bytes(shapes, invert(trainable_mask(shapes, rules)))
-
-    def sized(width: int, hidden: int) -> dict[str, Any]:
-        return {**model, "model_dim": width, "mlp_mult": hidden / width}
-
-    target = stored(model, seeds=True)
-    heads, mult = model["num_heads"], model["mlp_mult"]
-    # Heads of even width, for the rotary halves, and no narrower than what rotates.
-    rotated = getattr(models.build(**model).config, "rope_dims", 2)
-    widths = range(heads * rotated, model["model_dim"] + 1, 2 * heads)
-    width = min(widths, key=lambda width: abs(stored(sized(width, round(mult * width))) - target))
-    hidden = round(mult * width)
-    bytes_per_unit = stored(sized(width, hidden + 1)) - stored(sized(width, hidden))
-    hidden += round((target - stored(sized(width, hidden))) / bytes_per_unit)
-    return sized(width, hidden)
+    frozen = [(config.freeze.pattern, False), (".*", True)]
+    return FreezeSchedule([(0, [(".*", True)]), (at if at < 1 else int(at), frozen)])
 
 
 def contrasts(table: str) -> list[Contrast]:

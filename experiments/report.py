@@ -94,7 +94,7 @@ def write(found: Mapping[str, Any], workdir: Path) -> None:
 
 def _header(found: Mapping[str, Any], title: str) -> str:
     data, rows = found["data"], found["rows"]
-    runs = sum(len(row["seeds"]) for row in rows)
+    runs = sum(len(row["params_sha256"]) for row in rows)
     facts = {
         "Data": f"{data['source']}; tokenizer {data['tokenizer']}; sha256 {data['fingerprint'][:12]}…",
         "Training": f"{count(data['train_tokens'])} tokens in the corpus",
@@ -122,18 +122,20 @@ def _tables(found: Mapping[str, Any]) -> list[str]:
     sources = sorted({item["paper"]["source"] for item in items if "paper" in item})
     about_paper = f" Paper: {escape('; '.join(sources))}." if sources else ""
     note = (
-        "Below a name: layers × width. Cross entropy in nats per token on the validation text, mean over seeds "
-        "± 95 % (Student's t). The difference to the baseline is relative and paired by seed. Parameters are "
-        "counted as they exist at the end of the run. 1 kB is 1,000 bytes; stored is predicted from shapes, "
-        "artifact is measured after quantizing and compressing. An en dash: not known, or too few seeds or "
-        f"steps to say.{about_paper}"
+        "Below a name: layers × width. Cross entropy in nats per token on the validation text, mean over "
+        "training seeds (each the mean of its base seeds) ± 95 % (Student's t). Packed: bits per byte of the "
+        "weights loaded back from the quantized file. The difference to the baseline is relative and paired by "
+        "seed. Parameters are counted as they exist at the end of the run. 1 kB is 1,000 bytes; predicted: the "
+        "file from shapes alone, before compression; file: its real bytes. An en dash: not known, or too few "
+        f"seeds or steps to say.{about_paper}"
     )
     sections = [_section("Variants", note, rows_table(found["rows"]))]
     if found["contrasts"]:
         note = (
-            "Relative difference in validation cross entropy, paired by seed; negative is lower loss. A verdict "
-            "judges the sign alone: reproduced where the 95 % interval lies wholly on the paper's side of zero, "
-            "not reproduced where wholly on the other side, else inconclusive. One seed has no interval."
+            "Relative difference in validation cross entropy, paired by seed; negative is lower loss. Packed: the "
+            "same in bits per byte of the packed files. A verdict judges the sign alone: reproduced where the 95 % "
+            "interval lies wholly on the paper's side of zero, not reproduced where wholly on the other side, else "
+            "inconclusive. One seed has no interval."
         )
         sections.append(_section("Contrasts", note, contrasts_table(found["contrasts"])))
     return sections

@@ -1,11 +1,12 @@
-"""Intervals over seeds, paired effects, and the rule that turns an effect into a verdict."""
+"""Intervals and spreads over two axes of seeds, paired effects, and the rule that turns an effect into a verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+Figures = Mapping[tuple[int, int], float]  # (training seed, base seed) -> figure of that run
 NO_EFFECT_PCT = 1.0  # a claim of "no effect" means within this many percent
 
 
@@ -51,6 +52,76 @@ def paired_effect_pct(ours: Sequence[float], reference: Sequence[float]) -> Inte
     """
     pairs = zip(ours, reference, strict=True)
     return interval([100.0 * (our - other) / other for our, other in pairs])
+
+
+def over_base_seeds(figures: Figures) -> dict[int, float]:
+    """Training seed -> mean over its base seeds.
+
+    >>> over_base_seeds({(0, 0): 1.0, (0, 1): 3.0, (1, 0): 5.0})
+    {0: 2.0, 1: 5.0}
+    """
+    return {seed: float(np.mean(values)) for seed, values in _grouped(figures, 0).items()}
+
+
+def paired_over_seeds(ours: Figures, reference: Figures, *, same_maps: bool) -> Interval | None:
+    """Relative difference in percent over the training seeds both sides have, after the mean over base seeds.
+
+    Args:
+      ours: figures of the variant.
+      reference: figures of what it is compared with.
+      same_maps: both sides draw maps from the base seed: only runs with the same two seeds are compared.
+
+    Returns:
+      Mean over training seeds and half-width of its 95 % interval; None where there is no pair.
+
+    >>> paired_over_seeds({(0, 0): 3.0, (0, 1): 5.0}, {(0, 0): 2.0}, same_maps=False)
+    Interval(mean=100.0, ci95=None)
+    >>> paired_over_seeds({(0, 0): 3.0, (0, 1): 5.0}, {(0, 0): 2.0}, same_maps=True)
+    Interval(mean=50.0, ci95=None)
+    """
+    if same_maps:
+        both = sorted(ours.keys() & reference.keys())
+        ours, reference = {run: ours[run] for run in both}, {run: reference[run] for run in both}
+    mine, theirs = over_base_seeds(ours), over_base_seeds(reference)
+    seeds = sorted(mine.keys() & theirs.keys())
+    return paired_effect_pct([mine[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
+
+
+def training_seed_sd(figures: Figures) -> float | None:
+    """Spread over training seeds at a fixed base seed, pooled over base seeds; None for one training seed.
+
+    The root of the sum of squared deviations from the mean of each base seed, over the sum of (runs - 1).
+
+    >>> round(training_seed_sd({(0, 0): 1.0, (1, 0): 3.0, (0, 1): 7.0, (1, 1): 9.0}), 4)
+    1.4142
+    """
+    return _pooled_sd(figures, 1)
+
+
+def base_seed_sd(figures: Figures) -> float | None:
+    """Spread over base seeds at a fixed training seed, pooled over training seeds; None for one base seed.
+
+    The root of the sum of squared deviations from the mean of each training seed, over the sum of (runs - 1).
+
+    >>> round(base_seed_sd({(0, 0): 1.0, (1, 0): 3.0, (0, 1): 7.0, (1, 1): 9.0}), 4)
+    4.2426
+    """
+    return _pooled_sd(figures, 0)
+
+
+def _grouped(figures: Figures, axis: int) -> dict[int, list[float]]:
+    groups: dict[int, list[float]] = {}
+    for run, value in sorted(figures.items()):
+        groups.setdefault(run[axis], []).append(value)
+    return groups
+
+
+def _pooled_sd(figures: Figures, held: int) -> float | None:
+    """Standard deviation within groups that share seed number `held` of the two."""
+    groups = [np.asarray(values, dtype=np.float64) for values in _grouped(figures, held).values()]
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(np.square(group - group.mean()).sum()) for group in groups)
+    return float(np.sqrt(squares / freedom)) if freedom else None
 
 
 def verdict(effect: Interval, claimed_pct: float) -> str:

@@ -1,4 +1,4 @@
-"""The one study engine: variants x seeds -> finished runs -> rows -> summary.json, table, report."""
+"""The one study engine: variants x seeds x base seeds -> finished runs -> rows -> summary.json, table, report."""
 
 import json
 import operator
@@ -11,27 +11,24 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, report, summary
+from experiments import cli, report, summary, terminal
 from experiments.progress import Progress
-from experiments.variants import Study, Variant, select
-from freezejax import data, describe, models
-from freezejax.artifact import packed_bytes, predict_bytes
+from experiments.results import codec_rules, finish, make_evaluate
+from experiments.variants import Run, Study, Variant, select
+from freezejax import artifact, data, models
 from freezejax.errors import UserError
-from freezejax.masks import count_parameters, intersection, invert, union
-from freezejax.paths import PyTree
 from freezejax.training.checkpoints import save_params
 from freezejax.training.config import TrainConfig
-from freezejax.training.evaluation import make_evaluator
 from freezejax.training.interrupts import Stopped, StopSignal, catch_signals
-from freezejax.training.loop import TrainResult, train
-from freezejax.training.metrics import JsonLines, Sink, TensorBoard, read_json_lines, write_atomically
-from freezejax.training.state import fingerprint
+from freezejax.training.loop import train
+from freezejax.training.metrics import JsonLines, Sink, TensorBoard, write_atomically
 
 TOKENIZER = "tokenizer.model"  # in the workdir of a study on SentencePiece tokens
+_MAY_GROW = ("config/seeds", "config/base_seeds", "config/variants")
 
 
 def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
-    """Runs the study of the flags: every (variant, seed) not yet finished, then summary and report."""
+    """Runs the study of the flags: every run not yet finished, then summary and report."""
     config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir).absolute()
     cli.use_compilation_cache()
     corpus = data.load(
@@ -44,16 +41,16 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
     study = select(whole, config.variants)
     check(study, config, corpus)
     claim_workdir(workdir, config, corpus)
-    with catch_signals() as stop, Progress(len(study.variants) * config.seeds) as progress:
-        for seed in range(config.seeds):
-            for variant in study.variants:
-                if stop.received is not None:
-                    raise Stopped(None, stop.received)
-                run_one(variant, seed, config, corpus, workdir, progress, stop)
-                summary.write(whole, config, corpus, workdir)
+    runs = list(study.runs(config.seeds, config.base_seeds))
+    with catch_signals() as stop, Progress(len(runs)) as progress:
+        for variant, run in runs:
+            if stop.received is not None:
+                raise Stopped(None, stop.received)
+            run_one(variant, run, config, corpus, workdir, progress, stop)
+            summary.write(whole, config, corpus, workdir)
     rows = summary.write(whole, config, corpus, workdir)
     report.write(rows, workdir)
-    summary.print_table(rows)
+    terminal.print_tables(rows)
     print(f"Written: {workdir / 'summary.json'} and {workdir / 'report.html'}")
 
 
@@ -63,7 +60,7 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
     Raises:
       UserError: what the first bad one is.
     """
-    for field, least in (("seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
+    for field, least in (("seeds", 1), ("base_seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
         if (value := operator.attrgetter(field)(config)) < least:
             raise UserError(f"config.{field}={value}: expected {least} or more")
     for variant in study.variants:
@@ -76,6 +73,8 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
         train_config = TrainConfig.from_mapping(variant.train)
         shapes = jax.eval_shape(models.build(**variant.model).init, jax.random.key(0))
         variant.schedule.phases(shapes, train_config.steps)
+        packing = {"codec": codec_rules(config), "compressor": config.artifact.compressor}
+        artifact.predict_size(shapes, model=variant.model, **packing)
         sizes = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
         data.train_iterator(corpus.train, seed=config.seeds - 1, **sizes)
         data.eval_batches(corpus.val, **sizes)
@@ -84,7 +83,7 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
 def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> None:
     """Writes config.json, or checks that the one there is of this config and data.
 
-    More seeds or other variants may be added to a folder; anything else would mix two studies.
+    More seeds of either kind or other variants may be added to a folder; anything else would mix two studies.
 
     Raises:
       UserError: the folder holds a study of another config or corpus, is a file, or cannot be written.
@@ -111,50 +110,42 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> Non
 def _check_same_study(before: Any, now: Any, workdir: Path) -> None:
     old, new = summary.flatten(before), summary.flatten(now)
     for field in sorted(old.keys() | new.keys()):
-        if field not in ("config/seeds", "config/variants") and old.get(field) != new.get(field):
+        if field not in _MAY_GROW and old.get(field) != new.get(field):
             raise UserError(
                 f"{workdir} holds a study with {field}={old.get(field)!r}, not {new.get(field)!r}; "
                 "use another --workdir or delete that folder"
             )
 
 
-def run_directory(workdir: Path, variant: str, seed: int) -> Path:
+def run_directory(workdir: Path, variant: str, seed: int, base_seed: int = 0) -> Path:
     """Folder of one run.
 
-    >>> run_directory(Path("runs"), "baseline", 0).as_posix()
-    'runs/runs/baseline/seed_0'
+    >>> run_directory(Path("runs"), "selective_small", 0, 1).as_posix()
+    'runs/runs/selective_small/seed_0_base_1'
     """
-    return workdir / "runs" / variant / f"seed_{seed}"
+    return workdir / "runs" / variant / Run(variant, seed, base_seed).folder
 
 
 def run_one(
     variant: Variant,
-    seed: int,
+    run: Run,
     config: ConfigDict,
     corpus: data.Corpus,
     workdir: Path,
     progress: Progress,
     stop: StopSignal,
 ) -> None:
-    """Trains, evaluates and records one (variant, seed), unless its result is there."""
-    directory = run_directory(workdir, variant.name, seed)
+    """Trains, evaluates, packs and records one run, unless its result is there."""
+    directory = run_directory(workdir, *run)
     if (directory / "result.json").exists():
-        progress.skip(variant.name, seed)
+        progress.skip(run.title)
         return
-    train_config = TrainConfig.from_mapping({**variant.train, "seed": seed})
+    train_config = TrainConfig.from_mapping({**variant.train, "seed": run.seed, "base_seed": run.base_seed})
     model = models.build(**variant.model)
-    evaluate = make_evaluator(
-        model.apply,
-        corpus.val,
-        corpus.tokenizer.byte_table(),
-        batch_size=config.data.eval_batch_size,
-        seq_len=train_config.seq_len,
-        compute_dtype=train_config.compute_dtype,
-        every=every_window(len(corpus.val), train_config.seq_len, config.data.val_sequences),
-    )
-    sinks: list[Sink] = [JsonLines(directory / "metrics.jsonl"), progress.run(variant, seed, train_config)]
+    evaluate = make_evaluate(model.apply, variant, config, corpus)
+    sinks: list[Sink] = [JsonLines(directory / "metrics.jsonl"), progress.run(run.title, train_config)]
     if flags.FLAGS.tensorboard:
-        sinks.append(TensorBoard(workdir / "tensorboard" / variant.name / f"seed_{seed}"))
+        sinks.append(TensorBoard(workdir / "tensorboard" / variant.name / run.folder))
     found = train(
         model,
         corpus.train,
@@ -166,63 +157,5 @@ def run_one(
         stop=stop,
     )
     save_params(directory / "params", found.params)
-    result = result_of(variant, train_config, corpus, found, directory / "metrics.jsonl")
-    write_atomically(directory / "result.json", json.dumps(result, indent=2) + "\n")
+    finish(variant, run, found, config, corpus, directory)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-
-
-def every_window(tokens: int, seq_len: int, wanted: int) -> int:
-    """Stride over validation windows that keeps at least `wanted` of them; 0 wants all.
-
-    >>> every_window(10_001, 10, 0), every_window(10_001, 10, 300)
-    (1, 3)
-    """
-    return max(1, (tokens - 1) // seq_len // wanted) if wanted else 1
-
-
-def result_of(
-    variant: Variant, config: TrainConfig, corpus: data.Corpus, found: TrainResult, metrics: Path
-) -> dict[str, Any]:
-    """What result.json says of one finished run."""
-    last = [record for record in read_json_lines(metrics) if "val_ce" in record][-1]
-    return {
-        "variant": variant.name,
-        "seed": config.seed,
-        "model": dict(variant.model),
-        "tokenizer": corpus.tokenizer.name,
-        "tokenizer_sha256": corpus.tokenizer.fingerprint,
-        **{field: last[field] for field in ("val_ce", "val_bpb", "tokens", "bytes")},
-        **sizes(variant, config, found.params),
-        "params_sha256": fingerprint(found.params),
-        "steps": found.steps,
-        "train_tokens": found.steps * config.tokens_per_step,
-        "step_ms_median": found.step_ms_median,
-        "phases": phases(variant, config, found.params),
-    }
-
-
-def sizes(variant: Variant, config: TrainConfig, params: PyTree) -> dict[str, int]:
-    """Parameters by the way they exist at the end of the run, and stored bytes, predicted and packed."""
-    masks = [phase.mask for phase in variant.schedule.phases(params, config.steps)]
-    ever_trained = masks[0]
-    for mask in masks[1:]:
-        ever_trained = union(ever_trained, mask)
-    seeded = invert(ever_trained) if variant.seeded else jax.tree.map(lambda _: False, params)
-    frozen = intersection(invert(masks[-1]), invert(seeded))
-    return {
-        "trainable_params": count_parameters(params, masks[-1]),
-        "frozen_params": count_parameters(params, frozen),
-        "seeded_params": count_parameters(params, seeded),
-        "stored_bytes_predicted": predict_bytes(params, seeded),
-        "artifact_bytes": packed_bytes(params, seeded),
-    }
-
-
-def phases(variant: Variant, config: TrainConfig, params: PyTree) -> list[dict[str, Any]]:
-    """Trainable share of every module group in every phase, for the report's timeline."""
-    found = []
-    for phase in variant.schedule.phases(params, config.steps):
-        _, rows = describe(params, phase.mask).phases[0]
-        shares = {row.group: row.trainable_share for row in rows}
-        found.append({"start": phase.start, "stop": phase.stop, "trainable": shares})
-    return found

@@ -1,4 +1,4 @@
-"""From finished runs to summary.json and the table: rows, paired contrasts, verdicts by rule."""
+"""From finished runs to summary.json: rows, paired contrasts, verdicts by rule."""
 
 import importlib
 import json
@@ -12,11 +12,18 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
-from experiments.statistics import Interval, interval, paired_effect_pct, verdict
-from experiments.variants import Contrast, Paper, Study, Variant
+from experiments.statistics import (
+    Figures,
+    Interval,
+    base_seed_sd,
+    interval,
+    over_base_seeds,
+    paired_over_seeds,
+    training_seed_sd,
+    verdict,
+)
+from experiments.variants import Contrast, Paper, Run, Study, Variant
 from freezejax.data import Corpus
 from freezejax.errors import UserError
 from freezejax.training.metrics import read_json_lines, write_atomically
@@ -24,6 +31,7 @@ from freezejax.training.metrics import read_json_lines, write_atomically
 Result = dict[str, Any]
 _PACKAGES = ("freezejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _SIZES = ("trainable_params", "frozen_params", "seeded_params", "stored_bytes_predicted")
+_LOSSES = ("val_ce", "val_bpb", "packed_ce", "packed_bpb")
 
 
 def write(study: Study, config: ConfigDict, corpus: Corpus, workdir: Path) -> dict[str, Any]:
@@ -84,26 +92,29 @@ def command(config: ConfigDict) -> str:
 
 def _results(workdir: Path, variant: str) -> list[Result]:
     paths = (workdir / "runs" / variant).glob("seed_*/result.json")
-    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in paths), key=lambda result: result["seed"])
+    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in paths), key=_run)
+
+
+def _run(result: Result) -> tuple[int, int]:
+    return result["seed"], result["base_seed"]
 
 
 def _row(variant: Variant, results: Sequence[Result], baseline: Sequence[Result]) -> dict[str, Any]:
-    ce, bpb = interval(_values(results, "val_ce")), interval(_values(results, "val_bpb"))
     times = [result["step_ms_median"] for result in results if result["step_ms_median"] is not None]
     step_ms = sorted(times)[len(times) // 2] if times else None
     tokens_per_step = results[0]["train_tokens"] / results[0]["steps"]
-    effect = _paired(results, baseline)
+    effect = _paired(results, baseline, "val_ce")
     return {
         "name": variant.name,
-        "seeds": [result["seed"] for result in results],
-        "val_ce_mean": ce.mean,
-        "val_ce_ci95": ce.ci95,
-        "val_bpb_mean": bpb.mean,
-        "val_bpb_ci95": bpb.ci95,
+        "seeds": sorted({result["seed"] for result in results}),
+        "base_seeds": sorted({result["base_seed"] for result in results}),
+        **{name: value for field in _LOSSES for name, value in _mean(results, field).items()},
+        "training_seed_sd": training_seed_sd(_figures(results, "val_bpb")),
+        "base_seed_sd": base_seed_sd(_figures(results, "val_bpb")),
         "delta_pct": effect and effect.mean,
         "delta_pct_ci95": effect and effect.ci95,
         **{field: results[0][field] for field in _SIZES},
-        "artifact_bytes": round(interval(_values(results, "artifact_bytes")).mean),
+        "artifact_bytes": round(interval([result["artifact_bytes"] for result in results]).mean),
         "steps": results[0]["steps"],
         "train_tokens": results[0]["train_tokens"],
         "step_ms_median": step_ms,
@@ -116,13 +127,17 @@ def _row(variant: Variant, results: Sequence[Result], baseline: Sequence[Result]
 
 
 def _contrast(contrast: Contrast, results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
-    effect = _paired(results[contrast.variant], results[contrast.reference])
+    effect, packed = (
+        _paired(results[contrast.variant], results[contrast.reference], field) for field in ("val_ce", "packed_bpb")
+    )
     return {
         "variant": contrast.variant,
         "reference": contrast.reference,
         "question": contrast.question,
         "effect_pct": effect and effect.mean,
         "effect_pct_ci95": effect and effect.ci95,
+        "packed_effect_pct": packed and packed.mean,
+        "packed_effect_pct_ci95": packed and packed.ci95,
         **_judged(contrast.paper, effect),
     }
 
@@ -139,23 +154,26 @@ def _judged(paper: Paper | None, effect: Interval | None) -> dict[str, Any]:
     return {"paper": figures, "verdict": verdict(effect, paper.delta_pct)}
 
 
-def _paired(results: Sequence[Result], reference: Sequence[Result]) -> Interval | None:
-    ours = {result["seed"]: result["val_ce"] for result in results}
-    theirs = {result["seed"]: result["val_ce"] for result in reference}
-    seeds = sorted(ours.keys() & theirs.keys())
-    return paired_effect_pct([ours[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
+def _paired(results: Sequence[Result], reference: Sequence[Result], field: str) -> Interval | None:
+    same_maps = all(side and side[0]["model"].get("maps") for side in (results, reference))
+    return paired_over_seeds(_figures(results, field), _figures(reference, field), same_maps=same_maps)
 
 
-def _values(results: Sequence[Result], field: str) -> list[float]:
-    return [result[field] for result in results]
+def _mean(results: Sequence[Result], field: str) -> dict[str, float | None]:
+    found = interval(list(over_base_seeds(_figures(results, field)).values()))
+    return {f"{field}_mean": found.mean, f"{field}_ci95": found.ci95}
+
+
+def _figures(results: Sequence[Result], field: str) -> Figures:
+    return {_run(result): result[field] for result in results}
 
 
 def _merge_metrics(study: Study, results: Mapping[str, Sequence[Result]], workdir: Path) -> None:
     lines = [
-        json.dumps({"variant": variant.name, "seed": result["seed"], **record})
+        json.dumps({**run._asdict(), **record})
         for variant in study.variants
-        for result in results[variant.name]
-        for record in read_json_lines(workdir / "runs" / variant.name / f"seed_{result['seed']}" / "metrics.jsonl")
+        for run in (Run(variant.name, *_run(result)) for result in results[variant.name])
+        for record in read_json_lines(workdir / "runs" / variant.name / run.folder / "metrics.jsonl")
     ]
     write_atomically(workdir / "metrics.jsonl", "".join(line + "\n" for line in lines))
 
@@ -173,54 +191,3 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
         for key, child in tree.items()
         for inner, value in flatten(child, f"{path}/{key}" if path else str(key)).items()
     }
-
-
-def print_table(found: Mapping[str, Any]) -> None:
-    """Prints the rows and the contrasts."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 150  # a log file has no edge to wrap at
-    rows = Table(title=f"{found['experiment']} ({found['scale']}), {found['data']['source']}")
-    for column in ("variant", "val CE", "bits/byte", "vs baseline", "paper", "verdict"):
-        rows.add_column(column, justify="left" if column in ("variant", "verdict") else "right")
-    for column in ("trainable", "stored kB", "ms/step"):
-        rows.add_column(column, justify="right")
-    for row in found["rows"]:
-        rows.add_row(
-            row["name"],
-            with_ci(row["val_ce_mean"], row["val_ce_ci95"], 4),
-            with_ci(row["val_bpb_mean"], row["val_bpb_ci95"], 4),
-            with_ci(row["delta_pct"], row["delta_pct_ci95"], 1, "%"),
-            f"{row['paper']['delta_pct']:+.1f}%" if "paper" in row else "",
-            row.get("verdict", ""),
-            f"{row['trainable_params']:,}",
-            f"{row['stored_bytes_predicted'] / 1e3:,.0f}",
-            "" if row["step_ms_median"] is None else f"{row['step_ms_median']:.1f}",
-        )
-    console.print(rows)
-    contrasts = Table(title="paired contrasts (negative = lower loss)")
-    for column in ("variant", "against", "effect", "paper", "verdict", "question"):
-        contrasts.add_column(column, justify="right" if column in ("effect", "paper") else "left")
-    for item in found["contrasts"]:
-        contrasts.add_row(
-            item["variant"],
-            item["reference"],
-            with_ci(item["effect_pct"], item["effect_pct_ci95"], 1, "%"),
-            f"{item['paper']['delta_pct']:+.1f}%" if "paper" in item else "",
-            item.get("verdict", ""),
-            item["question"],
-        )
-    if found["contrasts"]:
-        console.print(contrasts)
-
-
-def with_ci(mean: float | None, ci95: float | None, digits: int, unit: str = "") -> str:
-    """A figure with its 95 % half-width; signed where it has a unit, empty where it is unknown.
-
-    >>> with_ci(1.234, 0.05, 2), with_ci(-2.0, None, 1, "%")
-    ('1.23 ±0.05', '-2.0%')
-    """
-    if mean is None:
-        return ""
-    text = f"{mean:+.{digits}f}" if unit else f"{mean:.{digits}f}"
-    return f"{text}{unit}" if ci95 is None else f"{text} ±{ci95:.{digits}f}{unit}"

@@ -8,18 +8,29 @@ Row = Mapping[str, Any]
 DASH = "–"  # not known, or too few seeds or steps to say
 
 
+def is_packed(rows: Sequence[Row]) -> bool:
+    """Whether the runs were packed and scored again: summaries of earlier versions hold no such figures.
+
+    >>> is_packed([{"packed_bpb_mean": 2.0}]), is_packed([{}])
+    (True, False)
+    """
+    return all("packed_bpb_mean" in row for row in rows)
+
+
 def rows_table(rows: Sequence[Row]) -> str:
     """One line per variant."""
+    packed = is_packed(rows)
     headings = (
-        *("variant", "seeds", "val CE", "bits per byte", "vs baseline", "paper", "verdict"),
-        *("trainable", "frozen", "seeded", "stored kB", "artifact kB", "ms/step"),
+        *("variant", "runs", "val CE", "bits per byte", *["packed"] * packed, "vs baseline", "paper", "verdict"),
+        *("trainable", "frozen", "seeded", "predicted kB", "file kB", "ms/step"),
     )
     lines = [
         (
             f"<code>{escape(row['name'])}</code>{_below(size(row))}",
-            f"{len(row['seeds'])}",
+            f"{len(row['params_sha256'])}",
             _stacked(mean(row["val_ce_mean"], row["val_ce_ci95"])),
             _stacked(mean(row["val_bpb_mean"], row["val_bpb_ci95"])),
+            *([_stacked(mean(row["packed_bpb_mean"], row["packed_bpb_ci95"]))] if packed else []),
             "baseline" if is_baseline(row, rows) else _stacked(effect(row["delta_pct"], row["delta_pct_ci95"])),
             *_judged(row),
             *(count(row[f"{word}_params"]) for word in ("trainable", "frozen", "seeded")),
@@ -29,23 +40,25 @@ def rows_table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    return _table(headings, lines, words=(0, 6))
+    return _table(headings, lines, words=(0, headings.index("verdict")))
 
 
 def contrasts_table(contrasts: Sequence[Row]) -> str:
     """One line per paired comparison."""
-    headings = ("question", "variant", "against", "effect", "paper", "verdict")
+    packed = all("packed_effect_pct" in item for item in contrasts)
+    headings = ("question", "variant", "against", "effect", *["packed"] * packed, "paper", "verdict")
     lines = [
         (
             escape(item["question"]),
             f"<code>{escape(item['variant'])}</code>",
             f"<code>{escape(item['reference'])}</code>",
             effect(item["effect_pct"], item["effect_pct_ci95"]),
+            *([effect(item["packed_effect_pct"], item["packed_effect_pct_ci95"])] if packed else []),
             *_judged(item),
         )
         for item in contrasts
     ]
-    return _table(headings, lines, words=(0, 1, 2, 5))
+    return _table(headings, lines, words=(0, 1, 2, headings.index("verdict")))
 
 
 def _stacked(text: str) -> str:
@@ -54,7 +67,7 @@ def _stacked(text: str) -> str:
 
 
 def _below(text: str) -> str:
-    """A second line of a cell: thirteen columns have to fit."""
+    """A second line of a cell: fourteen columns have to fit."""
     return f'<span class="below">{escape(text)}</span>' if text else ""
 
 

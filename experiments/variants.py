@@ -1,8 +1,8 @@
 """What a study declares, as data: variants, contrasts, and the paper's figures to compare with."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from freezejax.errors import UserError
 from freezejax.paths import nearest
@@ -14,7 +14,7 @@ class Paper:
     """A figure of a source document, and what it claims, in percent against the paper's baseline."""
 
     source: str
-    value: float
+    value: float | None  # None where the source gives the difference alone
     delta_pct: float
     claim: str
 
@@ -23,16 +23,40 @@ class Paper:
 class Variant:
     """One row of a study: a model, how it trains, and what is frozen when.
 
-    With `seeded`, leaves that never train are redrawn from the root seed and cost no stored bytes.
-    Everything else is stored, frozen or not.
+    Random maps are part of the model (`model["maps"]`) and cost no stored bytes; every other weight is
+    stored, frozen or not.
     """
 
     name: str
-    model: Mapping[str, Any]  # family and its config
+    model: Mapping[str, Any]  # family and its config, as for `models.build`
     train: Mapping[str, Any]  # fields of TrainConfig
     schedule: FreezeSchedule
-    seeded: bool = False
+    base_seeds: bool = False  # runs with every base seed (root of the maps), not with the first alone
     paper: Paper | None = None
+
+
+class Run(NamedTuple):
+    """One run: a variant, the seed it trains with, and the seed its random maps come from.
+
+    >>> Run("selective", 0).folder, Run("selective", 0, 1).folder
+    ('seed_0', 'seed_0_base_1')
+    >>> Run("selective", 0, 1).title
+    'selective, seed 0, base seed 1'
+    """
+
+    variant: str
+    seed: int
+    base_seed: int = 0
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder, inside that of its variant."""
+        return f"seed_{self.seed}" + (f"_base_{self.base_seed}" if self.base_seed else "")
+
+    @property
+    def title(self) -> str:
+        """What the terminal calls the run."""
+        return f"{self.variant}, seed {self.seed}" + (f", base seed {self.base_seed}" if self.base_seed else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +76,18 @@ class Study:
     name: str
     variants: Sequence[Variant]
     contrasts: Sequence[Contrast] = ()
+
+    def runs(self, seeds: int, base_seeds: int) -> Iterator[tuple[Variant, Run]]:
+        """Every run, in order: all of the first base seed before any of the next.
+
+        >>> [run.folder for _, run in Study("s", [Variant("a", {}, {}, None, base_seeds=True)]).runs(2, 2)]
+        ['seed_0', 'seed_1', 'seed_0_base_1', 'seed_1_base_1']
+        """
+        for base_seed in range(base_seeds):
+            for seed in range(seeds):
+                for variant in self.variants:
+                    if base_seed == 0 or variant.base_seeds:
+                        yield variant, Run(variant.name, seed, base_seed)
 
 
 def select(study: Study, wanted: str) -> Study:

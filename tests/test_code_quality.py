@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "core": {"errors", "core"},
     "data": {"errors", "core", "data"},
     "models": {"errors", "core", "models"},
-    "artifact": {"errors", "core", "artifact"},
+    "artifact": {"errors", "core", "data", "models", "artifact"},
     "training": set(LAYERS) - {"experiments"},
     "experiments": set(LAYERS),
 }

@@ -32,6 +32,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.experiment = "progressive"
     config.scale = scale
     config.seeds = 1 if tiny else 3  # training seeds: initial weights, data order, dropout
+    config.base_seeds = 1  # seeds of the random maps, for the variants that run with several
     config.variants = ""  # comma separated names; empty = all
     config.paper = "auto"  # which table of the paper: fineweb, gutenberg, none; auto = by the tokenizer
 
@@ -56,6 +57,11 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.freeze.pattern = r"blocks/\d+/mlp/(gate|up|fc)/kernel"  # what freezes: a pattern of leaf paths
     config.freeze.at = 1 / 3  # when: a fraction of the run in (0, 1), or a step from 2 on
     config.freeze.dropout = 0.2  # rate of the variants named dropout (the paper's)
+
+    config.artifact = ConfigDict()  # how the file of each run is packed
+    config.artifact.codec = "int6"  # int8, int6, int5, int4 or float16
+    config.artifact.adapter_codec = "int8"  # of adapters' a and b
+    config.artifact.compressor = "brotli"  # none, zlib, lzma, zstandard or brotli
 
     config.train = ConfigDict()
     config.train.steps = 80 if tiny else 400 if scale == "cpu" else 3_000

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.models import geglu, importers, parameter_golf
+from freezejax.models import geglu, importers, parameter_golf, weight_kinds
 from freezejax.models.attention import causal_attention
 from freezejax.models.base import Model, Params, count
 from freezejax.models.config import make_config
 from freezejax.models.geglu import GegluConfig
 from freezejax.models.loss import cross_entropy
 from freezejax.models.parameter_golf import ParameterGolfConfig
+from freezejax.models.weight_kinds import Rules
 from freezejax.paths import nearest
 
 __all__ = [
@@ -36,15 +37,18 @@ FAMILIES: dict[str, tuple[type[Any], ModuleType, dict[str, Any]]] = {
 }
 
 
-def build(family: str, **config: Any) -> Model:
+def build(family: str, *, maps: Rules = (), lora: Rules = (), **config: Any) -> Model:
     """The model of a family, with the family's defaults for every key not given.
 
     Args:
       family: 'geglu' or 'parameter_golf'.
+      maps: which kernels are random maps, see `weight_kinds.MapRule`; plain mappings, as in a config.
+      lora: which kernels carry a low-rank adapter, see `weight_kinds.LoraRule`.
       **config: fields of `GegluConfig` or `ParameterGolfConfig`.
 
     Raises:
-      UserError: an unknown family or key (told with the nearest), or a value that no model can have.
+      UserError: an unknown family or key (told with the nearest), a value that no model can have, or a
+        pattern that matches no kernel.
 
     >>> build("geglu", num_layers=2, model_dim=64, num_heads=4).config.mlp_mult
     2
@@ -54,8 +58,7 @@ def build(family: str, **config: Any) -> Model:
     freezejax.errors.UserError: there is no model family 'gegelu'; nearest: geglu
     """
     config_class, module, _ = _family(family)
-    model: Model = module.build(make_config(config_class, config))
-    return model
+    return weight_kinds.attach(module.build(make_config(config_class, config)), maps, lora)
 
 
 def from_torch(

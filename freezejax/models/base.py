@@ -20,7 +20,8 @@ InitRules = Sequence[tuple[str, Initializer]]
 class Model(NamedTuple):
     """A model: its config, `init(key) -> params` and `apply(params, tokens) -> logits`.
 
-    `init` takes a typed PRNG key and returns a nested dict of float32 arrays; list-like levels have int
+    `init(key, root=None)` takes a typed PRNG key, and the root key of the model's random maps if it has any
+    (default: the first), and returns a nested dict of float32 arrays; list-like levels have int
     keys (`params["blocks"][3]["mlp"]["up"]["kernel"]`, path `blocks/3/mlp/up/kernel`), kernels are
     [in, out]. Every leaf is drawn from the key folded with its own path, so adding a layer changes no
     other leaf.
@@ -38,7 +39,7 @@ class Model(NamedTuple):
     """
 
     config: Any
-    init: Callable[[jax.Array], Params]
+    init: Callable[..., Params]
     apply: Callable[..., jax.Array]
 
 
@@ -57,7 +58,7 @@ def functional(config: Any, make_module: Callable[[], nnx.Module], rules: InitRu
     shapes: Params = nnx.to_pure_dict(state)
     map_with_paths(lambda path, _: _find(path, rules), shapes)
 
-    def init(key: jax.Array) -> Params:
+    def init(key: jax.Array, root: jax.Array | None = None) -> Params:
         return initialize(shapes, rules, key)
 
     def apply(

@@ -37,6 +37,7 @@ class GegluConfig:
     dropout: float = 0.0  # rate after the attention output and the MLP down projection
     mlp_in_init: Literal["normal", "fan_in"] = "normal"  # gate and up: N(0, init_std) or N(0, 1/sqrt(in))
     init_std: float = 0.02  # every other matrix
+    separate_qkv: bool = False  # q, k and v as three leaves, so that one alone can be frozen
 
     def __post_init__(self) -> None:  # noqa: D105
         check_positive(self, "vocab_size", "num_layers", "model_dim", "num_heads", "rope_dims")
@@ -54,8 +55,8 @@ class GegluConfig:
 def build(config: GegluConfig) -> base.Model:
     """The model of a config; see `base.Model`.
 
-    Leaves: `tok_emb/embedding`, `ln_f/scale` and per block `ln1/scale`, `attn/{qkv,out}/kernel`,
-    `ln2/scale`, `mlp/{gate,up,down}/kernel`.
+    Leaves: `tok_emb/embedding`, `ln_f/scale` and per block `ln1/scale`, `attn/{qkv,out}/kernel` (with
+    `separate_qkv`: `attn/{q,k,v,out}/kernel`), `ln2/scale`, `mlp/{gate,up,down}/kernel`.
 
     >>> model = build(GegluConfig(num_layers=1, model_dim=32, num_heads=2))
     >>> sorted(model.init(jax.random.key(0)))
@@ -77,14 +78,18 @@ class Attention(nnx.Module):
     def __init__(self, config: GegluConfig):
         dim = config.model_dim
         self.config = config
-        self.qkv = layers.Linear(dim, 3 * dim)
+        if config.separate_qkv:
+            self.q, self.k, self.v = (layers.Linear(dim, dim) for _ in range(3))
+        else:
+            self.qkv = layers.Linear(dim, 3 * dim)
         self.out = layers.Linear(dim, dim)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         B, T, _ = x_BxTxD.shape
         c = self.config
-        qkv = self.qkv(x_BxTxD).reshape(B, T, 3 * c.num_heads, -1)
+        parts = (self.q, self.k, self.v) if c.separate_qkv else (self.qkv,)
+        qkv = jnp.concatenate([part(x_BxTxD) for part in parts], axis=-1).reshape(B, T, 3 * c.num_heads, -1)
         qk, v = jnp.split(qkv, (2 * c.num_heads,), axis=2)
         q, k = jnp.split(layers.rotary(qk, c.rope_base, c.rope_dims), 2, axis=2)
         return self.out(attention.causal_attention(q, k, v).reshape(x_BxTxD.shape))

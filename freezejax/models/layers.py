@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from freezejax.linear import linear, matmul
 from freezejax.paths import named_key
 
 
@@ -19,6 +20,8 @@ def parameter(*shape: int) -> nnx.Param[Any]:
 class Linear(nnx.Module):
     """`x @ kernel` without bias; kernel [in, out], used in the dtype of `x`.
 
+    The kernel may be a random map or carry an adapter, see `freezejax.linear`.
+
     >>> Linear(3, 2)(jnp.ones((1, 3))).shape
     (1, 2)
     """
@@ -28,35 +31,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out], in the dtype of `x`."""
-        return matmul(x, self.kernel[...].astype(x.dtype))
-
-
-@jax.custom_vjp
-def matmul(x: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
-    """`x @ kernel`: [..., in] -> [..., out], with a backward whose layouts XLA's CPU matmuls like.
-
-    Autodiff would form the kernel's gradient from the transposed output gradient, which XLA recomputes in
-    that layout, a fifth of the whole step of a small model; here the input is what gets transposed. The
-    gradient of a kernel that is not differentiated is dead code and leaves no matmul behind.
-
-    >>> jax.grad(lambda w: matmul(jnp.ones((5, 2)), w).sum())(jnp.ones((2, 1)))
-    Array([[5.],
-           [5.]], dtype=float32)
-    """
-    return x @ kernel_IxO
-
-
-def _matmul_forward(x, kernel_IxO):
-    return x @ kernel_IxO, (x, kernel_IxO)
-
-
-def _matmul_backward(saved, grad):
-    x, kernel_IxO = saved
-    x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    return (grad_NxO @ kernel_IxO.T).reshape(x.shape), x_NxI.T @ grad_NxO
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
+        return linear(x, self.kernel.get_value())
 
 
 class Embedding(nnx.Module):

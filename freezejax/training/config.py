@@ -59,10 +59,12 @@ class TrainConfig:
     batch_size: int  # sequences per optimizer step
     seq_len: int  # tokens per sequence
     seed: int = 0  # initial weights, data order and dropout
+    base_seed: int = 0  # root seed of the random maps
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     accumulation: int = 1  # microbatches per step; divides batch_size
     ema_decay: float = 0.0  # of the trainable leaves; 0 = no EMA
     compute_dtype: str = "float32"  # float32 or bfloat16
+    maps: str = "layer"  # random maps are drawn in every layer and pass, once per step, or once per run: stored
     on_thaw: str = "restart"  # optimizer state of a thawed leaf: restart or keep
     restart_schedule: bool = False  # learning-rate schedule begins again at every phase
     restart_optimizer: bool = False  # optimizer state begins again at every phase
@@ -74,10 +76,11 @@ class TrainConfig:
         """Checks ranges."""
         for field in ("steps", "batch_size", "seq_len", "accumulation", "log_every"):
             _check(f"train.{field}", getattr(self, field), getattr(self, field) >= 1, "1 or more")
-        for field in ("eval_every", "checkpoint_every", "seed"):
+        for field in ("eval_every", "checkpoint_every", "seed", "base_seed"):
             _check(f"train.{field}", getattr(self, field), getattr(self, field) >= 0, "0 or more")
         _check("train.ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
         _one_of("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+        _one_of("train.maps", self.maps, ("layer", "step", "stored"))
         _one_of("train.on_thaw", self.on_thaw, ("restart", "keep"))
         divides = self.batch_size % self.accumulation == 0
         _check("train.accumulation", self.accumulation, divides, f"a divisor of batch_size={self.batch_size}")

@@ -17,6 +17,7 @@ from freezejax.masks import count_parameters
 from freezejax.models import Model, cross_entropy
 from freezejax.optimizer import freeze
 from freezejax.paths import PyTree
+from freezejax.random_maps import check_seeds_frozen, hold
 from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
@@ -103,8 +104,11 @@ class _Run:
         self.sinks, self.stop = sinks, stop
         self.init, self.loss = model.init, mean_loss(model, config)
         self.key = jax.random.key(config.seed)
+        self.root = jax.random.key(config.base_seed)
         self.abstract_params = jax.eval_shape(model.init, self.key)
         self.phases = schedule.phases(self.abstract_params, config.steps)
+        for phase in self.phases:
+            check_seeds_frozen(self.abstract_params, phase.mask)
         self.rate = rate_of_run(config, self.phases)
         self.data = train_iterator(tokens, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed)
         self.pending: tuple[int, Phase, dict[str, jax.Array]] | None = None
@@ -123,8 +127,16 @@ class _Run:
         """Executable of one phase's step, from shapes alone."""
         phase, config = self.phases[index], self.config
         tx = freeze(self.optimizer(phase), phase.mask)
-        step = make_step(self.loss, tx, accumulation=config.accumulation, ema_decay=config.ema_decay)
+        step = make_step(
+            self.loss,
+            tx,
+            accumulation=config.accumulation,
+            ema_decay=config.ema_decay,
+            hold_maps=config.maps == "step",
+        )
         state, frozen = self.abstract_state(index).split(phase.mask)
+        if config.maps == "stored":
+            frozen = jax.eval_shape(hold, frozen)
         sequence = jax.ShapeDtypeStruct((config.batch_size, config.seq_len), jnp.int32)
         batch = {"inputs": sequence, "targets": sequence}
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
@@ -138,7 +150,7 @@ class _Run:
         """`(updates so far, phase of the last of them, state)`, from the newest checkpoint or afresh."""
         step = self.checkpoints.latest()
         if step is None:
-            params = self.init(self.key)
+            params = self.init(self.key, self.root)
             return 0, 0, begin(params, self.phases[0], self.optimizer(self.phases[0]), self.config)
         index = max(i for i, phase in enumerate(self.phases) if phase.start < max(step, 1))
         state, position = self.checkpoints.restore(step, self.abstract_state(index))
@@ -165,9 +177,10 @@ class _Run:
         """Runs the steps of a phase. Metrics are fetched one step late, so the device never waits."""
         moving, frozen = state.split(phase.mask)
         kept = state.kept
+        argument = hold(frozen) if self.config.maps == "stored" else frozen
         self.clock = time.perf_counter()
         for index in range(start, phase.stop):
-            moving, metrics = program(moving, frozen, self.key, np.int32(index), next(self.data))
+            moving, metrics = program(moving, argument, self.key, np.int32(index), next(self.data))
             self.settle()
             self.pending = (index + 1, phase, metrics)
             done = index + 1

@@ -9,6 +9,7 @@ import optax
 
 from freezejax.partition import apply_updates, combine
 from freezejax.paths import PyTree, named_key
+from freezejax.random_maps import hold
 
 Loss = Callable[[PyTree, dict[str, jax.Array], jax.Array], jax.Array]
 
@@ -26,7 +27,12 @@ class StepState(NamedTuple):
 
 
 def make_step(
-    loss: Loss, tx: optax.GradientTransformation, *, accumulation: int = 1, ema_decay: float = 0.0
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    accumulation: int = 1,
+    ema_decay: float = 0.0,
+    hold_maps: bool = False,
 ) -> Callable[..., tuple[StepState, dict[str, jax.Array]]]:
     """Pure step `(state, frozen, key, index, batch) -> (state, metrics)`.
 
@@ -35,6 +41,7 @@ def make_step(
       tx: `freeze(tx, mask)`.
       accumulation: microbatches whose gradients are averaged into one update.
       ema_decay: decay of the average of the weights; 0 keeps none.
+      hold_maps: random maps are drawn once, at the start of the step, not in every layer and pass.
 
     The step takes the root key and the step's index, so a resumed run draws the dropout masks of the
     uninterrupted one. Metrics: `loss`, and `grad_norm` over trainable leaves, before the clip.
@@ -49,6 +56,9 @@ def make_step(
     def step(
         state: StepState, frozen: PyTree, key: jax.Array, index: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[StepState, dict[str, jax.Array]]:
+        if hold_maps:
+            frozen = hold(frozen)
+
         def loss_of_half(half: PyTree, part: dict[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
             return loss(combine(half, frozen), part, dropout_key)
 

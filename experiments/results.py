@@ -1,0 +1,146 @@
+"""What a finished run leaves: its figures, its weights packed into one file and scored again, result.json."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from experiments.variants import Run, Variant
+from freezejax import artifact, describe
+from freezejax.data import Corpus
+from freezejax.masks import count_parameters, intersection, invert
+from freezejax.paths import PyTree
+from freezejax.random_maps import MapWeight, count_seeded
+from freezejax.training.config import TrainConfig
+from freezejax.training.evaluation import Apply, Evaluation, make_evaluator
+from freezejax.training.loop import TrainResult
+from freezejax.training.metrics import read_json_lines, write_atomically
+from freezejax.training.state import fingerprint
+
+PACKED = "model.fjax"  # in the folder of a run
+
+
+def finish(
+    variant: Variant, run: Run, found: TrainResult, config: ConfigDict, corpus: Corpus, directory: Path
+) -> dict[str, Any]:
+    """Writes the packed file and result.json of a run whose training has ended; returns the latter.
+
+    Args:
+      variant: what ran.
+      run: its seeds.
+      found: what training left.
+      config: of the study.
+      corpus: what the packed weights are scored on.
+      directory: of the run; holds its metrics.jsonl.
+    """
+    train_config = TrainConfig.from_mapping(variant.train)
+    last = [record for record in read_json_lines(directory / "metrics.jsonl") if "val_ce" in record][-1]
+    result = {
+        **run._asdict(),
+        "model": dict(variant.model),
+        "tokenizer": corpus.tokenizer.name,
+        "tokenizer_sha256": corpus.tokenizer.fingerprint,
+        **{field: last[field] for field in ("val_ce", "val_bpb", "tokens", "bytes")},
+        **sizes(variant, found.params),
+        **pack(variant, found.params, config, corpus, directory),
+        "params_sha256": fingerprint(found.params),
+        "steps": found.steps,
+        "train_tokens": found.steps * train_config.tokens_per_step,
+        "step_ms_median": found.step_ms_median,
+        "phases": phases(variant, found.params),
+    }
+    write_atomically(directory / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def pack(
+    variant: Variant, params: PyTree, config: ConfigDict, corpus: Corpus, directory: Path
+) -> dict[str, Any]:
+    """Packs the weights into `directory/model.fjax`, loads that file and scores what it holds.
+
+    Returns:
+      Predicted and real bytes of the file, its SHA-256, how it was packed, and its loss.
+    """
+    path, codec, compressor = directory / PACKED, codec_rules(config), config.artifact.compressor
+    tokenizer = {"name": corpus.tokenizer.name, "sha256": corpus.tokenizer.fingerprint}
+    options = {"model": dict(variant.model), "codec": codec}
+    artifact.save(path, params, compressor=compressor, tokenizer=tokenizer, **options)
+    apply, loaded, _ = artifact.load(path)
+    scored = make_evaluate(apply, variant, config, corpus)(loaded)
+    shapes = jax.eval_shape(lambda: params)
+    return {
+        "packed_ce": scored.val_ce,
+        "packed_bpb": scored.val_bpb,
+        "stored_bytes_predicted": artifact.predict_size(shapes, compressor="none", **options).high,
+        "artifact_bytes": path.stat().st_size,
+        "artifact_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "codec": codec,
+        "compressor": compressor,
+    }
+
+
+def codec_rules(config: ConfigDict) -> list[tuple[str, str]]:
+    """Codec of every leaf: adapters have one of their own, because they lose more at few bits."""
+    return [(r".*/(a|b)", config.artifact.adapter_codec), (".*", config.artifact.codec)]
+
+
+def make_evaluate(apply: Apply, variant: Variant, config: ConfigDict, corpus: Corpus) -> Callable[[PyTree], Evaluation]:
+    """The evaluation of a run, of the weights as trained and of those from a file alike."""
+    train_config = TrainConfig.from_mapping(variant.train)
+    return make_evaluator(
+        apply,
+        corpus.val,
+        corpus.tokenizer.byte_table(),
+        batch_size=config.data.eval_batch_size,
+        seq_len=train_config.seq_len,
+        compute_dtype=train_config.compute_dtype,
+        every=every_window(len(corpus.val), train_config.seq_len, config.data.val_sequences),
+    )
+
+
+def every_window(tokens: int, seq_len: int, wanted: int) -> int:
+    """Stride over validation windows that keeps at least `wanted` of them; 0 wants all.
+
+    >>> every_window(10_001, 10, 0), every_window(10_001, 10, 300)
+    (1, 3)
+    """
+    return max(1, (tokens - 1) // seq_len // wanted) if wanted else 1
+
+
+def sizes(variant: Variant, params: PyTree) -> dict[str, int]:
+    """Weights by the way they exist at the end of the run. Root seeds are not weights."""
+    last = variant.schedule.phases(params, variant.train["steps"])[-1].mask
+    weights = jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating), params)
+    return {
+        "trainable_params": count_parameters(params, intersection(weights, last)),
+        "frozen_params": count_parameters(params, intersection(weights, invert(last))),
+        "seeded_params": count_seeded(params),
+    }
+
+
+def phases(variant: Variant, params: PyTree) -> list[dict[str, Any]]:
+    """Trainable share of every module group in every phase, for the report's timeline."""
+    whole = jax.tree.map(_with_its_size, jax.eval_shape(lambda: params), is_leaf=_is_map)
+    found = []
+    for phase in variant.schedule.phases(whole, variant.train["steps"]):
+        _, rows = describe(whole, phase.mask).phases[0]
+        shares = {row.group.removesuffix("/root"): row.trainable_share for row in rows}
+        found.append({"start": phase.start, "stop": phase.stop, "trainable": shares})
+    return found
+
+
+def _is_map(leaf: Any) -> bool:
+    return isinstance(leaf, MapWeight)
+
+
+def _with_its_size(leaf: Any) -> Any:
+    """A map counts as the weights it stands for, not as the two words of its seed."""
+    if not isinstance(leaf, MapWeight):
+        return leaf
+    return dataclasses.replace(leaf, root=jax.ShapeDtypeStruct(leaf.map.shape, jnp.float32))

@@ -1,0 +1,214 @@
+"""Selective freezing on random maps (main seed, PR 1301, section 2) with the controls the paper lacks.
+
+    python -m experiments.selective --config=experiments/configs/selective.py:tiny --workdir=DIR
+
+This file says what is compared, as data. experiments/study.py runs it; freezejax/training/loop.py trains.
+"""
+
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from experiments import cli, study
+from experiments.matching import (
+    ALL_TRAIN,
+    SEEDS_FROZEN,
+    match_bytes,
+    match_step,
+    random_map,
+    step_flops,
+    stored_bytes,
+)
+from experiments.results import codec_rules
+from experiments.variants import Contrast, Paper, Study, Variant
+from freezejax.errors import UserError
+
+
+class _Row(NamedTuple):
+    """One variant: which kernels are random maps ("seeded") or start as them and train ("same_maps")."""
+
+    name: str
+    size: str
+    place: str = ""  # "" = none
+    kind: str = ""
+    extra: frozenset[str] = frozenset()  # main, dropout, lora, gain, bytes, step
+    distribution: str = "normal"
+
+
+def _row(name: str, size: str, place: str = "", kind: str = "", *extra: str) -> _Row:
+    return _Row(name, size, place, kind, frozenset(extra))
+
+
+# "main": runs with every base seed. "bytes" and "step" make the model smaller until it stores the bytes, or
+# takes the FLOPs per step, of the same model with its maps seeded.
+_PLACES_SMALL = ("down", "q", "k", "v", "out")
+_HALVES = ("first_half", "second_half")
+_DISTRIBUTIONS = ("rademacher", "uniform", "hadamard", "normal_float", "orthogonal_qr")
+_ROWS = [
+    _row("baseline", "small"),
+    _row("full_freeze_lora", "small", "all", "seeded", "main", "lora"),
+    _row("selective_small", "small", "gate_up", "seeded", "main"),
+    _row("selective_small_dropout", "small", "gate_up", "seeded", "main", "dropout"),
+    _row("selective_medium", "medium", "gate_up", "seeded", "main"),
+    _row("selective_large_dropout", "large", "gate_up", "seeded", "main", "dropout"),
+    _row("trained_large", "large"),
+    _row("baseline_same_maps", "small", "gate_up", "same_maps"),
+    _row("baseline_dropout", "small", "", "", "dropout"),
+    _row("baseline_dropout_same_maps", "small", "gate_up", "same_maps", "dropout"),
+    _row("trained_medium_same_maps", "medium", "gate_up", "same_maps"),
+    _row("trained_at_selective_bytes_same_maps", "medium", "gate_up", "same_maps", "bytes"),
+    _row("trained_at_selective_step_same_maps", "medium", "gate_up", "same_maps", "step"),
+    _row("selective_large", "large", "gate_up", "seeded"),
+    _row("trained_large_same_maps", "large", "gate_up", "same_maps"),
+    _row("trained_large_dropout_same_maps", "large", "gate_up", "same_maps", "dropout"),
+    *(
+        _row(f"{name}_{place}", size, place, kind)
+        for size, places in (("small", _PLACES_SMALL), ("medium", _HALVES))
+        for place in places
+        for name, kind in (("frozen", "seeded"), ("trained", "same_maps"))
+    ),
+    *(_Row(f"selective_small_{d}", "small", "gate_up", "seeded", distribution=d) for d in _DISTRIBUTIONS),
+    _row("selective_small_gain", "small", "gate_up", "seeded", "gain"),
+]
+
+# Paper's loss (where it has one) and its difference in percent to its baseline, which has dropout 0.2.
+_SOURCE = "PR 1301, section 2"
+_BASELINE_CE = 3.2531
+_PAPER = {
+    "full_freeze_lora": (None, +80.0),
+    "selective_small": (None, -2.1),
+    "selective_small_dropout": (3.4404, +5.8),
+    "selective_medium": (3.1427, -3.4),
+    "selective_large_dropout": (2.8803, -11.5),
+    "trained_large": (2.7295, -16.1),
+}
+_FIRST_VERSION = "; its first version: CE 3.3838, -2.8% against the baseline without dropout"
+
+
+def make_study(config: ConfigDict, vocab_size: int) -> Study:
+    """The study of a config, for a tokenizer of `vocab_size`.
+
+    Raises:
+      UserError: a model family without gate and up, a pattern, codec or paper table that cannot be.
+    """
+    if config.model.family != "geglu":
+        raise UserError(f"config.model.family={config.model.family!r}: the places of this study are those of geglu")
+    papers = paper_rows(config, vocab_size)
+    vocab_size = config.model.vocab_size or vocab_size
+    variants = [_variant(config, vocab_size, papers.get(row.name), row) for row in _ROWS]
+    return Study("selective", variants, contrasts(papers))
+
+
+def paper_rows(config: ConfigDict, vocab_size: int) -> dict[str, Paper]:
+    """The paper's rows, of FineWeb; none for byte tokens, which it did not run.
+
+    Raises:
+      UserError: an unknown table.
+    """
+    if config.paper not in ("auto", "fineweb", "none"):
+        raise UserError(f"config.paper={config.paper!r}: expected auto, fineweb or none")
+    if config.paper == "none" or (config.paper == "auto" and vocab_size == 256):
+        return {}
+    return {
+        name: Paper(
+            _SOURCE,
+            value,
+            delta,
+            f"{delta:+.1f}% against the small baseline (fineweb)" + _FIRST_VERSION * (name == "selective_small"),
+        )
+        for name, (value, delta) in _PAPER.items()
+    }
+
+
+def _variant(config: ConfigDict, vocab_size: int, paper: Paper | None, row: _Row) -> Variant:
+    model = {**config.model, **config.sizes[row.size], "vocab_size": vocab_size}
+    if "dropout" in row.extra:
+        model["dropout"] = config.freeze.dropout
+    if row.place in ("q", "k", "v"):
+        model["separate_qkv"] = True
+    if row.place:
+        model = _with_maps(model, config, row)
+    if "lora" in row.extra:
+        pattern = places(model["num_layers"])[row.place]
+        model["lora"] = [{"pattern": pattern, "rank": config.lora.rank, "alpha": config.lora.alpha}]
+    return Variant(
+        name=row.name,
+        model=model,
+        train=config.train.to_dict(),
+        schedule=SEEDS_FROZEN if row.kind == "seeded" else ALL_TRAIN,
+        base_seeds="main" in row.extra,
+        paper=paper,
+    )
+
+
+def _with_maps(model: dict[str, Any], config: ConfigDict, row: _Row) -> dict[str, Any]:
+    pattern = {**places(model["num_layers"]), "gate_up": config.freeze.pattern}[row.place]
+    scale = "gain" if "gain" in row.extra else "fan_in"
+    seeded = {**model, "maps": [random_map(pattern, row.distribution, scale)]}
+    if row.kind == "seeded":
+        return seeded
+    trained = {**model, "maps": [random_map(pattern, row.distribution, scale, trained=True)]}
+    if "bytes" in row.extra:
+        codec = codec_rules(config)
+        return match_bytes(trained, stored_bytes(seeded, codec), codec)
+    return match_step(trained, step_flops(seeded)) if "step" in row.extra else trained
+
+
+def places(num_layers: int) -> dict[str, str]:
+    """Where maps may stand beside gate and up: place -> pattern of kernel paths.
+
+    >>> places(3)["first_half"]
+    'blocks/(0)/(attn|mlp)/[^/]+/kernel'
+    """
+    half = num_layers // 2
+    layers = {"all": range(num_layers), "first_half": range(half), "second_half": range(half, num_layers)}
+    return {
+        **{place: rf"blocks/\d+/attn/{place}/kernel" for place in ("q", "k", "v", "out")},
+        "down": r"blocks/\d+/mlp/down/kernel",
+        **{place: f"blocks/({'|'.join(map(str, some))})/(attn|mlp)/[^/]+/kernel" for place, some in layers.items()},
+    }
+
+
+# variant, reference, question
+_QUESTIONS = [
+    ("selective_small", "baseline", "does freezing gate+up at random beat training, as the paper compares it?"),
+    ("selective_small", "baseline_same_maps", "... and against training from the same maps?"),
+    ("baseline_same_maps", "baseline", "what do the maps do as initial values alone?"),
+    ("full_freeze_lora", "baseline", "does LoRA make up for freezing everything?"),
+    ("full_freeze_lora", "selective_small", "everything frozen with LoRA against gate+up frozen"),
+    ("selective_small_dropout", "baseline", "frozen with dropout against trained without"),
+    ("selective_small_dropout", "baseline_dropout", "frozen, dropout on both sides, as the paper computes it"),
+    ("selective_small_dropout", "baseline_dropout_same_maps", "... and from the same maps"),
+    ("selective_medium", "baseline", "a larger frozen model against a smaller trained one"),
+    ("selective_medium", "baseline_dropout", "... and with the paper's baseline, which has dropout"),
+    ("selective_medium", "trained_medium_same_maps", "frozen at the same size, from the same maps"),
+    ("selective_medium", "trained_at_selective_bytes_same_maps", "frozen against trained at the same stored bytes"),
+    ("selective_medium", "trained_at_selective_step_same_maps", "frozen against trained at the same FLOPs per step"),
+    ("selective_large_dropout", "baseline", "does bigger and frozen beat smaller and trained?"),
+    ("selective_large_dropout", "baseline_dropout", "... and with dropout on both sides, as the paper computes it"),
+    ("selective_large_dropout", "trained_large_dropout_same_maps", "frozen, large, dropout on both sides, same maps"),
+    ("selective_large_dropout", "trained_large", "frozen against trained at the large size, as the paper has them"),
+    ("selective_large", "trained_large", "... without dropout"),
+    ("selective_large", "trained_large_same_maps", "... and from the same maps"),
+    ("trained_large", "baseline_dropout", "a larger trained model against the paper's baseline"),
+    *((f"frozen_{p}", f"trained_{p}", f"{p} frozen, same maps") for p in (*_PLACES_SMALL, *_HALVES)),
+    *((f"selective_small_{d}", "selective_small", f"{d} maps against normal ones") for d in _DISTRIBUTIONS),
+    ("selective_small_gain", "selective_small", "a learned gain per feature against none"),
+]
+
+
+def contrasts(papers: dict[str, Paper]) -> list[Contrast]:
+    """The paired comparisons; the paper's figure beside those that it computes so."""
+    found = {(name, "baseline_dropout"): paper for name, paper in papers.items()}
+    if papers:
+        ours, other = _PAPER["selective_large_dropout"][0], _PAPER["trained_large"][0]
+        delta = 100.0 * (ours - other) / other
+        found["selective_large_dropout", "trained_large"] = Paper(
+            _SOURCE, ours, delta, f"{delta:+.1f}% against the large trained model (fineweb)"
+        )
+    return [Contrast(*question, found.get(question[:2])) for question in _QUESTIONS]
+
+
+if __name__ == "__main__":
+    cli.define_study_flags("experiments/configs/selective.py:tiny")
+    cli.run(lambda: study.main(make_study))

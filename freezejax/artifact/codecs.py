@@ -1,0 +1,184 @@
+"""Per-row symmetric integers: a float tensor as small codes and one float16 scale per output feature.
+
+A row is everything that feeds one output feature: for kernels and adapters [..., out] the last axis counts rows,
+for embeddings [V, D] the first. Row weights are `code * scale`, codes in [-qmax, qmax] with qmax = 2^(bits-1) - 1.
+The product of an 8-bit code and a float16 is exact in float32, so dequantizing gives the same bits everywhere.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from freezejax.errors import UserError
+
+BITS = {"int8": 8, "int6": 6, "int5": 5, "int4": 4}
+CODECS = (*BITS, "float16")
+
+_COARSE = np.geomspace(1.0, 0.12, 20)  # clip points tried, as fractions of the row's largest magnitude
+_BLOCK = 1 << 16  # weights per block: the working set stays in a core's cache
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+_SMALLEST_SCALE = np.float32(2.0**-24)  # smallest float16 above zero
+
+
+class Rows(NamedTuple):
+    """A quantized tensor: `codes` int8 [rows, n] and `scales` float16 [rows]."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+
+
+def qmax(codec: str) -> int:
+    """Largest code of an integer codec.
+
+    >>> [qmax(codec) for codec in ("int8", "int6", "int5", "int4")]
+    [127, 31, 15, 7]
+    """
+    return int(2 ** (BITS[codec] - 1) - 1)
+
+
+def row_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """`(rows, weights per row)` of a tensor of at least two dims.
+
+    >>> row_shape("mlp/up/kernel", (64, 128)), row_shape("tok_emb/embedding", (256, 64))
+    ((128, 64), (256, 64))
+    """
+    rows = shape[0] if _rows_first(path) else shape[-1]
+    size = int(np.prod(shape, dtype=np.int64))
+    return rows, size // rows if rows else 0
+
+
+def to_rows(path: str, weights: np.ndarray) -> np.ndarray:
+    """The tensor as float32 [rows, n], contiguous."""
+    rows = weights if _rows_first(path) else np.moveaxis(weights, -1, 0)
+    return np.ascontiguousarray(rows, np.float32).reshape(row_shape(path, weights.shape))
+
+
+def from_rows(path: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `to_rows`.
+
+    >>> kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    >>> from_rows("kernel", to_rows("kernel", kernel), (2, 3)).tolist()
+    [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    """
+    if _rows_first(path):
+        return rows.reshape(shape)
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(shape[-1:] + shape[:-1]), 0, -1))
+
+
+def quantize_rows(rows_RxN: np.ndarray, codec: str, *, clip: bool = True) -> Rows:
+    """Codes and scales, each row clipped where its mean squared error is smallest.
+
+    The clip point is searched over fractions of the row's largest magnitude, 1 included, each judged with its scale
+    already rounded to float16. Rows of zeros get scale 0.
+
+    Args:
+      rows_RxN: float32, finite.
+      codec: 'int8', 'int6', 'int5' or 'int4'.
+      clip: False scales every row to its largest magnitude.
+
+    Raises:
+      UserError: a row too large for a float16 scale.
+
+    >>> codes, scales = quantize_rows(np.array([[0.5, -1.0, 0.0]], np.float32), "int4", clip=False)
+    >>> codes.tolist(), float(scales[0])
+    ([[4, -7, 0]], 0.142822265625)
+    """
+    limit = qmax(codec)
+    codes = np.empty(rows_RxN.shape, np.int8)
+    scales = np.zeros(len(rows_RxN), np.float16)
+    for block in _blocks(rows_RxN.shape):
+        x = rows_RxN[block]
+        absmax = np.abs(x).max(axis=1, initial=0.0)
+        if absmax.size and absmax.max() / limit > _FLOAT16_MAX:
+            raise UserError(f"magnitude {absmax.max():g} is too large: {codec} holds up to {limit * _FLOAT16_MAX:.3g}")
+        scale = _best_scale(x, absmax, limit) if clip else _scale(absmax, limit)
+        scales[block] = scale
+        codes[block] = _codes(x, scale, limit, np.empty_like(x))
+    return Rows(codes, scales)
+
+
+def dequantize_rows(rows: Rows) -> np.ndarray:
+    """`codes * scales` as float32 [rows, n], exact.
+
+    >>> dequantize_rows(Rows(np.array([[4, -7]], np.int8), np.array([0.25], np.float16))).tolist()
+    [[1.0, -1.75]]
+    """
+    return rows.codes.astype(np.float32) * rows.scales.astype(np.float32)[:, None]
+
+
+def to_float16(weights: np.ndarray) -> np.ndarray:
+    """Float16, refusing what would become infinite.
+
+    Raises:
+      UserError: a magnitude above 65504.
+
+    >>> to_float16(np.array([1e6], np.float32))
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: magnitude 1e+06 is too large: float16 holds up to 6.55e+04
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        half = weights.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise UserError(f"magnitude {np.abs(weights).max():g} is too large: float16 holds up to {_FLOAT16_MAX:.3g}")
+    return half
+
+
+def sqnr_db(weights: np.ndarray, restored: np.ndarray) -> float:
+    """Signal to quantization-noise ratio in dB: 10 log10(sum w^2 / sum (w - restored)^2).
+
+    Infinite where nothing was lost; 0 where everything was.
+
+    >>> round(sqnr_db(np.array([1.0, 1.0]), np.array([1.0, 0.9])), 6)
+    23.0103
+    """
+    signal, noise = (float(np.sum(np.square(x, dtype=np.float64))) for x in (weights, weights - restored))
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal else float("-inf")
+
+
+def _rows_first(path: str) -> bool:
+    return path.rpartition("/")[2] == "embedding"
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    step = max(1, _BLOCK // max(1, shape[1]))
+    return (slice(start, start + step) for start in range(0, shape[0], step))
+
+
+def _best_scale(x_RxN: np.ndarray, absmax_R: np.ndarray, limit: int) -> np.ndarray:
+    work, error = np.empty_like(x_RxN), np.empty_like(x_RxN)
+    best, fraction = np.full(len(x_RxN), np.inf), np.ones(len(x_RxN))
+    scale = np.zeros(len(x_RxN), np.float32)
+
+    def attempt(fractions_R: np.ndarray) -> None:
+        tried = _scale(absmax_R * fractions_R, limit)
+        np.multiply(_codes(x_RxN, tried, limit, work), tried[:, None], out=error)
+        np.subtract(x_RxN, error, out=error)
+        loss = np.einsum("rn,rn->r", error, error)
+        better = loss < best
+        best[better], fraction[better], scale[better] = loss[better], fractions_R[better], tried[better]
+
+    for coarse in _COARSE:
+        attempt(np.full(len(x_RxN), coarse))
+    step = (_COARSE[0] / _COARSE[1]) ** 0.25
+    centre = fraction.copy()
+    for power in (-3, -2, -1, 1, 2, 3):
+        attempt(np.minimum(centre * step**power, 1.0))
+    return scale
+
+
+def _scale(clip_R: np.ndarray, limit: int) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+        scale = (clip_R / limit).astype(np.float16).astype(np.float32)
+    # A row too small for float16 gets the smallest scale there is, not zero. One just above its range gets the largest.
+    scale = np.clip(scale, _SMALLEST_SCALE, np.float32(_FLOAT16_MAX))
+    return np.where(clip_R > 0, scale, np.float32(0))
+
+
+def _codes(x_RxN: np.ndarray, scale_R: np.ndarray, limit: int, out: np.ndarray) -> np.ndarray:
+    np.divide(x_RxN, np.where(scale_R > 0, scale_R, np.float32(1))[:, None], out=out)
+    np.rint(out, out=out)
+    return np.clip(out, -limit, limit, out=out)

@@ -1,0 +1,17 @@
+"""Weights that are never stored: random matrices regenerated from one root seed inside jit."""
+
+from freezejax.random_maps.random_map import RandomMap
+from freezejax.random_maps.recipes import RECIPES, Recipe
+from freezejax.random_maps.weight import MapWeight, check_seeds_frozen, count_seeded, hold, map_weights, release
+
+__all__ = [
+    "RECIPES",
+    "MapWeight",
+    "RandomMap",
+    "Recipe",
+    "check_seeds_frozen",
+    "count_seeded",
+    "hold",
+    "map_weights",
+    "release",
+]

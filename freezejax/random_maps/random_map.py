@@ -1,0 +1,182 @@
+"""A random map: a weight matrix that is a recipe and a name, drawn from the root seed whenever it is needed."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from freezejax.errors import UserError
+from freezejax.paths import named_key, nearest
+from freezejax.random_maps.recipes import RECIPES
+
+Sharding = Any  # a NamedSharding, a PartitionSpec under jax.set_mesh, or None
+
+
+@dataclass(frozen=True)
+class RandomMap:
+    """A matrix [in, out] of fixed random numbers of mean zero, regenerated from a key inside jit.
+
+    The same (root key, name) gives the same bits in jit and eager, on one device and any mesh.
+    Source: docs/random_maps.md.
+
+    Args:
+      shape: `(in, out)`.
+      distribution: 'normal', 'uniform', 'rademacher' or 'hadamard', which are integer recipes and portable;
+        'normal_float' or 'orthogonal_qr', for comparison, which are not.
+      scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'gain' = the same times a learned
+        gain per output feature, 'none' or None = 1, or a number above 0.
+      name: leaf path; the map's key is the root key with the hash of this name folded in.
+
+    Raises:
+      UserError: a shape, distribution or scale that cannot be.
+
+    >>> up = RandomMap(shape=(4, 8), distribution="rademacher", name="blocks/0/mlp/up/kernel")
+    >>> up.materialize(jax.random.key(0))[0, 0]
+    Array(-0.5, dtype=float32)
+    """
+
+    shape: tuple[int, int]
+    distribution: str = "normal"
+    scale: str | float | None = "fan_in"
+    name: str = ""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        where = f"random map {self.name!r}"
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if len(self.shape) != 2 or any(not isinstance(n, int | np.integer) or n < 1 for n in self.shape):
+            raise UserError(f"{where}: shape={self.shape} must be (in, out), two integers of at least 1")
+        if self.distribution not in RECIPES:
+            raise UserError(f"{where}: no distribution {self.distribution!r}; {nearest(self.distribution, RECIPES)}")
+        if self.scale in ("fan_in", "gain", "none", None):
+            return
+        is_number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
+        if not is_number or not 0 < self.scale < math.inf:  # type: ignore[operator]
+            raise UserError(f"{where}: scale={self.scale!r} must be 'fan_in', 'gain', 'none' or a number above 0")
+
+    @property
+    def portable(self) -> bool:
+        """Whether the bits are the same on every backend."""
+        return RECIPES[self.distribution].portable
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of a weight, before any gain."""
+        if self.scale in ("fan_in", "gain"):
+            return 1 / math.sqrt(self.shape[0])
+        return 1.0 if self.scale in ("none", None) else float(self.scale)
+
+    @property
+    def step(self) -> float:
+        """What a level is worth: weights are levels times this."""
+        return self.deviation / RECIPES[self.distribution].deviation
+
+    def levels(self, key: jax.Array, sharding: Sharding = None) -> jax.Array:
+        """The map before its scale, float32 [in, out]: small integers for the portable distributions.
+
+        With a sharding each device draws its own shard only.
+
+        Raises:
+          UserError: `key` is not a typed threefry2x32 key.
+        """
+        check_key(key)
+        drawn = RECIPES[self.distribution].levels(named_key(key, self.name), self.shape)
+        return drawn if sharding is None else jax.lax.with_sharding_constraint(drawn, sharding)
+
+    def materialize(self, key: jax.Array, sharding: Sharding = None) -> jax.Array:
+        """The weights, float32 [in, out], from the root key; without the learned gain.
+
+        Raises:
+          UserError: `key` is not a typed threefry2x32 key.
+        """
+        return self.levels(key, sharding) * jnp.float32(self.step)
+
+    def apply(
+        self, x: jax.Array, key: jax.Array, *, gain: jax.Array | None = None, sharding: Sharding = None
+    ) -> jax.Array:
+        """`x @ materialize(key)`: [..., in] -> [..., out] in the dtype of `x`, drawn again in the backward pass.
+
+        Nothing of the map is kept between the passes, and nothing is differentiated but `x` and `gain`.
+
+        Args:
+          x: float32 or bfloat16 [..., in]. Products are summed in float32.
+          key: root key, typed threefry2x32.
+          gain: learned gain [out] of each output feature, if any.
+          sharding: how the map is laid out over a mesh; each device draws its own shard only.
+
+        Raises:
+          UserError: `x` has another size than `in`, or `key` is not a typed threefry2x32 key.
+        """
+        check_key(key)
+        if x.ndim < 1 or x.shape[-1] != self.shape[0]:
+            raise UserError(f"random map {self.name!r}: x has shape {x.shape}, its last axis must be {self.shape[0]}")
+        y = _regenerated(self, sharding, x, jax.random.key_data(key))
+        return y if gain is None else y * gain.astype(y.dtype).reshape((1,) * (y.ndim - 1) + gain.shape)
+
+
+def check_key(key: jax.Array) -> None:
+    """Refuses keys whose bits are not the same everywhere.
+
+    Raises:
+      UserError: not a typed threefry2x32 key, or the generator that depends on the mesh is switched on.
+
+    >>> check_key(jax.random.key(0, impl="rbg"))
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: random maps need a threefry2x32 key, jax.random.key(seed, impl='threefry2x32'), ...
+    """
+    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    found = str(jax.random.key_impl(key)) if is_key else type(key).__name__
+    if found != "threefry2x32" or key.shape != ():
+        raise UserError(f"random maps need a threefry2x32 key, jax.random.key(seed, impl='threefry2x32'), not {found}")
+    if not jax.config.jax_threefry_partitionable:
+        raise UserError("random maps need jax_threefry_partitionable=True, which is jax's default")
+
+
+def scaled_product(x: jax.Array, levels: jax.Array, step: float) -> jax.Array:
+    """`x @ levels * step` in the dtype of `x`, summed in float32.
+
+    In float32 the scale goes to the narrower of input and output; in bfloat16, where levels are exact and
+    a scaled input would be rounded, to the float32 output.
+
+    >>> scaled_product(jnp.ones((2, 3)), jnp.ones((3, 1)), 0.5)
+    Array([[1.5],
+           [1.5]], dtype=float32)
+    """
+    width_in, width_out = levels.shape
+    x_NxI = x.reshape(-1, width_in)
+    scales_input = width_in <= width_out and x.dtype == jnp.float32
+    if scales_input:
+        x_NxI = x_NxI * jnp.float32(step)
+    y_NxO = jnp.matmul(x_NxI, levels.astype(x.dtype), preferred_element_type=jnp.float32)
+    if not scales_input:
+        y_NxO = y_NxO * jnp.float32(step)
+    return y_NxO.astype(x.dtype).reshape(*x.shape[:-1], width_out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _regenerated(random_map: RandomMap, sharding: Sharding, x: jax.Array, root: jax.Array) -> jax.Array:
+    return scaled_product(x, _levels_after(x, random_map, sharding, root), random_map.step)
+
+
+def _forward(random_map: RandomMap, sharding: Sharding, x: jax.Array, root: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _regenerated(random_map, sharding, x, root), root
+
+
+def _backward(random_map: RandomMap, sharding: Sharding, root: jax.Array, grad: jax.Array) -> tuple[jax.Array, Any]:
+    levels = _levels_after(grad, random_map, sharding, root)
+    no_gradient = np.zeros(root.shape, jax.dtypes.float0)
+    return scaled_product(grad, levels.T, random_map.step), no_gradient
+
+
+_regenerated.defvjp(_forward, _backward)
+
+
+def _levels_after(x: jax.Array, random_map: RandomMap, sharding: Sharding, root: jax.Array) -> jax.Array:
+    # Keys do not depend on data: without the barrier every layer's map may be drawn at the start of the step,
+    # and the backward pass may reuse, and so keep, the forward pass's.
+    root, _ = jax.lax.optimization_barrier((root, x))
+    return random_map.levels(jax.random.wrap_key_data(root, impl="threefry2x32"), sharding)

@@ -1,0 +1,126 @@
+"""A random map as a leaf of the parameters: its root seed, and a learned gain where it has one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from freezejax.errors import UserError
+from freezejax.paths import PyTree, leaf_paths
+from freezejax.random_maps.random_map import RandomMap, Sharding, check_key, scaled_product
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MapWeight:
+    """What stands in the parameters where a kernel [in, out] is a random map.
+
+    It is called like a matrix product. `root` never trains; `gain` does. Where `levels` is given the map is
+    stored, and `root` is not read.
+
+    >>> weight = MapWeight.create(RandomMap((4, 2), "rademacher"), jax.random.key(0))
+    >>> weight(jnp.ones((3, 4))).shape
+    (3, 2)
+    """
+
+    root: jax.Array | None  # uint32 [2]: data of the root key, the same for every map of a model
+    gain: jax.Array | None  # float32 [out], for scale='gain'
+    levels: jax.Array | None  # float32 [in, out], see `hold`
+    map: RandomMap = dataclasses.field(metadata={"static": True})
+    sharding: Sharding = dataclasses.field(default=None, metadata={"static": True})
+
+    @classmethod
+    def create(cls, random_map: RandomMap, root: jax.Array, sharding: Sharding = None) -> Self:
+        """The map's leaf, from the typed root key; a gain starts at one."""
+        check_key(root)
+        gain = jnp.ones(random_map.shape[1], jnp.float32) if random_map.scale == "gain" else None
+        return cls(jax.random.key_data(root), gain, None, random_map, sharding)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out], in the dtype of `x`."""
+        if self.levels is None:
+            return self.map.apply(x, self.key, gain=self.gain, sharding=self.sharding)
+        y = scaled_product(x, self.levels, self.map.step)
+        return y if self.gain is None else y * self.gain.astype(y.dtype).reshape((1,) * (y.ndim - 1) + self.gain.shape)
+
+    @property
+    def key(self) -> jax.Array:
+        """The root key."""
+        assert self.root is not None
+        return jax.random.wrap_key_data(self.root, impl="threefry2x32")
+
+    def materialize(self) -> jax.Array:
+        """The weights [in, out] as used, with their gain; float32."""
+        weights = self.map.materialize(self.key, self.sharding)
+        return weights if self.gain is None else weights * self.gain[None]
+
+
+def map_weights(tree: PyTree) -> list[MapWeight]:
+    """Every random map in a tree of parameters.
+
+    >>> map_weights({"w": jnp.ones(2)})
+    []
+    """
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, MapWeight))
+    return [leaf for leaf in leaves if isinstance(leaf, MapWeight)]
+
+
+def count_seeded(tree: PyTree) -> int:
+    """Number of weights that the random maps of a tree stand for.
+
+    >>> count_seeded({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0)), "b": jnp.ones(2)})
+    8
+    """
+    return sum(weight.map.shape[0] * weight.map.shape[1] for weight in map_weights(tree))
+
+
+def hold(tree: PyTree) -> PyTree:
+    """The tree with every random map drawn, so that using it draws nothing.
+
+    Applied once, before a run, the maps are stored: arguments of the step. Applied at the start of a step they
+    are drawn once per step. Without it a map is drawn in each layer and pass. All three give the same bits.
+
+    >>> held = hold({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))})
+    >>> held["w"].levels.shape
+    (4, 2)
+    """
+    return _replace(
+        tree, lambda weight: weight.map.levels(weight.key, weight.sharding) if weight.root is not None else None
+    )
+
+
+def release(tree: PyTree) -> PyTree:
+    """Inverse of `hold`: maps are seeds again.
+
+    >>> release(hold({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))}))["w"].levels is None
+    True
+    """
+    return _replace(tree, lambda _: None)
+
+
+def _replace(tree: PyTree, levels: Callable[[MapWeight], Any]) -> PyTree:
+    def change(leaf: Any) -> Any:
+        return dataclasses.replace(leaf, levels=levels(leaf)) if isinstance(leaf, MapWeight) else leaf
+
+    return jax.tree.map(change, tree, is_leaf=lambda leaf: isinstance(leaf, MapWeight))
+
+
+def check_seeds_frozen(params: PyTree, mask: PyTree) -> None:
+    """Refuses a mask under which a root seed would train.
+
+    Raises:
+      UserError: naming the leaf, and the rule that mends it.
+
+    >>> params = {"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))}
+    >>> check_seeds_frozen(params, jax.tree.map(lambda _: True, params))
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: leaf 'w/root' is a root seed and cannot train: let ('.*/root', False) be the first rule
+    """
+    leaves = zip(leaf_paths(params), jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
+    for path, leaf, trainable in leaves:
+        if trainable and leaf.dtype == np.uint32:
+            raise UserError(f"leaf {path!r} is a root seed and cannot train: let ('.*/root', False) be the first rule")
