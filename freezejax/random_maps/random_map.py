@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from freezejax.errors import UserError
 from freezejax.paths import named_key, nearest
 from freezejax.random_maps.recipes import RECIPES
 
-Sharding = Any  # a NamedSharding, a PartitionSpec under jax.set_mesh, or None
+Sharding = NamedSharding | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class RandomMap:
           UserError: `key` is not a typed threefry2x32 key.
         """
         check_key(key)
-        drawn = RECIPES[self.distribution].levels(named_key(key, self.name), self.shape)
+        drawn = RECIPES[self.distribution].levels(named_key(key, self.name), self.shape, sharding)
         return drawn if sharding is None else jax.lax.with_sharding_constraint(drawn, sharding)
 
     def materialize(self, key: jax.Array, sharding: Sharding = None) -> jax.Array:
@@ -179,4 +180,5 @@ def _levels_after(x: jax.Array, random_map: RandomMap, sharding: Sharding, root:
     # Keys do not depend on data: without the barrier every layer's map may be drawn at the start of the step,
     # and the backward pass may reuse, and so keep, the forward pass's.
     root, _ = jax.lax.optimization_barrier((root, x))
-    return random_map.levels(jax.random.wrap_key_data(root, impl="threefry2x32"), sharding)
+    levels = random_map.levels(jax.random.wrap_key_data(root, impl="threefry2x32"), sharding)
+    return jax.lax.optimization_barrier(levels)  # drawn once, in its own layout, not inside the matmul's loops

@@ -8,11 +8,12 @@ rows from the left, and of a word the low bits come first. A larger shape shares
 import math
 import statistics
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 Shape = tuple[int, int]
 
@@ -30,40 +31,40 @@ class Recipe(NamedTuple):
     1.0
     """
 
-    levels: Callable[[jax.Array, Shape], jax.Array]  # (key, [in, out]) -> float32 [in, out]
+    levels: Callable[..., jax.Array]  # (key, [in, out], how it will be sharded) -> float32 [in, out]
     deviation: float  # standard deviation of the levels; their mean is zero
     kurtosis: float  # fourth moment over squared variance; 3 for a normal distribution
     portable: bool  # the same bits on every backend, mesh and supported jax version
 
 
-def rademacher(key: jax.Array, shape: Shape) -> jax.Array:
+def rademacher(key: jax.Array, shape: Shape, sharding: NamedSharding | None = None) -> jax.Array:
     """Signs, 32 to a word: bit 0 is +1, bit 1 is -1.
 
     >>> sorted(set(rademacher(jax.random.key(0), (8, 8)).flatten().tolist()))
     [-1.0, 1.0]
     """
-    return _signs(_fields(key, shape, 1))
+    return _signs(_fields(key, shape, 1, sharding))
 
 
-def uniform(key: jax.Array, shape: Shape) -> jax.Array:
+def uniform(key: jax.Array, shape: Shape, sharding: NamedSharding | None = None) -> jax.Array:
     """The 256 odd integers from -255 to 255, four to a word.
 
     >>> int(jnp.abs(uniform(jax.random.key(0), (64, 64))).max())
     255
     """
-    return 2.0 * _fields(key, shape, 8).astype(jnp.float32) - 255.0
+    return 2.0 * _fields(key, shape, 8, sharding).astype(jnp.float32) - 255.0
 
 
-def normal(key: jax.Array, shape: Shape) -> jax.Array:
+def normal(key: jax.Array, shape: Shape, sharding: NamedSharding | None = None) -> jax.Array:
     """256 quantiles of the normal distribution as integers from -127 to 127, four to a word.
 
     >>> int(jnp.abs(normal(jax.random.key(0), (64, 64))).max())
     127
     """
-    return jnp.asarray(_QUANTILES).at[_fields(key, shape, 8)].get(mode="promise_in_bounds")
+    return jnp.asarray(_QUANTILES).at[_fields(key, shape, 8, sharding)].get(mode="promise_in_bounds")
 
 
-def hadamard(key: jax.Array, shape: Shape) -> jax.Array:
+def hadamard(key: jax.Array, shape: Shape, sharding: NamedSharding | None = None) -> jax.Array:
     """A randomized Hadamard matrix: random signs around randomly chosen rows and columns of Sylvester's.
 
     With N the power of two not below both sides, entry (i, j) is `s_i t_j (-1)^popcount(r_i & c_j)`; r and c
@@ -78,16 +79,17 @@ def hadamard(key: jax.Array, shape: Shape) -> jax.Array:
     n = 1 << (max(shape) - 1).bit_length()
 
     def line(name: int, size: int) -> tuple[jax.Array, jax.Array]:
-        bits = jax.random.bits(jax.random.fold_in(key, name), (2, n), jnp.uint32)
+        # A few kilobytes: every device draws them all.
+        bits = _place(jax.random.bits(jax.random.fold_in(key, name), (2, n), jnp.uint32), sharding)
         order = jnp.argsort(bits[0], stable=True).astype(jnp.uint32)
-        return order[:size], bits[1, :size] >> 31
+        return _place(order[:size], sharding), _place(bits[1, :size] >> 31, sharding)
 
     (rows_I, row_signs_I), (columns_O, column_signs_O) = line(0, shape[0]), line(1, shape[1])
     parity_IxO = jax.lax.population_count(rows_I[:, None] & columns_O[None])
     return _signs((parity_IxO + row_signs_I[:, None] + column_signs_O[None]) & 1)
 
 
-def normal_float(key: jax.Array, shape: Shape) -> jax.Array:
+def normal_float(key: jax.Array, shape: Shape, _: NamedSharding | None = None) -> jax.Array:
     """`jax.random.normal`, for comparison: its last bits may differ between backends.
 
     >>> normal_float(jax.random.key(0), (2, 3)).shape
@@ -96,7 +98,7 @@ def normal_float(key: jax.Array, shape: Shape) -> jax.Array:
     return jax.random.normal(key, shape, jnp.float32)
 
 
-def orthogonal_qr(key: jax.Array, shape: Shape) -> jax.Array:
+def orthogonal_qr(key: jax.Array, shape: Shape, _: NamedSharding | None = None) -> jax.Array:
     """Haar-distributed orthonormal vectors along the smaller side, from a QR decomposition, for comparison.
 
     Its bits differ between backends and the whole matrix is drawn on every device.
@@ -108,16 +110,27 @@ def orthogonal_qr(key: jax.Array, shape: Shape) -> jax.Array:
     return jax.nn.initializers.orthogonal(math.sqrt(max(shape)))(key, shape, jnp.float32)
 
 
-def _fields(key: jax.Array, shape: Shape, width: int) -> jax.Array:
+def _fields(key: jax.Array, shape: Shape, width: int, sharding: NamedSharding | None) -> jax.Array:
     """Unsigned integers of `width` bits, [in, out], cut from as few words as hold a row."""
     rows, columns = shape
     per_word = 32 // width
+    row_axes, column_axes = (*sharding.spec, None, None)[:2] if sharding else (None, None)
+    if sharding and sharding.shard_shape(shape)[1] % per_word:  # a word's fields lie on two devices: both draw it
+        column_axes = None
     words_IxW = jax.random.bits(key, (rows, -(-columns // per_word)), jnp.uint32)
+    words_IxW = _place(words_IxW, sharding, row_axes, column_axes)
     # Without the barrier a compiler may draw every word again for each field cut from it.
     words_IxW = jax.lax.optimization_barrier(words_IxW)
     shifts = (width * jnp.arange(per_word, dtype=jnp.uint32))[None, None]
-    fields = (words_IxW[..., None] >> shifts) & jnp.uint32(2**width - 1)
-    return fields.reshape(rows, -1)[:, :columns]
+    fields = ((words_IxW[..., None] >> shifts) & jnp.uint32(2**width - 1)).reshape(rows, -1)
+    return _place(fields[:, :columns], sharding, row_axes, column_axes)
+
+
+def _place(x: jax.Array, sharding: NamedSharding | None, *axes: Any) -> jax.Array:
+    """`x` laid out over mesh axes, so that what follows from it needs no collective."""
+    if sharding is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, PartitionSpec(*axes)))
 
 
 def _signs(bits: jax.Array) -> jax.Array:
