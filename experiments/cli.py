@@ -58,9 +58,9 @@ def run(main: Callable[[], None]) -> None:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
-        if "workdir" in flags.FLAGS and not flags.FLAGS.workdir:
-            raise UserError("--workdir=FOLDER is missing: it gets everything the run writes")
         if "config" in flags.FLAGS:
+            if not flags.FLAGS.workdir:
+                raise UserError("--workdir=FOLDER is missing: it gets everything the run writes")
             _ = flags.FLAGS.config.scale  # a config file that failed to load fails when it is used
         return rest
     except Exception as error:  # absl and ml_collections raise all kinds, and so does what stands in a config file

@@ -15,7 +15,9 @@ ALL_TRAIN = FreezeSchedule([(0, [(".*", True)])])
 SEEDS_FROZEN = FreezeSchedule([(0, [(r".*/root", False), (".*", True)])])  # of models with random maps
 
 
-def random_map(pattern: str, distribution: str = "normal", scale: str = "fan_in", trained: bool = False) -> dict[str, Any]:
+def random_map(
+    pattern: str, distribution: str = "normal", scale: str = "fan_in", trained: bool = False
+) -> dict[str, Any]:
     """An entry of `model["maps"]`: kernels that are random maps, or with `trained` start as them and train.
 
     >>> random_map(".*/gate/kernel")["scale"]
@@ -48,7 +50,7 @@ def step_flops(model: Mapping[str, Any]) -> int:
     The tied embedding counts once, as the head. Attention scores are left out: they depend on the width alone.
 
     >>> step_flops({"family": "geglu", "num_layers": 1, "model_dim": 32, "num_heads": 2, "vocab_size": 8})
-    63... 
+    62976
     """
     params = abstract(model)
     matrices = sum(leaf.size for leaf in jax.tree.leaves(params) if len(leaf.shape) == 2)

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.style
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from experiments.tables import effect, signed
+from experiments.tables import effect, is_packed, signed
 
 Row = Mapping[str, Any]
 _Box = tuple[float, float, float, float]  # left, right, bottom, top in points
@@ -185,12 +185,25 @@ def kind(row: Row) -> str:
     return "seeded" if row["seeded_params"] else "frozen" if row["frozen_params"] else "trainable"
 
 
+class _Point(NamedTuple):
+    kilobytes: float
+    bits: float
+    half: float  # of the interval of the bits
+
+
+def _point(row: Row) -> _Point:
+    """Bytes and bits of the real file; what was predicted and trained where no run was packed."""
+    loss, stored = ("packed", "artifact_bytes") if is_packed([row]) else ("val", "stored_bytes_predicted")
+    return _Point(row[stored] / 1e3, row[f"{loss}_bpb_mean"], row[f"{loss}_bpb_ci95"] or 0.0)
+
+
 def tradeoff(rows: Sequence[Row]) -> str:
-    """Stored bytes against validation bits per byte, one labelled point per variant."""
+    """Stored bytes against bits per byte of what is stored, one labelled point per variant."""
     if not rows:
         return ""
+    points = [_point(row) for row in rows]
     alt = "Scatter, stored kB and bits per byte: " + "; ".join(
-        f"{row['name']} {row['stored_bytes_predicted'] / 1e3:.1f} kB {row['val_bpb_mean']:.3f}" for row in rows
+        f"{row['name']} {point.kilobytes:.1f} kB {point.bits:.3f}" for row, point in zip(rows, points, strict=True)
     )
     kinds = {"trainable": ("o", "all trained"), "frozen": ("s", "frozen later"), "seeded": ("^", "seeded")}
 
@@ -198,17 +211,15 @@ def tradeoff(rows: Sequence[Row]) -> str:
         figure.set_layout_engine("none")
         axes = figure.add_axes((0.07, 0.12, 0.92, 0.8))
         for word, (marker, label) in kinds.items():
-            own = [row for row in rows if kind(row) == word]
+            own = [point for row, point in zip(rows, points, strict=True) if kind(row) == word]
             if own:
-                x = [row["stored_bytes_predicted"] / 1e3 for row in own]
-                y = [row["val_bpb_mean"] for row in own]
-                bars = [row["val_bpb_ci95"] or 0.0 for row in own]
+                x, y, bars = zip(*own, strict=True)
                 axes.errorbar(x, y, yerr=bars, fmt=marker, color=COLOR[word], ms=6, lw=1, label=label)
         axes.set_xscale("log")
-        _log_frame(axes, [row["stored_bytes_predicted"] / 1e3 for row in rows])
-        axes.set_xlabel("stored kB, predicted (log scale)")
+        _log_frame(axes, [point.kilobytes for point in points])
+        axes.set_xlabel("stored kB (log scale)")
         axes.set_ylabel("validation bits per byte")
-        _label_points(axes, rows)
+        _label_points(axes, [row["name"] for row in rows], points)
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2)
 
     return render("tradeoff", alt, 5.2, draw)
@@ -223,10 +234,10 @@ def _log_frame(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _label_points(axes: Axes, rows: Sequence[Row]) -> None:
+def _label_points(axes: Axes, names: Sequence[str], found: Sequence[_Point]) -> None:
     """Names right of their points, each at the nearest height where it covers no point, bar or name."""
-    points = np.array([(row["stored_bytes_predicted"] / 1e3, row["val_bpb_mean"]) for row in rows])
-    halves = np.array([(0.0, row["val_bpb_ci95"] or 0.0) for row in rows])
+    points = np.array([(point.kilobytes, point.bits) for point in found])
+    halves = np.array([(0.0, point.half) for point in found])
     to_points = 72 / axes.figure.dpi
     at = axes.transData.transform(points) * to_points
     bars = np.maximum(axes.transData.transform(points + halves)[:, 1] * to_points - at[:, 1], 4.0)
@@ -234,7 +245,7 @@ def _label_points(axes: Axes, rows: Sequence[Row]) -> None:
     shifts = [sign * shift for shift in np.arange(0.0, 160.0, 3.0) for sign in (1, -1)]
     for index in np.argsort(at[:, 0], kind="stable"):
         x, y = at[index]
-        name = rows[index]["name"]
+        name = names[index]
         left, right = x + 12.0, x + 14.0 + 4.7 * len(name)  # a character is about 4.7 points wide
 
         def box(shift: float, left: float = left, right: float = right, y: float = y) -> _Box:

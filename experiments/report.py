@@ -177,8 +177,9 @@ _CURVES_NOTE = (
     "out the steep first 15 % of the run; neighbouring records are averaged where there are more than 60."
 )
 _TRADEOFF_NOTE = (
-    "Lower left is better. A weight that was trained and then frozen is stored like any other; one drawn "
-    "from the root seed costs nothing. Bars: 95 % intervals over seeds."
+    "Lower left is better. Bytes of the real file against the bits per byte of what it holds; of a study whose runs "
+    "were not packed, predicted bytes and the trained weights. A weight that was trained and then frozen is stored "
+    "like any other; one drawn from the root seed costs nothing. Bars: 95 % intervals over seeds."
 )
 _TIMELINE_NOTE = (
     "Variants with the same timeline share a panel, module groups that behave alike a line. Frozen: trained "

@@ -59,9 +59,7 @@ def finish(
     return result
 
 
-def pack(
-    variant: Variant, params: PyTree, config: ConfigDict, corpus: Corpus, directory: Path
-) -> dict[str, Any]:
+def pack(variant: Variant, params: PyTree, config: ConfigDict, corpus: Corpus, directory: Path) -> dict[str, Any]:
     """Packs the weights into `directory/model.fjax`, loads that file and scores what it holds.
 
     Returns:
@@ -69,16 +67,16 @@ def pack(
     """
     path, codec, compressor = directory / PACKED, codec_rules(config), config.artifact.compressor
     tokenizer = {"name": corpus.tokenizer.name, "sha256": corpus.tokenizer.fingerprint}
-    options = {"model": dict(variant.model), "codec": codec}
-    artifact.save(path, params, compressor=compressor, tokenizer=tokenizer, **options)
+    notes = {"seq_len": variant.train["seq_len"]}  # for experiments.evaluate
+    options: dict[str, Any] = {"model": dict(variant.model), "codec": codec, "tokenizer": tokenizer, "notes": notes}
+    saved = artifact.save(path, params, compressor=compressor, **options)
     apply, loaded, _ = artifact.load(path)
     scored = make_evaluate(apply, variant, config, corpus)(loaded)
-    shapes = jax.eval_shape(lambda: params)
     return {
         "packed_ce": scored.val_ce,
         "packed_bpb": scored.val_bpb,
-        "stored_bytes_predicted": artifact.predict_size(shapes, compressor="none", **options).high,
-        "artifact_bytes": path.stat().st_size,
+        "stored_bytes_predicted": artifact.predict_size(params, compressor="none", **options).high,
+        "artifact_bytes": saved.bytes,
         "artifact_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "codec": codec,
         "compressor": compressor,
@@ -143,4 +141,5 @@ def _with_its_size(leaf: Any) -> Any:
     """A map counts as the weights it stands for, not as the two words of its seed."""
     if not isinstance(leaf, MapWeight):
         return leaf
-    return dataclasses.replace(leaf, root=jax.ShapeDtypeStruct(leaf.map.shape, jnp.float32))
+    size: Any = jax.ShapeDtypeStruct(leaf.map.shape, jnp.float32)
+    return dataclasses.replace(leaf, root=size)

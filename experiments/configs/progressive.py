@@ -61,7 +61,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.artifact = ConfigDict()  # how the file of each run is packed
     config.artifact.codec = "int6"  # int8, int6, int5, int4 or float16
     config.artifact.adapter_codec = "int8"  # of adapters' a and b
-    config.artifact.compressor = "brotli"  # none, zlib, lzma, zstandard or brotli
+    config.artifact.compressor = "brotli"  # none, zlib, lzma, zstd or brotli
 
     config.train = ConfigDict()
     config.train.steps = 80 if tiny else 400 if scale == "cpu" else 3_000
@@ -70,6 +70,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.train.accumulation = 1  # microbatches per step
     config.train.ema_decay = 0.0  # 0 = off
     config.train.compute_dtype = "bfloat16" if h100 else "float32"
+    config.train.maps = "layer"  # random maps are drawn in each layer and pass; or once per step, or stored
     config.train.on_thaw = "restart"  # or keep
     config.train.log_every = 10  # steps
     config.train.eval_every = 500 if h100 else 100 if scale == "cpu" else 40  # steps

@@ -1,5 +1,19 @@
-"""What a model costs in stored bytes."""
+"""A model as one file: quantized weights, the root seed of its maps, and nothing that a seed can say."""
 
-from freezejax.artifact.size import packed_bytes, predict_bytes
+from freezejax.artifact.codecs import CODECS
+from freezejax.artifact.compress import COMPRESSORS
+from freezejax.artifact.size import SizeEstimate, predict_bytes, predict_size
+from freezejax.artifact.store import Saved, load, quantize, read_metadata, save
 
-__all__ = ["packed_bytes", "predict_bytes"]
+__all__ = [
+    "CODECS",
+    "COMPRESSORS",
+    "Saved",
+    "SizeEstimate",
+    "load",
+    "predict_bytes",
+    "predict_size",
+    "quantize",
+    "read_metadata",
+    "save",
+]

@@ -58,12 +58,13 @@ def _unlzma(data: bytes, size: int) -> bytes:
 
 def _unzstd(data: bytes, size: int) -> bytes:
     if zstandard.get_frame_parameters(data).content_size != size:  # the library trusts it over `max_output_size`
-        return b""
+        raise EOFError(f"its frame is not of {size} bytes")
     return zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
 
 
 def _unbrotli(data: bytes, size: int) -> bytes:
-    coder, parts, left = brotli.Decompressor(), [], size + 1
+    parts: list[bytes] = []
+    coder, left = brotli.Decompressor(), size + 1
     while left > 0 and not coder.is_finished():
         part = coder.process(b"" if parts else data, output_buffer_limit=left)
         parts.append(part)

@@ -1,53 +1,129 @@
-"""Stored bytes of a model: predicted from shapes, and measured on a packed file's bytes.
+"""Stored bytes of a model, predicted from shapes before any training."""
 
-The codec is a plain one: matrices as symmetric int8 with one fp16 scale per column (output feature), vectors and
-scalars as fp16, then zlib level 9. A seeded leaf costs nothing:
-it is drawn again from the root seed. A leaf that was trained and then frozen is stored like any other.
-"""
-
-import zlib
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
+from freezejax.artifact import codecs, container, packing
+from freezejax.artifact.header import make_header, to_bytes
+from freezejax.artifact.plan import CodecRules, Tensor, is_root, plan
 from freezejax.paths import PyTree
 
-_ROOT_SEED_BYTES = 8  # one seed for the whole model, whatever is seeded
+Quantile = Callable[[np.ndarray], np.ndarray]
+
+_LOW = 0.9  # see `predict_size`
+_FINE = 1 << 18  # quantiles that stand for a distribution
 
 
-def predict_bytes(params: PyTree, seeded: PyTree) -> int:
-    """Bytes before entropy coding, from shapes alone: 1 per matrix weight, 2 per scale and vector element.
+class SizeEstimate(NamedTuple):
+    """Bytes of the whole file: an interval, and the value for Gaussian rows. All equal without an entropy coder."""
+
+    low: int
+    high: int
+    gaussian: int
+
+
+def predict_bytes(shapes: PyTree, codec: CodecRules = "int6") -> int:
+    """Payload bytes: bit-packed codes, float16 scales and small tensors, 8 for a root seed. Maps cost nothing.
 
     Args:
-      params: arrays or `jax.ShapeDtypeStruct`s.
-      seeded: tree of bools like `params`; True where the leaf is redrawn from the root seed.
+      shapes: arrays or `jax.ShapeDtypeStruct`s.
+      codec: as for `save`.
 
-    >>> predict_bytes({"w": np.zeros((4, 3)), "b": np.zeros(3)}, {"w": False, "b": False})
-    32
+    Raises:
+      UserError: an unknown codec, or a leaf that no rule covers.
+
+    >>> predict_bytes({"w": np.zeros((64, 128)), "b": np.zeros(3)}, "int4")  # 4096 + 2 * 128 + 2 * 3
+    4358
     """
-    sizes = jax.tree.map(lambda s, leaf: 0 if s else _leaf_bytes(leaf.shape), seeded, params)
-    return _ROOT_SEED_BYTES + sum(jax.tree.leaves(sizes))
+    tensors = plan(shapes, codec)
+    return _root_bytes(shapes) + sum(tensor.packed_bytes + 2 * tensor.rows for tensor in tensors)
 
 
-def _leaf_bytes(shape: tuple[int, ...]) -> int:
-    count = int(np.prod(shape, dtype=np.int64))
-    return count + 2 * shape[-1] if len(shape) >= 2 else 2 * count
+def predict_size(
+    shapes: PyTree,
+    *,
+    model: Mapping[str, Any] | None = None,
+    codec: CodecRules = "int6",
+    compressor: str = "none",
+    tokenizer: Mapping[str, str] | None = None,
+    notes: Any = None,
+) -> SizeEstimate:
+    """Bytes of the file `save` would write; exact for compressor 'none' when given the same arguments.
 
+    An entropy coder never makes a tensor larger, so `high` is the size without one. `gaussian` takes codes at their
+    entropy where rows are normally distributed, and scales at half. `low` takes them where rows have Student's t
+    distribution with 3 degrees of freedom, and scales and small tensors at nothing; a coder that learns each row's
+    width does better than the entropy over all rows, hence 0.9 of it. Rows of zeros fall below. So do quantizers
+    that clip later than the squared error asks for: the 0.4607 bytes per parameter of GPTQ int6 with Brotli
+    (Parameter Golf) are 3.69 bits, which Gaussian rows have at steps of 0.32 standard deviations; ours are 0.10.
 
-def packed_bytes(params: PyTree, seeded: PyTree) -> int:
-    """Bytes of the quantized and compressed stored leaves plus the root seed; not a loadable file.
+    Raises:
+      UserError: an unknown codec or compressor, or a leaf that no rule covers.
 
-    >>> packed_bytes({"w": np.zeros((64, 64))}, {"w": False}) < 64
-    True
+    >>> shapes = {"w": jax.ShapeDtypeStruct((512, 512), np.float32)}
+    >>> predict_size(shapes, codec="int6", compressor="brotli")
+    SizeEstimate(low=123505, high=197824, gaussian=177714)
     """
-    stored = jax.tree.map(lambda s, leaf: b"" if s else _encode(np.asarray(leaf)), seeded, params)
-    return _ROOT_SEED_BYTES + len(zlib.compress(b"".join(jax.tree.leaves(stored)), 9))
+    tensors = plan(shapes, codec)
+    root_bytes = _root_bytes(shapes)
+    named = {"family": ""} if model is None else model
+    text, _ = to_bytes(make_header(tensors, named, codec, compressor, tokenizer, notes, rooted=root_bytes > 0))
+    fixed = container.PREAMBLE.size + len(text) + container.table_bytes(len(tensors)) + root_bytes
+    high = fixed - root_bytes + predict_bytes(shapes, codec)
+    if compressor == "none":
+        return SizeEstimate(high, high, high)
+    scales = sum(tensor.rows for tensor in tensors)
+    low = fixed + int(_LOW * _coded_bytes(tensors, _student))
+    return SizeEstimate(low, high, fixed + scales + round(_coded_bytes(tensors, _normal)))
 
 
-def _encode(leaf: np.ndarray) -> bytes:
-    leaf = leaf.astype(np.float32)
-    if leaf.ndim < 2:
-        return leaf.astype(np.float16).tobytes()
-    scale = np.maximum(np.abs(leaf).max(axis=tuple(range(leaf.ndim - 1))) / 127.0, 1e-12)
-    codes = np.clip(np.rint(leaf / scale), -127, 127).astype(np.int8)
-    return codes.tobytes() + scale.astype(np.float16).tobytes()
+def _root_bytes(shapes: PyTree) -> int:
+    return container.ROOT_BYTES * any(is_root(leaf) for leaf in jax.tree.leaves(shapes))
+
+
+def _coded_bytes(tensors: list[Tensor], quantile: Quantile) -> float:
+    return sum(tensor.size * _bits(tensor, quantile) / 8 for tensor in tensors if not tensor.small)
+
+
+def _bits(tensor: Tensor, quantile: Quantile) -> float:
+    """Entropy in bits per weight."""
+    if tensor.codec == "float16":
+        return min(_entropy_of_half(quantile, 2**octave) for octave in (-3.0, -2.75, -2.5, -2.25))
+    return _entropy_of_codes(tensor.codec, tensor.size // tensor.rows, quantile)
+
+
+def _normal(p: np.ndarray) -> np.ndarray:
+    return ndtri(p)
+
+
+def _student(p: np.ndarray) -> np.ndarray:
+    return stdtrit(3.0, p)
+
+
+@functools.cache
+def _entropy_of_codes(codec: str, length: int, quantile: Quantile) -> float:
+    """The scale is that of a row of `length` quantiles, the codes are those of the whole distribution."""
+    row = quantile(_midpoints(length)).astype(np.float32)
+    scale = float(codecs.quantize_rows(row[None], codec).scales[0])
+    codes = np.clip(np.rint(quantile(_midpoints(_FINE)) / scale), -codecs.qmax(codec), codecs.qmax(codec))
+    return _entropy(codes.astype(np.int64) + codecs.qmax(codec))
+
+
+@functools.cache
+def _entropy_of_half(quantile: Quantile, deviation: float) -> float:
+    half = codecs.to_float16((deviation * quantile(_midpoints(_FINE))).astype(np.float32))
+    return sum(_entropy(plane) for plane in np.frombuffer(packing.shuffle(half), np.uint8).reshape(2, -1))
+
+
+def _midpoints(count: int) -> np.ndarray:
+    return (np.arange(count) + 0.5) / count
+
+
+def _entropy(values: np.ndarray) -> float:
+    p = np.bincount(values) / values.size
+    return float(-np.sum(p * np.log2(p, where=p > 0, out=np.zeros_like(p))))

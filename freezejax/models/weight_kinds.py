@@ -31,6 +31,11 @@ class MapRule:
     scale: str | float | None = "fan_in"
     trained: bool = False  # the kernel starts as this map and is stored and trained: the control
 
+    def __post_init__(self) -> None:  # noqa: D105
+        _check_pattern(self)
+        if not isinstance(self.trained, bool):
+            raise UserError(f"MapRule.trained={self.trained!r} must be true or false")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraRule:
@@ -45,6 +50,7 @@ class LoraRule:
     alpha: float | None = None  # None = rank
 
     def __post_init__(self) -> None:  # noqa: D105
+        _check_pattern(self)
         check_positive(self, "rank")
         if self.alpha is not None:
             check_number(self, "alpha")
@@ -65,8 +71,7 @@ def attach(model: Model, maps: Rules, lora: Rules) -> Model:
     """
     if not maps and not lora:
         return model
-    map_rules = [make_config(MapRule, rule) for rule in maps]
-    lora_rules = [make_config(LoraRule, rule) for rule in lora]
+    map_rules, lora_rules = _parse(MapRule, maps, "maps"), _parse(LoraRule, lora, "lora")
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     kernels = [path for path in leaf_paths(shapes) if path.endswith("/kernel")]
     find_map, find_lora = _first_match(map_rules, kernels, "maps"), _first_match(lora_rules, kernels, "lora")
@@ -87,6 +92,21 @@ def attach(model: Model, maps: Rules, lora: Rules) -> Model:
 
     jax.eval_shape(init, jax.random.key(0))  # a rule's bad value is told now
     return model._replace(init=init)
+
+
+def _check_pattern(rule: MapRule | LoraRule) -> None:
+    if not isinstance(rule.pattern, str):
+        wanted = "must be a regular expression of kernel paths"
+        raise UserError(f"{type(rule).__name__}.pattern={rule.pattern!r} {wanted}")
+
+
+def _parse[T](kind: type[T], rules: Any, field: str) -> list[T]:
+    if isinstance(rules, str | Mapping) or not isinstance(rules, Sequence):
+        raise UserError(f"{field}={rules!r} must be a list of rules such as {{'pattern': '.*/kernel'}}")
+    for rule in rules:
+        if not hasattr(rule, "keys"):
+            raise UserError(f"{field}: rule {rule!r} must be a mapping such as {{'pattern': '.*/kernel'}}")
+    return [make_config(kind, {"pattern": None, **{str(name): rule[name] for name in rule}}) for rule in rules]
 
 
 def _first_match(rules: Sequence[Any], kernels: Sequence[str], field: str) -> Callable[[str], Any]:

@@ -47,12 +47,16 @@ class RandomMap:
 
     def __post_init__(self) -> None:  # noqa: D105
         where = f"random map {self.name!r}"
+        if not isinstance(self.name, str):
+            raise UserError(f"{where}: the name must be a string, the leaf's path")
+        is_pair = isinstance(self.shape, tuple | list) and len(self.shape) == 2
+        if not is_pair or any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in self.shape):
+            raise UserError(f"{where}: shape={self.shape!r} must be (in, out), two integers of at least 1")
         object.__setattr__(self, "shape", tuple(self.shape))
-        if len(self.shape) != 2 or any(not isinstance(n, int | np.integer) or n < 1 for n in self.shape):
-            raise UserError(f"{where}: shape={self.shape} must be (in, out), two integers of at least 1")
-        if self.distribution not in RECIPES:
-            raise UserError(f"{where}: no distribution {self.distribution!r}; {nearest(self.distribution, RECIPES)}")
-        if self.scale in ("fan_in", "gain", "none", None):
+        if not isinstance(self.distribution, str) or self.distribution not in RECIPES:
+            hint = nearest(str(self.distribution), RECIPES)
+            raise UserError(f"{where}: no distribution {self.distribution!r}; {hint}")
+        if self.scale is None or (isinstance(self.scale, str) and self.scale in ("fan_in", "gain", "none")):
             return
         is_number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
         if not is_number or not 0 < self.scale < math.inf:  # type: ignore[operator]
@@ -137,11 +141,13 @@ def check_key(key: jax.Array) -> None:
         raise UserError("random maps need jax_threefry_partitionable=True, which is jax's default")
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def scaled_product(x: jax.Array, levels: jax.Array, step: float) -> jax.Array:
     """`x @ levels * step` in the dtype of `x`, summed in float32.
 
     In float32 the scale goes to the narrower of input and output; in bfloat16, where levels are exact and
-    a scaled input would be rounded, to the float32 output.
+    a scaled input would be rounded, to the float32 output. The gradient of `x` is the same product with the
+    transposed levels, whether they are stored or drawn again.
 
     >>> scaled_product(jnp.ones((2, 3)), jnp.ones((3, 1)), 0.5)
     Array([[1.5],
@@ -156,6 +162,21 @@ def scaled_product(x: jax.Array, levels: jax.Array, step: float) -> jax.Array:
     if not scales_input:
         y_NxO = y_NxO * jnp.float32(step)
     return y_NxO.astype(x.dtype).reshape(*x.shape[:-1], width_out)
+
+
+def _scaled_forward(x: jax.Array, levels: jax.Array, step: float) -> tuple[jax.Array, Any]:
+    return scaled_product(x, levels, step), (x, levels)
+
+
+def _scaled_backward(step: float, saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, levels = saved
+    x_NxI, grad_NxO = x.reshape(-1, levels.shape[0]), grad.reshape(-1, levels.shape[1])
+    # Dead code, and dropped, wherever levels do not train.
+    levels_grad = jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32) * jnp.float32(step)
+    return scaled_product(grad, levels.T, step), levels_grad
+
+
+scaled_product.defvjp(_scaled_forward, _scaled_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -1,18 +1,18 @@
 """The progressive study as data: every control is there, and freezes, matches and restarts what it says."""
 
 import jax
-import numpy as np
 import pytest
 
 from experiments.configs.progressive import get_config
+from experiments.matching import SEEDS_FROZEN, stored_bytes
 from experiments.progressive import make_study
-from experiments.study import sizes
+from experiments.results import sizes
 from experiments.variants import Variant, select
 from freezejax import models
-from freezejax.artifact import predict_bytes
 from freezejax.errors import UserError
 from freezejax.masks import count_parameters
 from freezejax.paths import leaf_paths
+from freezejax.random_maps import map_weights
 from freezejax.schedules import FreezeSchedule
 from freezejax.training.config import TrainConfig
 
@@ -34,9 +34,7 @@ def shapes(variant):
 
 
 def stored(variant):
-    params = shapes(variant)
-    first = variant.schedule.phases(params, variant.train["steps"])[0].mask
-    return predict_bytes(params, jax.tree.map(lambda trains: variant.seeded and not trains, first))
+    return stored_bytes(variant.model, "int8")
 
 
 def differences(one, other):
@@ -46,15 +44,17 @@ def differences(one, other):
 
 
 def frozen_at(variant, step):
-    """Leaves that do not train at a step."""
+    """Weights that do not train at a step; a random map goes by the path of its kernel."""
     params = shapes(variant)
     phases = variant.schedule.phases(params, variant.train["steps"])
     (mask,) = (phase.mask for phase in phases if phase.start <= step < phase.stop)
-    return {path for path, trains in zip(leaf_paths(params), jax.tree.leaves(mask), strict=True) if not trains}
+    masked = zip(leaf_paths(params), jax.tree.leaves(mask), strict=True)
+    return {path.removesuffix("/root") for path, trains in masked if not trains}
 
 
 def gate_and_up(variant):
-    return {path for path in leaf_paths(shapes(variant)) if path.endswith(("mlp/gate/kernel", "mlp/up/kernel"))}
+    paths = {path.removesuffix("/root") for path in leaf_paths(shapes(variant))}
+    return {path for path in paths if path.endswith(("mlp/gate/kernel", "mlp/up/kernel"))}
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -87,7 +87,7 @@ def test_masks_at_the_first_and_the_last_step(variants):
         at_first, at_last = frozen_at(variant, 0), frozen_at(variant, steps - 1)
         assert at_first == (gate_and_up(variant) if kind == "selective" else set())
         assert at_last == (set() if kind in ("baseline", "trained") else gate_and_up(variant))
-        assert variant.seeded == (kind == "selective")
+        assert bool(map_weights(shapes(variant))) == (kind == "selective")
         if kind == "progressive":
             assert not frozen_at(variant, round(steps / 3) - 1)
             assert frozen_at(variant, round(steps / 3)) == gate_and_up(variant)
@@ -104,14 +104,14 @@ def test_controls_differ_from_their_partner_in_what_their_name_says_and_nothing_
         ("progressive_medium", "trained_medium"): set(),
         ("progressive_small", "baseline"): set(),
         ("progressive_large", "trained_large"): set(),
-        ("selective_medium", "trained_medium_same_scale"): set(),
-        ("selective_medium", "trained_medium"): {"mlp_in_init"},
-        ("selective_small", "baseline_same_scale"): set(),
-        ("selective_large", "trained_large_same_scale"): set(),
+        ("selective_medium", "trained_medium_same_scale"): {"maps"},
+        ("selective_medium", "trained_medium"): {"mlp_in_init", "maps"},
+        ("selective_small", "baseline_same_scale"): {"maps"},
+        ("selective_large", "trained_large_same_scale"): {"maps"},
         ("progressive_medium_same_scale", "trained_medium_same_scale"): set(),
-        ("progressive_medium_same_scale", "selective_medium"): set(),
+        ("progressive_medium_same_scale", "selective_medium"): {"maps"},
         ("progressive_medium_dropout", "trained_medium_dropout"): set(),
-        ("selective_medium_dropout", "trained_medium_dropout_same_scale"): set(),
+        ("selective_medium_dropout", "trained_medium_dropout_same_scale"): {"maps"},
         ("selective_medium_dropout", "selective_medium"): {"dropout"},
         ("trained_medium_dropout_same_scale", "trained_medium_dropout"): {"mlp_in_init"},
         ("progressive_medium_dropout", "progressive_medium"): {"dropout"},
@@ -144,46 +144,48 @@ def test_matched_bytes_lie_within_one_percent(scale, vocabulary):
     assert stored(found["progressive_medium"]) == stored(found["trained_medium"])
 
 
-def test_the_same_initial_scale_is_the_same_draw(variants):
-    init = {
-        name: models.build(**variants[name].model).init(jax.random.key(0))["blocks"][0]["mlp"]["gate"]["kernel"]
-        for name in ("selective_medium", "trained_medium_same_scale", "trained_medium")
-    }
-    assert bool((init["selective_medium"] == init["trained_medium_same_scale"]).all())
+def test_the_same_initial_scale_is_that_of_the_maps(variants):
+    def gate(name):
+        kernel = models.build(**variants[name].model).init(jax.random.key(0))["blocks"][0]["mlp"]["gate"]["kernel"]
+        return kernel.materialize() if hasattr(kernel, "materialize") else kernel
+
     width = variants["selective_medium"].model["model_dim"]
-    assert float(init["selective_medium"].std()) == pytest.approx(width**-0.5, rel=0.05)
-    assert float(init["trained_medium"].std()) == pytest.approx(0.02, rel=0.05)
+    for name in ("selective_medium", "trained_medium_same_scale"):
+        assert float(gate(name).std()) == pytest.approx(width**-0.5, rel=0.05)
+    assert float(gate("trained_medium").std()) == pytest.approx(0.02, rel=0.05)
 
 
-def test_parameters_add_up_and_only_what_was_never_trained_is_free(variants):
-    model = {"family": "geglu", "vocab_size": 16, "num_layers": 1, "model_dim": 16, "num_heads": 1}
-    config = TrainConfig(steps=60, batch_size=1, seq_len=4)
-    params = jax.tree.map(np.asarray, models.build(**model).init(jax.random.key(0)))
-    found = {}
-    for name in ("trained_medium", "selective_medium", "progressive_medium"):
-        variant = variants[name]
-        found[name] = sizes(Variant(name, model, {}, variant.schedule, variant.seeded), config, params)
-        parts = [found[name][f"{word}_params"] for word in ("trainable", "frozen", "seeded")]
-        assert sum(parts) == count_parameters(params)
-    mlp_in = 2 * 16 * 32
-    trained, selective, progressive = found.values()
-    assert (trained["frozen_params"], trained["seeded_params"]) == (0, 0)
-    assert (selective["frozen_params"], selective["seeded_params"]) == (0, mlp_in)
-    assert (progressive["frozen_params"], progressive["seeded_params"]) == (mlp_in, 0)
-    assert progressive["stored_bytes_predicted"] == trained["stored_bytes_predicted"]
-    assert trained["stored_bytes_predicted"] - selective["stored_bytes_predicted"] == mlp_in + 2 * 2 * 32
-    assert progressive["artifact_bytes"] == trained["artifact_bytes"] > selective["artifact_bytes"] + mlp_in // 2
+MODEL = {"family": "geglu", "vocab_size": 16, "num_layers": 1, "model_dim": 16, "num_heads": 1}
 
 
-def test_a_leaf_that_thaws_is_billed_even_where_the_variant_is_seeded():
-    model = {"family": "geglu", "vocab_size": 16, "num_layers": 1, "model_dim": 16, "num_heads": 1}
+def sizes_of(schedule, steps=60, **model):
+    model = {**MODEL, **model}
     params = models.build(**model).init(jax.random.key(0))
-    gate, rest = (".*/gate/kernel", False), (".*", True)
-    schedule = FreezeSchedule([(0, [gate, (".*/up/kernel", False), rest]), (5, [gate, rest]), (8, [(".*", False)])])
-    found = sizes(Variant("v", model, {}, schedule, True), TrainConfig(steps=10, batch_size=1, seq_len=4), params)
+    return sizes(Variant("v", model, {"steps": steps}, schedule), params)
+
+
+def test_parameters_add_up_and_only_maps_are_free(variants):
+    maps = variants["selective_medium"].model["maps"]
+    trained, selective, progressive = (
+        sizes_of(variants[name].schedule, **more)
+        for name, more in (("trained_medium", {}), ("selective_medium", {"maps": maps}), ("progressive_medium", {}))
+    )
+    whole = count_parameters(models.build(**MODEL).init(jax.random.key(0)))
+    mlp_in = 2 * 16 * 32
+    assert trained == {"trainable_params": whole, "frozen_params": 0, "seeded_params": 0}
+    assert selective == {"trainable_params": whole - mlp_in, "frozen_params": 0, "seeded_params": mlp_in}
+    assert progressive == {"trainable_params": whole - mlp_in, "frozen_params": mlp_in, "seeded_params": 0}
+    saved = stored_bytes(MODEL, "int8") - stored_bytes({**MODEL, "maps": maps}, "int8")
+    assert saved == 2 * mlp_in - 8  # tensors this small are float16; the root seed takes 8 bytes
+
+
+def test_a_leaf_that_was_frozen_and_thawed_is_stored_beside_a_map():
+    up, rest = (".*/up/kernel", False), (".*", True)
+    schedule = FreezeSchedule([(0, [*SEEDS_FROZEN.entries[0][1][:1], up, rest]), (8, [(".*", False)])])
+    found = sizes_of(schedule, 10, maps=[{"pattern": ".*/gate/kernel"}])
     assert found["seeded_params"] == 16 * 32
     assert found["trainable_params"] == 0
-    assert found["frozen_params"] == count_parameters(params) - 16 * 32
+    assert found["frozen_params"] == count_parameters(models.build(**MODEL).init(jax.random.key(0))) - 16 * 32
 
 
 def test_the_papers_figures_stand_beside_the_rows_they_are_of(studies):

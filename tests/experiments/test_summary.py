@@ -5,14 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import summary
+from experiments import markdown, summary, terminal
 from experiments.configs.progressive import get_config
-from experiments.statistics import interval
-from experiments.variants import Contrast, Paper, Study, Variant
+from experiments.curves import curves_of
+from experiments.statistics import interval, paired_over_seeds
+from experiments.tables import contrasts_table, rows_table
+from experiments.variants import Contrast, Paper, Run, Study, Variant
 from freezejax.schedules import FreezeSchedule
 
 FIELDS = {
-    *("name", "seeds", "val_ce_mean", "val_ce_ci95", "val_bpb_mean", "val_bpb_ci95", "delta_pct"),
+    *("name", "seeds", "base_seeds", "val_ce_mean", "val_ce_ci95", "val_bpb_mean", "val_bpb_ci95", "delta_pct"),
+    *("packed_ce_mean", "packed_ce_ci95", "packed_bpb_mean", "packed_bpb_ci95", "training_seed_sd", "base_seed_sd"),
     *("trainable_params", "frozen_params", "seeded_params", "stored_bytes_predicted", "artifact_bytes"),
     *("steps", "train_tokens", "step_ms_median", "tokens_per_second"),
 }
@@ -24,12 +27,13 @@ CORPUS = SimpleNamespace(
 LOSSES = {"baseline": [4.0, 5.0, 6.0], "better": [3.9, 4.88, 5.83], "worse": [4.1, 5.1, 6.2], "same": [4.1, 4.9, 6.0]}
 
 
-def put(workdir, name, seed, loss, **fields):
-    directory = workdir / "runs" / name / f"seed_{seed}"
+def put(workdir, name, seed, loss, base_seed=0, **fields):
+    directory = workdir / "runs" / name / Run(name, seed, base_seed).folder
     directory.mkdir(parents=True)
     result = {
-        **{"variant": name, "seed": seed, "model": {"model_dim": 8}, "tokenizer": "bytes"},
+        **{"variant": name, "seed": seed, "base_seed": base_seed, "model": {"model_dim": 8}, "tokenizer": "bytes"},
         **{"val_ce": loss, "val_bpb": loss / 2, "tokens": 50, "bytes": 70},
+        **{"packed_ce": loss + 0.5, "packed_bpb": (loss + 0.5) / 2},
         **{"trainable_params": 5, "frozen_params": 3, "seeded_params": 2, "stored_bytes_predicted": 30},
         **{"artifact_bytes": 20 + seed, "params_sha256": f"{name}{seed}", "steps": 10, "train_tokens": 1280},
         **{"step_ms_median": 2.0 + seed, "phases": [], **fields},
@@ -83,6 +87,9 @@ def test_means_intervals_and_pace(found):
     assert row["artifact_bytes"] == 21
     assert row["params_sha256"] == ["better0", "better1", "better2"]
     assert rows_of(found)["baseline"]["delta_pct"] == 0
+    packed = interval([loss + 0.5 for loss in LOSSES["better"]])
+    assert (row["packed_ce_mean"], row["packed_ce_ci95"]) == pytest.approx(tuple(packed))
+    assert (row["packed_bpb_mean"], row["packed_bpb_ci95"]) == pytest.approx((packed.mean / 2, packed.ci95 / 2))
 
 
 def test_verdicts_follow_the_interval(found):
@@ -93,6 +100,8 @@ def test_verdicts_follow_the_interval(found):
         "inconclusive",
     ]
     contrast, plain = found["contrasts"]
+    pct = [100 * (a - b) / (b + 0.5) for a, b in zip(LOSSES["better"], LOSSES["worse"], strict=True)]
+    assert (contrast["packed_effect_pct"], contrast["packed_effect_pct_ci95"]) == pytest.approx(tuple(interval(pct)))
     assert contrast["verdict"] == "reproduced"
     assert contrast["effect_pct"] < 0
     assert "verdict" not in plain
@@ -114,7 +123,7 @@ def test_an_unfinished_study_has_the_rows_it_has(tmp_path):
     assert "verdict" not in row
     assert found["contrasts"] == []
     assert found["data"]["tokens"] is None
-    summary.print_table(found)
+    terminal.print_tables(found)
 
 
 def test_seeds_that_only_one_side_has_are_not_paired(tmp_path):
@@ -127,6 +136,77 @@ def test_seeds_that_only_one_side_has_are_not_paired(tmp_path):
     assert row["seeds"] == [2]
     assert row["delta_pct"] == pytest.approx(-50.0)
     assert row["verdict"] == "inconclusive"  # one seed shows no interval
+
+
+# Losses of a variant with maps, by (training seed, base seed), and what pairs with it.
+MAPS = {"model_dim": 8, "maps": [{"pattern": ".*"}]}
+TWO_AXES = {(0, 0): 4.0, (0, 1): 6.0, (1, 0): 5.0, (1, 1): 9.0}
+
+
+@pytest.fixture
+def two_axes(tmp_path):
+    for (seed, base_seed), loss in TWO_AXES.items():
+        put(tmp_path, "seeded", seed, loss, base_seed, model=MAPS)
+    for seed, loss in enumerate((4.0, 5.0)):
+        put(tmp_path, "baseline", seed, loss)
+        put(tmp_path, "twin", seed, loss / 2, model=MAPS)
+    names = ("baseline", "seeded", "twin")
+    variants = [Variant(name, {}, {}, SCHEDULE, base_seeds=name == "seeded") for name in names]
+    contrasts = [Contrast("seeded", "baseline", "?"), Contrast("seeded", "twin", "?")]
+    config = config_of_three_seeds()
+    return summary.write(Study("s", variants, contrasts), config, CORPUS, tmp_path), tmp_path
+
+
+def test_two_axes_of_seeds_by_hand(two_axes):
+    """Means over base seeds are 5 and 7; deviations are 1, 1 (base 0), 3, 3 (base 1) and 2, 2, 4, 4."""
+    row = rows_of(two_axes[0])["seeded"]
+    assert (row["seeds"], row["base_seeds"]) == ([0, 1], [0, 1])
+    assert (row["val_ce_mean"], row["val_ce_ci95"]) == pytest.approx(tuple(interval([5.0, 7.0])))
+    assert row["training_seed_sd"] == pytest.approx(((0.5 + 4.5) / 2) ** 0.5 / 2)  # of bits, half the loss
+    assert row["base_seed_sd"] == pytest.approx(((2.0 + 8.0) / 2) ** 0.5 / 2)
+    assert row["params_sha256"] == ["seeded0", "seeded0", "seeded1", "seeded1"]
+    baseline = rows_of(two_axes[0])["baseline"]
+    assert baseline["base_seed_sd"] is None
+    assert baseline["training_seed_sd"] == pytest.approx(0.5**0.5 / 2)
+
+
+def test_effects_average_over_base_seeds_or_keep_to_the_same_one(two_axes):
+    against_baseline, against_twin = two_axes[0]["contrasts"]
+    expected = interval([100 * (5 - 4) / 4, 100 * (7 - 5) / 5])
+    assert (against_baseline["effect_pct"], against_baseline["effect_pct_ci95"]) == pytest.approx(tuple(expected))
+    assert (rows_of(two_axes[0])["seeded"]["delta_pct"]) == pytest.approx(expected.mean)
+    # The twin has the maps of base seed 0 alone.
+    assert (against_twin["effect_pct"], against_twin["effect_pct_ci95"]) == pytest.approx((100.0, 0.0))
+
+
+def test_counterpart_averaged_over_all_base_seeds_the_twin_looks_worse(two_axes, monkeypatch):
+    found, workdir = two_axes
+    monkeypatch.setattr(
+        summary, "paired_over_seeds", lambda *sides, same_maps: paired_over_seeds(*sides, same_maps=False)
+    )
+    variants = [Variant(row["name"], {}, {}, SCHEDULE) for row in found["rows"]]
+    contrasts = [Contrast("seeded", "twin", "?")]
+    again = summary.write(Study("s", variants, contrasts), config_of_three_seeds(), CORPUS, workdir)
+    assert again["contrasts"][0]["effect_pct"] != pytest.approx(100.0)
+
+
+def test_metrics_of_two_base_seeds_are_told_apart_and_make_one_curve(two_axes):
+    lines = [json.loads(line) for line in (two_axes[1] / "metrics.jsonl").read_text().splitlines()]
+    assert {(line["seed"], line["base_seed"]) for line in lines if line["variant"] == "seeded"} == set(TWO_AXES)
+    curve = curves_of(lines, "loss")["seeded"]
+    assert (curve.mean[0], curve.ci95[0]) == pytest.approx(tuple(interval([5.0, 7.0])))
+
+
+def test_tables_have_packed_figures_only_where_the_summary_has(two_axes):
+    found = two_axes[0]
+    text = markdown.tables(found)
+    assert "| packed bits/byte |" in text
+    assert "| packed effect |" in text
+    for item in (*found["rows"], *found["contrasts"]):
+        for field in [name for name in item if name.startswith("packed")]:
+            del item[field]
+    assert "packed" not in markdown.tables(found)
+    assert "packed" not in rows_table(found["rows"]) + contrasts_table(found["contrasts"])
 
 
 def test_the_command_makes_the_study_again():

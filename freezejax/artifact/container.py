@@ -1,0 +1,246 @@
+"""The bytes of an `.fjax` file, format 1.
+
+    preamble   58  magic 8, version u16, bytes of the file u64, of the header u32, of its text u32, SHA-256 of all else
+    header         raw-deflated JSON, see `header.Header`
+    root        8  the root seed's two uint32 words; absent where nothing is seeded
+    table     7 n  encoding u8, bytes u32, quality i16 in 1/100 dB; first for scales and small, then per tensor
+    scales         float16 of every quantized row, tensor after tensor, shuffled
+    small          float16 of every tensor that is small, shuffled
+    codes          one blob per tensor that is not
+    padding        zeros up to a thousandth of the weights, so that a small file cannot ask for much memory
+
+Everything is little-endian. The magic has the line ends and the high bit that a text-mode transfer damages.
+"""
+
+import contextlib
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from freezejax.artifact import header as headers
+from freezejax.artifact.codecs import Rows
+from freezejax.artifact.encode import (
+    ENCODINGS,
+    PACKED,
+    Blob,
+    Quantized,
+    decode_codes,
+    decode_half,
+    dequantize,
+    encode_codes,
+    encode_half,
+)
+from freezejax.artifact.header import Header
+from freezejax.artifact.plan import ROOT_WORDS, Tensor
+from freezejax.errors import UserError
+
+MAGIC = b"\x89FJX\r\n\x1a\n"
+VERSION = 1
+MAX_EXPANSION = 1000  # weights per byte of file
+PREAMBLE = struct.Struct("<8sHQII32s")
+ROOT_BYTES = 4 * ROOT_WORDS
+ENTRY = np.dtype([("encoding", "u1"), ("bytes", "<u4"), ("quality", "<i2")])
+_QUALITY = np.iinfo(np.int16)
+
+
+class Parts(NamedTuple):
+    """A file taken apart, nothing decoded yet; `blobs` has one entry per tensor, empty for small ones."""
+
+    header: Header
+    root: tuple[int, int] | None
+    scales: Blob
+    small: Blob
+    blobs: list[Blob]
+    sqnr_db: list[float]
+    header_bytes: int
+    file_bytes: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every part of the file; they add up to the file."""
+        sizes = {
+            "preamble": PREAMBLE.size,
+            "header": self.header_bytes,
+            "root": ROOT_BYTES if self.root else 0,
+            "table": table_bytes(len(self.blobs)),
+            "scales": len(self.scales.data),
+            "small": len(self.small.data),
+            "codes": sum(len(blob.data) for blob in self.blobs),
+        }
+        return {**sizes, "padding": self.file_bytes - sum(sizes.values())}
+
+
+def table_bytes(num_tensors: int) -> int:
+    """Bytes of the table.
+
+    >>> table_bytes(3)
+    35
+    """
+    return ENTRY.itemsize * (2 + num_tensors)
+
+
+def to_bytes(header: Header, root: tuple[int, int] | None, leaves: Sequence[Quantized]) -> bytes:
+    """The whole file.
+
+    Raises:
+      UserError: a header that cannot be written, or a tensor of 4 GiB or more.
+    """
+    scales = _joined([leaf.rows.scales for leaf in leaves if leaf.rows])
+    small = _joined([leaf.half.reshape(-1) for leaf in leaves if leaf.tensor.small and leaf.half is not None])
+    empty = Blob(PACKED, b"")
+    blobs = [empty if leaf.tensor.small else encode_codes(leaf, header.compressor) for leaf in leaves]
+    sections = [encode_half(scales, header.compressor), encode_half(small, header.compressor), *blobs]
+    if max(len(blob.data) for blob in sections) >= 2**32:
+        raise UserError("a tensor takes 4 GiB or more: an artifact holds smaller ones")
+    table = np.zeros(len(sections), ENTRY)
+    table["encoding"] = [blob.encoding for blob in sections]
+    table["bytes"] = [len(blob.data) for blob in sections]
+    table["quality"][2:] = [_to_quality(leaf.sqnr_db) for leaf in leaves]
+    text, text_size = headers.to_bytes(header)
+    words = b"" if root is None else np.array(root, "<u4").tobytes()
+    body = b"".join([text, words, table.tobytes(), *(blob.data for blob in sections)])
+    weights = sum(leaf.tensor.size for leaf in leaves)
+    body += bytes(max(0, -(-weights // MAX_EXPANSION) - PREAMBLE.size - len(body)))
+    return seal(VERSION, len(text), text_size, body)
+
+
+def seal(version: int, header_bytes: int, text_size: int, body: bytes) -> bytes:
+    """Preamble and body, with the digest of both."""
+    size = PREAMBLE.size + len(body)
+    start = PREAMBLE.pack(MAGIC, version, size, header_bytes, text_size, b"")[: -hashlib.sha256().digest_size]
+    return start + hashlib.sha256(start + body).digest() + body
+
+
+def read(path: str | Path) -> Parts:
+    """Takes a file apart after checking magic, version, length, digest and every field of the header.
+
+    Raises:
+      UserError: missing or unreadable, not an artifact, newer, truncated or damaged; one line naming the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    with naming(path), path.open("rb") as file:
+        _check_start(file.read(PREAMBLE.size))  # before reading what may be no artifact and large
+        file.seek(0)
+        return parse(file.read())
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Whatever a file's content breaks is told in one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+
+
+def parse(data: bytes) -> Parts:
+    """As `read`, for bytes.
+
+    Raises:
+      ValueError: (`UserError` is one) not an artifact, newer, truncated or damaged.
+    """
+    _check_start(data[: PREAMBLE.size])
+    _, version, size, header_bytes, text_size, digest = PREAMBLE.unpack_from(data)
+    start, body = data[: PREAMBLE.size - len(digest)], memoryview(data)[PREAMBLE.size :]
+    if len(data) < size:
+        raise UserError(f"truncated: {len(data)} of {size} bytes, or its length is damaged")
+    sha = hashlib.sha256(start)
+    sha.update(body)
+    if sha.digest() != digest:
+        raise UserError("damaged: its content does not match its SHA-256")
+    if version != VERSION:
+        raise ValueError(f"format {version} does not exist")
+    if len(data) != size or header_bytes > len(body):
+        raise ValueError(f"{len(data)} bytes instead of {size}, of which {header_bytes} are its header")
+    header = headers.from_bytes(bytes(body[:header_bytes]), text_size)
+    return _split(header, body[header_bytes:], header_bytes, len(data))
+
+
+def decode(parts: Parts) -> dict[str, np.ndarray]:
+    """Dequantized float32 weights by path.
+
+    Raises:
+      ValueError: bytes that encode no such tensor.
+    """
+    tensors, compressor = parts.header.tensors, parts.header.compressor
+    scales = decode_half(parts.scales, sum(tensor.rows for tensor in tensors), compressor)
+    small = decode_half(parts.small, sum(tensor.size for tensor in tensors if tensor.small), compressor)
+    if np.signbit(scales).any():
+        raise ValueError("a scale is negative")
+    weights = {}
+    for tensor, blob in zip(tensors, parts.blobs, strict=True):
+        if tensor.small:
+            half, small = small[: tensor.size], small[tensor.size :]
+            weights[tensor.path] = dequantize(tensor, None, half)
+            continue
+        codes = decode_codes(tensor, blob, compressor)
+        mine, scales = scales[: tensor.rows], scales[tensor.rows :]
+        is_half = tensor.codec == "float16"
+        weights[tensor.path] = dequantize(tensor, None if is_half else Rows(codes, mine), codes if is_half else None)
+    return weights
+
+
+def _check_start(start: bytes) -> None:
+    if start[:4] == MAGIC[:4] and start[:8] != MAGIC[: len(start)]:
+        raise UserError("damaged: its first bytes were changed as a transfer in text mode does; copy it as binary")
+    if not start or start[:8] != MAGIC[: len(start)]:
+        raise UserError("not a freezejax artifact")
+    if len(start) < PREAMBLE.size:
+        raise UserError(f"truncated: {len(start)} bytes are fewer than the first {PREAMBLE.size}")
+    version = PREAMBLE.unpack(start)[1]
+    if version > VERSION:
+        raise UserError(f"written by a newer freezejax: format {version}, this one reads {VERSION}")
+
+
+def _split(header: Header, rest: memoryview, header_bytes: int, file_bytes: int) -> Parts:
+    weights = sum(tensor.size for tensor in header.tensors)
+    if weights > MAX_EXPANSION * file_bytes:
+        raise ValueError(f"{weights} weights cannot come from {file_bytes} bytes")
+    root_bytes, tables = ROOT_BYTES * header.rooted, table_bytes(len(header.tensors))
+    if root_bytes + tables > len(rest):
+        raise ValueError("its table is cut off")
+    words = np.frombuffer(rest[:root_bytes], "<u4")
+    table = np.frombuffer(rest[root_bytes : root_bytes + tables], ENTRY)
+    blobs = list(_blobs(table, rest[root_bytes + tables :], header.tensors))
+    quality = [_from_quality(int(q)) for q in table["quality"][2:]]
+    root = (int(words[0]), int(words[1])) if header.rooted else None
+    return Parts(header, root, blobs[0], blobs[1], blobs[2:], quality, header_bytes, file_bytes)
+
+
+def _blobs(table: np.ndarray, rest: memoryview, tensors: Sequence[Tensor]) -> list[Blob]:
+    sizes = table["bytes"].astype(np.int64)
+    ends = np.cumsum(sizes)
+    if ends[-1] > len(rest) or any(rest[ends[-1] :]):
+        raise ValueError("its table does not fit its bytes")
+    if table["encoding"].max() >= len(ENCODINGS):
+        raise ValueError(f"unknown encoding {table['encoding'].max()}")
+    for tensor, size in zip(tensors, sizes[2:], strict=True):
+        if tensor.small and size:
+            raise ValueError(f"small tensor {tensor.path!r} has bytes of its own")
+    return [
+        Blob(int(encoding), bytes(rest[end - size : end]))
+        for encoding, size, end in zip(table["encoding"], sizes, ends, strict=True)
+    ]
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.float16), *arrays])
+
+
+def _to_quality(sqnr_db: float) -> int:
+    return round(min(max(100 * sqnr_db, _QUALITY.min), _QUALITY.max))
+
+
+def _from_quality(quality: int) -> float:
+    infinite = {_QUALITY.max: float("inf"), _QUALITY.min: float("-inf")}
+    return infinite.get(quality, quality / 100)

@@ -1,0 +1,47 @@
+"""Small models of both families, plain and with maps and adapters, and files made of them."""
+
+import jax
+import numpy as np
+import pytest
+
+from freezejax import models
+from freezejax.paths import map_with_paths, named_key
+
+GEGLU = {"family": "geglu", "vocab_size": 70, "num_layers": 2, "model_dim": 64, "num_heads": 2}
+GOLF = {"family": "parameter_golf", "vocab_size": 70, "num_layers": 3, "model_dim": 64, "num_heads": 4}
+MODELS = {
+    "geglu": GEGLU,
+    "parameter_golf": {**GOLF, "num_kv_heads": 2},
+    "maps": {
+        **GEGLU,
+        "maps": [{"pattern": ".*/(gate|up)/kernel", "distribution": "rademacher", "scale": "gain"}],
+        "lora": [{"pattern": ".*/(qkv|gate)/kernel", "rank": 32, "alpha": 8.0}],
+    },
+}
+
+
+def moved(path, leaf):
+    """Away from the initial zeros and ones, so that every leaf matters; roots stay."""
+    if leaf.dtype == np.uint32:
+        return leaf
+    return leaf + 0.02 * jax.random.normal(named_key(jax.random.key(1), path), leaf.shape)
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """`trained(name) -> (model config, params)`."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            params = models.build(**MODELS[name]).init(jax.random.key(0), jax.random.key(7))
+            made[name] = (MODELS[name], map_with_paths(moved, params))
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokens():
+    """int32 [2, 9] below 70."""
+    return np.random.default_rng(0).integers(0, 70, (2, 9), dtype=np.int32)

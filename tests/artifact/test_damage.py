@@ -1,0 +1,174 @@
+"""Every damaged, foreign or lying file ends in one line that names it; nothing else ever comes out."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+
+from freezejax import artifact
+from freezejax.artifact import container
+from freezejax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def content(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "x.fjax"
+    config, params = trained("maps")
+    artifact.save(path, params, model=config, codec="int4", compressor="zlib", notes={"run": 1})
+    return path.read_bytes()
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """`refused(content) -> message` of the one error that loading it ends in; it names the file."""
+
+    def check(content):
+        path = tmp_path / "damaged.fjax"
+        path.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            artifact.load(path)
+        message = str(error.value)
+        assert message.startswith(f"{path}: ")
+        assert "\n" not in message
+        return message.removeprefix(f"{path}: ")
+
+    return check
+
+
+def parts(content):
+    _, version, _, header_bytes, text_size, _ = container.PREAMBLE.unpack_from(content)
+    body = content[container.PREAMBLE.size :]
+    return version, header_bytes, text_size, body
+
+
+def with_header(content, change):
+    """The file with its header changed and its digest made right again."""
+    version, header_bytes, _, body = parts(content)
+    fields = json.loads(zlib.decompress(body[:header_bytes], wbits=-15))
+    text = json.dumps(change(fields) or fields).encode()
+    coder = zlib.compressobj(9, wbits=-15)
+    packed = coder.compress(text) + coder.flush()
+    return container.seal(version, len(packed), len(text), packed + body[header_bytes:])
+
+
+def flip(content, at):
+    return content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+
+
+def check_every_flip(content, step):
+    for at in range(0, len(content), step):
+        with pytest.raises(ValueError, match=""):
+            container.parse(flip(content, at))
+
+
+def test_every_single_flipped_byte_is_detected(content):
+    check_every_flip(content, 1)
+
+
+def test_without_the_digest_flips_pass_silently(content, monkeypatch):
+    class Constant:
+        digest_size = 32
+
+        def __init__(self, _=b""):
+            pass
+
+        def update(self, _):
+            pass
+
+        def digest(self):
+            return bytes(32)
+
+    monkeypatch.setattr(container.hashlib, "sha256", Constant)
+    version, header_bytes, text_size, body = parts(content)
+    with pytest.raises(pytest.fail.Exception):
+        check_every_flip(container.seal(version, header_bytes, text_size, body), 97)
+
+
+def test_truncated(content, refused):
+    assert refused(b"") == "not a freezejax artifact"
+    assert refused(content[:30]) == "truncated: 30 bytes are fewer than the first 58"
+    for size in (58, 60, len(content) // 2, len(content) - 1):
+        assert refused(content[:size]) == f"truncated: {size} of {len(content)} bytes, or its length is damaged"
+    assert "damaged" in refused(content + b"\0")
+
+
+def test_foreign_and_newer_files(content, refused):
+    assert refused(b"PK\x03\x04" + bytes(100)) == "not a freezejax artifact"
+    assert "transfer in text mode" in refused(content.replace(b"\r\n", b"\n"))
+    _, *rest = parts(content)
+    assert refused(container.seal(2, *rest)) == "written by a newer freezejax: format 2, this one reads 1"
+    assert refused(container.seal(0, *rest)) == "damaged: format 0 does not exist"
+
+
+def test_missing_files_and_folders(tmp_path):
+    for path in (tmp_path / "none.fjax", tmp_path):
+        with pytest.raises(UserError, match=f"{path}: there is no such file"):
+            artifact.load(path)
+
+
+def _model(**changes):
+    return lambda fields: fields["model"].update(changes)
+
+
+def _tensor(index, value):
+    def change(fields):
+        fields["tensors"][0][index] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            _model(vocab_size=71),
+            "wrong model: leaf 'tok_emb/embedding' has shape (70, 64), the config asks for (71, 64)",
+        ),
+        (_model(num_layers=1), "wrong model: it has no leaf 'blocks/1/attn/out/kernel'; nearest: blocks/0/"),
+        (_model(num_layers=3), "wrong model: leaf 'blocks/2/attn/out/kernel' is missing"),
+        (_model(num_layers=10**6), "damaged: the model has 1000000 layers, but"),
+        (_model(maps=[]), "wrong model: leaf 'blocks/0/mlp/gate/kernel/base' is missing"),
+        (_model(family="gpt"), "the model it names cannot be built: there is no model family 'gpt'"),
+        (_model(width=3), "the model it names cannot be built: GegluConfig has no field 'width'"),
+        (_model(mlp_mult=1e300), "the model it names cannot be built"),
+        (_model(vocab_size=2**40), "damaged: an integer in field 'model' is beyond 32 bits"),
+        (_model(lora=[{"pattern": "(a|a)*/kernel"}]), "damaged: pattern '(a|a)*/kernel'"),
+        (_tensor(0, "nowhere"), "wrong model: leaf 'blocks/0/attn/out/kernel' is missing"),
+        (_tensor(0, "two\nlines"), "damaged: 'two\\nlines' is no printable text"),
+        (_tensor(1, [4096, 1]), "damaged: tensor 'blocks/0/attn/out/kernel' of shape (4096, 1) is small"),
+        (_tensor(1, [2**20, 2**20]), "damaged: 10995"),
+        (_tensor(1, [-64, 64]), "damaged: tensor 'blocks/0/attn/out/kernel': a side is -64, not an integer"),
+        (_tensor(1, "é\n"), "damaged: tensor 'blocks/0/attn/out/kernel': its shape is not a list"),
+        (_tensor(2, "int7"), "damaged: unknown codec 'int7'; nearest: int8"),
+        (lambda fields: fields.update(compressor="gzip"), "damaged: unknown compressor 'gzip'; nearest: "),
+        (lambda fields: fields.update(compressor="brotli"), "damaged: "),
+        (lambda fields: fields.update(rooted=False), "damaged: "),
+        (lambda fields: fields.update(extra=1), "damaged: its header does not have exactly the fields"),
+        (lambda fields: fields["tensors"].append(fields["tensors"][0]), "damaged: two tensors have one path"),
+        (lambda fields: [], "damaged: its header does not have exactly the fields"),
+    ],
+)
+def test_a_lying_header_is_told(change, message, content, refused):
+    assert refused(with_header(content, change)).startswith(message)
+
+
+@pytest.mark.parametrize("text", [b"[" * 10**6, b'{"model":' + b"[" * 900 + b"]" * 900 + b"}", b"\xff", b'{"a":NaN}'])
+def test_a_header_that_is_no_header(text, content, refused):
+    coder = zlib.compressobj(9, wbits=-15)
+    packed = coder.compress(text) + coder.flush()
+    assert refused(container.seal(1, len(packed), len(text), packed)).startswith("damaged: ")
+
+
+def test_content_that_does_not_decode(content, refused):
+    version, header_bytes, text_size, body = parts(content)
+    rng = np.random.default_rng(0)
+    refusals = 0
+    for at in rng.integers(header_bytes, len(body), 40):  # with the digest made right again
+        sealed = container.seal(version, header_bytes, text_size, flip(body, at))
+        try:
+            container.decode(container.parse(sealed))
+        except ValueError:
+            refusals += 1
+    assert refusals > 5
+    assert refused(container.seal(version, header_bytes, text_size, body[: header_bytes + 20])).startswith("damaged: ")
