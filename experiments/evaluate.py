@@ -55,7 +55,7 @@ def main() -> None:
     seq_len = _SEQ_LEN.value or trained_len
     if not seq_len:
         raise UserError(f"--artifact={_ARTIFACT.value} does not say how long its sequences were; give --seq_len")
-    sizes = {"batch_size": _BATCH_SIZE.value or 1, "seq_len": seq_len}
+    sizes: dict[str, Any] = {"batch_size": _BATCH_SIZE.value or 1, "seq_len": seq_len}
     table = corpus.tokenizer.byte_table()
     found = make_evaluator(apply, corpus.val, table, **sizes)(params)._asdict()
     if _STRIDE.value:

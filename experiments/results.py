@@ -1,6 +1,5 @@
 """What a finished run leaves: its figures, its weights packed into one file and scored again, result.json."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from freezejax import artifact, describe
 from freezejax.data import Corpus
 from freezejax.masks import count_parameters, intersection, invert
 from freezejax.paths import PyTree
-from freezejax.random_maps import MapWeight, count_seeded
+from freezejax.random_maps import count_seeded
 from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import Apply, Evaluation, make_evaluator
 from freezejax.training.loop import TrainResult
@@ -124,22 +123,9 @@ def sizes(variant: Variant, params: PyTree) -> dict[str, int]:
 
 def phases(variant: Variant, params: PyTree) -> list[dict[str, Any]]:
     """Trainable share of every module group in every phase, for the report's timeline."""
-    whole = jax.tree.map(_with_its_size, jax.eval_shape(lambda: params), is_leaf=_is_map)
     found = []
-    for phase in variant.schedule.phases(whole, variant.train["steps"]):
-        _, rows = describe(whole, phase.mask).phases[0]
-        shares = {row.group.removesuffix("/root"): row.trainable_share for row in rows}
+    for phase in variant.schedule.phases(params, variant.train["steps"]):
+        _, rows = describe(params, phase.mask).phases[0]
+        shares = {row.group: row.trainable_share for row in rows}
         found.append({"start": phase.start, "stop": phase.stop, "trainable": shares})
     return found
-
-
-def _is_map(leaf: Any) -> bool:
-    return isinstance(leaf, MapWeight)
-
-
-def _with_its_size(leaf: Any) -> Any:
-    """A map counts as the weights it stands for, not as the two words of its seed."""
-    if not isinstance(leaf, MapWeight):
-        return leaf
-    size: Any = jax.ShapeDtypeStruct(leaf.map.shape, jnp.float32)
-    return dataclasses.replace(leaf, root=size)

@@ -11,6 +11,7 @@ from freezejax.errors import UserError
 from freezejax.masks import check_static
 from freezejax.optimizer import state_owners
 from freezejax.paths import PyTree, leaf_paths
+from freezejax.random_maps import as_matrices
 from freezejax.schedules import FreezeSchedule, Phase
 
 
@@ -60,7 +61,8 @@ def describe(
 ) -> Description:
     """What trains when, and the bytes of weights, gradients and optimizer state it takes.
 
-    Leaves that differ only in their numbers (`blocks/0/...`, `blocks/1/...`) share a row.
+    Leaves that differ only in their numbers (`blocks/0/...`, `blocks/1/...`) share a row. A random map counts as
+    the parameters it stands for and as the 8 bytes of its root seed.
 
     Args:
       params: arrays or `jax.ShapeDtypeStruct`s.
@@ -91,9 +93,11 @@ def describe(
 
 def _rows(params: PyTree, mask: PyTree, tx: optax.GradientTransformation) -> tuple[GroupRow, ...]:
     leaves, trainable = jax.tree.leaves(params), jax.tree.leaves(mask)
+    counts = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(as_matrices(params))]
     state_bytes = _state_bytes(params, tx)
     groups: dict[str, list[int]] = {}
     for index, path in enumerate(leaf_paths(params)):
+        path = path.removesuffix("/root") if leaves[index].dtype == np.uint32 else path
         groups.setdefault(re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path), []).append(index)
 
     def row(name: str, members: list[int]) -> GroupRow:
@@ -101,8 +105,8 @@ def _rows(params: PyTree, mask: PyTree, tx: optax.GradientTransformation) -> tup
         return GroupRow(
             group=name,
             leaves=len(members),
-            parameters=sum(int(np.prod(leaves[i].shape)) for i in members),
-            trainable_parameters=sum(int(np.prod(leaves[i].shape)) for i in live),
+            parameters=sum(counts[i] for i in members),
+            trainable_parameters=sum(counts[i] for i in live),
             weight_bytes=sum(_bytes(leaves[i]) for i in members),
             gradient_bytes=sum(_bytes(leaves[i]) for i in live),
             state_bytes=sum(state_bytes[i] for i in live),

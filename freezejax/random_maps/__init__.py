@@ -2,13 +2,22 @@
 
 from freezejax.random_maps.random_map import RandomMap
 from freezejax.random_maps.recipes import RECIPES, Recipe
-from freezejax.random_maps.weight import MapWeight, check_seeds_frozen, count_seeded, hold, map_weights, release
+from freezejax.random_maps.weight import (
+    MapWeight,
+    as_matrices,
+    check_seeds_frozen,
+    count_seeded,
+    hold,
+    map_weights,
+    release,
+)
 
 __all__ = [
     "RECIPES",
     "MapWeight",
     "RandomMap",
     "Recipe",
+    "as_matrices",
     "check_seeds_frozen",
     "count_seeded",
     "hold",

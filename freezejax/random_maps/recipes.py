@@ -19,8 +19,8 @@ Shape = tuple[int, int]
 
 # The 128 positive quantiles of N(0, 1) at (i + 1/2) / 256, in steps of 1/44: the largest is 127.
 _QUANTILE_STEPS = 44
-_QUANTILES = np.rint([_QUANTILE_STEPS * statistics.NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)]).astype(
-    np.float32
+_QUANTILES = np.array(
+    [round(_QUANTILE_STEPS * statistics.NormalDist().inv_cdf((i + 0.5) / 256)) for i in range(256)], np.float32
 )
 
 
@@ -69,7 +69,7 @@ def hadamard(key: jax.Array, shape: Shape, sharding: NamedSharding | None = None
 
     With N the power of two not below both sides, entry (i, j) is `s_i t_j (-1)^popcount(r_i & c_j)`; r and c
     are parts of random permutations of 0..N-1. If the larger side is N, vectors along it are exactly
-    orthogonal. If not, their cosines scatter like those of random signs, smaller by sqrt(1 - larger / N).
+    orthogonal. If not, their cosines scatter like those of random signs, smaller by sqrt((N - larger) / (N - 1)).
     Source: Ailon and Chazelle 2009 (fast Johnson-Lindenstrauss transform).
 
     >>> w = hadamard(jax.random.key(0), (4, 8))

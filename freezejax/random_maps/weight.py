@@ -77,6 +77,23 @@ def count_seeded(tree: PyTree) -> int:
     return sum(weight.map.shape[0] * weight.map.shape[1] for weight in map_weights(tree))
 
 
+def as_matrices(tree: PyTree) -> PyTree:
+    """Shapes of a tree in which the root of every map is the matrix that it stands for.
+
+    >>> shapes = as_matrices({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))})
+    >>> shapes["w"].root.shape
+    (4, 2)
+    """
+
+    def grow(leaf: Any) -> Any:
+        if not isinstance(leaf, MapWeight):
+            return leaf
+        matrix: Any = jax.ShapeDtypeStruct(leaf.map.shape, jnp.float32)
+        return dataclasses.replace(leaf, root=matrix)
+
+    return jax.tree.map(grow, jax.eval_shape(lambda: tree), is_leaf=lambda leaf: isinstance(leaf, MapWeight))
+
+
 def hold(tree: PyTree) -> PyTree:
     """The tree with every random map drawn, so that using it draws nothing.
 

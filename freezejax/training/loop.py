@@ -17,7 +17,7 @@ from freezejax.masks import count_parameters
 from freezejax.models import Model, cross_entropy
 from freezejax.optimizer import freeze
 from freezejax.paths import PyTree
-from freezejax.random_maps import check_seeds_frozen, hold
+from freezejax.random_maps import as_matrices, check_seeds_frozen, hold
 from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
@@ -106,6 +106,7 @@ class _Run:
         self.key = jax.random.key(config.seed)
         self.root = jax.random.key(config.base_seed)
         self.abstract_params = jax.eval_shape(model.init, self.key)
+        self.matrices = as_matrices(self.abstract_params)
         self.phases = schedule.phases(self.abstract_params, config.steps)
         for phase in self.phases:
             check_seeds_frozen(self.abstract_params, phase.mask)
@@ -206,7 +207,7 @@ class _Run:
         self.step_seconds.append(now - self.clock)
         seconds, self.clock = now - self.clock, now
         if step % self.config.log_every == 0 or step == self.config.steps:
-            share = count_parameters(self.abstract_params, phase.mask) / count_parameters(self.abstract_params)
+            share = count_parameters(self.matrices, phase.mask) / count_parameters(self.matrices)
             self.record(
                 {
                     "step": step,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from freezejax import models
-from freezejax.paths import map_with_paths, named_key
+from freezejax.paths import map_with_paths, stable_hash
 
 GEGLU = {"family": "geglu", "vocab_size": 70, "num_layers": 2, "model_dim": 64, "num_heads": 2}
 GOLF = {"family": "parameter_golf", "vocab_size": 70, "num_layers": 3, "model_dim": 64, "num_heads": 4}
@@ -24,7 +24,8 @@ def moved(path, leaf):
     """Away from the initial zeros and ones, so that every leaf matters; roots stay."""
     if leaf.dtype == np.uint32:
         return leaf
-    return leaf + 0.02 * jax.random.normal(named_key(jax.random.key(1), path), leaf.shape)
+    noise = np.random.default_rng(stable_hash(path)).normal(size=leaf.shape)
+    return jax.numpy.asarray(leaf + 0.02 * noise, leaf.dtype)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def trained():
 
     def make(name):
         if name not in made:
-            params = models.build(**MODELS[name]).init(jax.random.key(0), jax.random.key(7))
+            params = jax.jit(models.build(**MODELS[name]).init)(jax.random.key(0), jax.random.key(7))
             made[name] = (MODELS[name], map_with_paths(moved, params))
         return made[name]
 
