@@ -19,6 +19,7 @@ from rich.table import Table
 from experiments import cli
 from freezejax import artifact, models
 from freezejax.artifact import budget
+from freezejax.errors import UserError
 from freezejax.masks import count_parameters
 from freezejax.random_maps import count_seeded
 from freezejax.training.metrics import write_atomically
@@ -80,7 +81,7 @@ def main() -> None:
     code = budget.code_bytes(budget.code_files(_CODE.value or ()))
     rows = [figures(row, code, _BUDGET.value or 0) for row in ROWS]
     if _OUT.value:
-        write_atomically(Path(_OUT.value), json.dumps({"budget": _BUDGET.value, "rows": rows}, indent=2) + "\n")
+        _write(_OUT.value, json.dumps({"budget": _BUDGET.value, "rows": rows}, indent=2) + "\n")
     _print(rows, code)
 
 
@@ -114,6 +115,13 @@ def figures(row: _Row, code_bytes: int, limit: int) -> dict[str, Any]:
         },
         "why": row.why,
     }
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        write_atomically(Path(path), text)
+    except OSError as error:
+        raise UserError(f"--out={path}: cannot be written: {error.strerror}") from None
 
 
 def _print(rows: list[dict[str, Any]], code_bytes: int) -> None:

@@ -1,5 +1,7 @@
 """From a header to the model it names, and from weights by path to that model's parameters."""
 
+import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +25,7 @@ def model_of(header: Header) -> tuple[models.Model, PyTree]:
     Raises:
       UserError: the model cannot be built, or has other leaves.
     """
-    model, shapes = _build(header.model)
+    model, shapes = _build(json.dumps(header.model))
     _check_fit(header.tensors, shapes)
     seeded = any(is_root(leaf) for leaf in jax.tree.leaves(shapes))
     if header.rooted != seeded:
@@ -61,9 +63,10 @@ def metadata_of(parts: Parts, shapes: PyTree) -> dict[str, Any]:
     return {**kept, **found, "tensors": tensors, "maps": maps}
 
 
-def _build(config: Mapping[str, Any]) -> tuple[models.Model, PyTree]:
+@functools.lru_cache(maxsize=8)  # saving, loading and describing one file build one model
+def _build(config: str) -> tuple[models.Model, PyTree]:
     try:
-        model = models.build(**config)
+        model = models.build(**json.loads(config))
         return model, jax.eval_shape(model.init, jax.random.key(0))
     except UserError as error:
         raise UserError(f"the model it names cannot be built: {error}") from None

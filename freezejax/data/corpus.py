@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from freezejax.data import shards, text
+from freezejax.data import checksums, shards, text
 from freezejax.data.atomic import cached_folder
 from freezejax.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer, train_bpe
 from freezejax.errors import UserError
@@ -58,7 +58,8 @@ def load(path: str = "", *, tokenizer: str = "", val_fraction: float = 0.1, cach
         cache_dir: gets one folder per (text, tokenizer, val_fraction); safe to share between processes.
 
     Raises:
-        UserError: one line on what is missing, damaged or does not fit together.
+        UserError: one line on what is missing, damaged or does not fit together; what a `SHA256SUMS` beside the
+            shards or texts lists is checked against it (`checksums.verify`).
 
     >>> import tempfile
     >>> corpus = load(cache_dir=tempfile.mkdtemp())
@@ -70,6 +71,7 @@ def load(path: str = "", *, tokenizer: str = "", val_fraction: float = 0.1, cach
     if path and not path.startswith("tfds:"):
         if not Path(path).is_dir():
             raise UserError(f"{path}: not a folder; give a folder, tfds:NAME, or nothing for embedded text")
+        checksums.verify(Path(path), "get it again, or list it anew with sha256sum")
         if any(Path(path).glob("*.bin")):
             return _read(Path(path), _shard_tokenizer(Path(path), tokenizer), source=path)
     source = _text_source(path, val_fraction, Path(cache_dir))
@@ -77,6 +79,7 @@ def load(path: str = "", *, tokenizer: str = "", val_fraction: float = 0.1, cach
     key = hashlib.sha256(f"{CACHE_FORMAT} {source.fingerprint} {recipe.key}".encode()).hexdigest()
     folder = Path(cache_dir) / f"tokens-{key[:20]}"
     cached_folder(folder, lambda fresh: _tokenize(source, recipe, fresh))
+    checksums.verify(folder, f"delete {folder}, it is made again")
     return _read(folder, _folder_tokenizer(folder) or ByteTokenizer(), source=source.name)
 
 
@@ -147,12 +150,13 @@ def _fits_shards(tokenizer: SentencePieceTokenizer) -> SentencePieceTokenizer:
 
 
 def _tokenize(source: _TextSource, recipe: _TokenizerRecipe, folder: Path) -> None:
-    """Writes the token shards of both splits, and the tokenizer's model, into an empty folder."""
+    """Writes the token shards of both splits, the tokenizer's model and their checksums into an empty folder."""
     splits = source.open(folder)
     tokenizer = recipe.make(folder, _elements(splits["train"]))
     for tfds_name, name in (("train", "train"), ("validation", "val")):
         encoded = splits[tfds_name].map(lambda text: _encode_document(tokenizer, text))
         shards.write_split(folder, name, _elements(encoded))
+    checksums.write(folder)
 
 
 def _encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -95,6 +95,8 @@ def read_shard(path: str | Path, *, vocab_size: int = MAX_VOCABULARY) -> np.ndar
         raise UserError(f"{path}: magic number {magic} instead of {MAGIC}: not a FineWeb token shard")
     if version != VERSION:
         raise UserError(f"{path}: shard version {version}; only version {VERSION} is known")
+    if header[3:].any():
+        raise UserError(f"{path}: its header is not zero after the first three numbers: damaged or another format")
     if n_tokens < 0 or size != HEADER_BYTES + 2 * n_tokens:
         raise UserError(
             f"{path}: {size} bytes, but its header promises {n_tokens} tokens = {HEADER_BYTES + 2 * n_tokens}"

@@ -135,7 +135,9 @@ def check_key(key: jax.Array) -> None:
     """
     is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     found = str(jax.random.key_impl(key)) if is_key else type(key).__name__
-    if found != "threefry2x32" or key.shape != ():
+    if is_key and key.shape != ():
+        found = f"an array of {key.size} keys"
+    if found != "threefry2x32":
         raise UserError(f"random maps need a threefry2x32 key, jax.random.key(seed, impl='threefry2x32'), not {found}")
     if not jax.config.jax_threefry_partitionable:
         raise UserError("random maps need jax_threefry_partitionable=True, which is jax's default")

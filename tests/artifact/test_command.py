@@ -41,9 +41,9 @@ def test_verify_says_ok(file, capsys):
 def test_verify_refuses_logits_that_are_not_finite(trained, tmp_path, capsys):
     config, params = trained("geglu")
     params = {**params, "tok_emb": {"embedding": np.zeros((70, 64), np.float32)}}
-    for eps, code in ((1e-6, 0), (1e-320, 2)):  # the norm of a zero vector: 0 * rsqrt(eps), in float32
-        artifact.save(tmp_path / "x.fjax", params, model={**config, "norm_eps": eps}, compressor="none")
-        assert main(["verify", str(tmp_path / "x.fjax")]) == code
+    config = {**config, "norm_eps": 1e-320}  # the norm of a zero vector: 0 * rsqrt(eps), in float32
+    artifact.save(tmp_path / "x.fjax", params, model=config, compressor="none")
+    assert main(["verify", str(tmp_path / "x.fjax")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'x.fjax'}: the model's logits are not finite\n"
 
 

@@ -94,10 +94,10 @@ def test_exactly_the_promised_bytes_or_an_error(compressor, size):
 
 @pytest.mark.parametrize("compressor", CODERS)
 def test_a_bomb_does_not_go_off(compressor):
-    bomb = COMPRESSORS[compressor].compress(bytes(1 << 26))
+    bomb = COMPRESSORS[compressor].compress(bytes(1 << 25))
     tracemalloc.start()
     with pytest.raises(ValueError, match=compressor):
         decompress(compressor, bomb, 1000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 1 << 25  # LZMA's window alone is 2^24
+    assert peak < 1.1 * (1 << 24)  # LZMA's window

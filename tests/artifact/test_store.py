@@ -1,5 +1,6 @@
 """Law 8: a loaded file gives the logits of the quantized model in memory, bit for bit, from the file alone."""
 
+import itertools
 import subprocess
 import sys
 
@@ -23,8 +24,11 @@ def same_bits(a, b):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-@pytest.mark.parametrize("name", ["geglu", "parameter_golf", "maps"])
-@pytest.mark.parametrize("codec", [*artifact.CODECS, RULES], ids=str)
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("maps", RULES), *itertools.product(["geglu", "parameter_golf"], artifact.CODECS)],
+    ids=str,
+)
 def test_loaded_equals_quantized_in_memory(name, codec, trained, tmp_path):
     config, params = trained(name)
     wanted = artifact.quantize(params, codec)
@@ -94,11 +98,12 @@ def test_maps_held_in_memory_are_not_stored(trained, tokens, tmp_path):
 
 
 def test_all_zero_weights_keep_the_file_in_proportion(tmp_path):
-    config = {"family": "geglu", "vocab_size": 256, "num_layers": 1, "model_dim": 512, "num_heads": 8}
-    params = jax.tree.map(np.zeros_like, models.build(**config).init(jax.random.key(0)))
+    config = {"family": "geglu", "vocab_size": 256, "num_layers": 1, "model_dim": 256, "num_heads": 4}
+    shapes = jax.eval_shape(models.build(**config).init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     saved = artifact.save(tmp_path / "x.fjax", params, model=config)
     assert saved.sizes["padding"] > 0
-    assert 1000 * saved.bytes >= models.count(params) > 999 * saved.bytes
+    assert 1000 * saved.bytes >= models.count(params) > 1000 * (saved.bytes - 1)
     assert not any(leaf.any() for leaf in jax.tree.leaves(artifact.load(tmp_path / "x.fjax")[1]))
 
 

@@ -1,0 +1,1 @@
+"""Measurements that are not studies: what a choice of the implementation costs in time and memory."""

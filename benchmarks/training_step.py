@@ -1,0 +1,48 @@
+"""A training step of a language model with random maps, from shapes alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from freezejax import freeze, models, partition, trainable_mask
+from freezejax.random_maps import count_seeded, hold
+from freezejax.training.config import TrainConfig
+from freezejax.training.loop import mean_loss
+from freezejax.training.step import StepState, make_step
+
+
+def abstract_step(
+    pattern: str, *, maps: str = "layer", layers: int = 2, batch_size: int = 4, seq_len: int = 256, **model: Any
+) -> tuple[Callable[..., Any], tuple[Any, ...], int]:
+    """`(step, its abstract arguments, weights that are maps)` of a GEGLU model whose kernels `pattern` are maps.
+
+    Args:
+      pattern: regular expression of kernel paths.
+      maps: "stored", "step" or "layer", as in `TrainConfig.maps`.
+      layers: blocks of the model.
+      batch_size: sequences.
+      seq_len: tokens of each.
+      model: further fields of the model's config.
+    """
+    built = models.build("geglu", num_layers=layers, maps=[{"pattern": pattern, "distribution": "normal"}], **model)
+    config = TrainConfig(steps=1, batch_size=batch_size, seq_len=seq_len, maps=maps)
+    params = jax.eval_shape(built.init, jax.random.key(0))
+    mask = trainable_mask(params, [(".*/root", False), (".*", True)])
+    tx = freeze(optax.adamw(1e-3), mask)
+    trainable, frozen = partition(params, mask)
+    state = StepState(trainable, jax.eval_shape(tx.init, params), None)
+    if maps == "stored":
+        frozen = jax.eval_shape(hold, frozen)
+    sequence = jax.ShapeDtypeStruct((batch_size, seq_len), jnp.int32)
+    arguments = (
+        state,
+        frozen,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((), jnp.int32),
+        {"inputs": sequence, "targets": sequence},
+    )
+    step = make_step(mean_loss(built, config), tx, hold_maps=maps == "step")
+    return step, arguments, count_seeded(params)

@@ -1,0 +1,72 @@
+"""`SHA256SUMS` beside shards or text, as coreutils writes it: a changed bit is told, not trained on.
+
+A shard has no digest of its own, and a flipped bit may well give another token of the vocabulary. Where the file
+stands, what it lists is checked at every load.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+from freezejax.data.atomic import atomic_file
+from freezejax.errors import UserError
+
+NAME = "SHA256SUMS"
+_CHECKED = (".bin", ".model", ".txt")
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *]([^\0]+)")  # text or binary mode, which are one on Unix
+
+
+def write(folder: Path) -> None:
+    """Lists every shard, tokenizer and text of a folder.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "a.txt").write_text("abc")
+    >>> write(folder)
+    >>> (folder / NAME).read_text()
+    'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  a.txt\\n'
+    """
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(_CHECKED))
+    with atomic_file(folder / NAME) as listing:
+        listing.write("".join(f"{_sha256(path)}  {path.name}\n" for path in files).encode())
+
+
+def verify(folder: Path, remedy: str) -> None:
+    """Checks every shard, tokenizer and text that the folder's SHA256SUMS lists; without one checks nothing.
+
+    Args:
+        folder: of the data.
+        remedy: what the user can do about a file that differs; ends the error's line.
+
+    Raises:
+        UserError: naming the first file that is missing or differs, or the line that is none of `sha256sum`.
+    """
+    listing = folder / NAME
+    if not listing.exists():
+        return
+    try:
+        lines = listing.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError):
+        raise UserError(f"{listing}: cannot be read as text; write it with sha256sum, or delete it") from None
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        if (found := _LINE.fullmatch(line.removesuffix("\r"))) is None:
+            raise UserError(f"{listing}: line {number} is not 'SHA-256  NAME'; write it with sha256sum, or delete it")
+        digest, name = found.groups()
+        if name.endswith(_CHECKED):
+            _check(folder / name, digest.lower(), remedy)
+
+
+def _check(path: Path, digest: str, remedy: str) -> None:
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: is listed in {NAME}, but cannot be read: {error.strerror}; {remedy}") from None
+    if found != digest:
+        raise UserError(f"{path}: does not match its SHA-256 in {NAME}: damaged or changed; {remedy}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

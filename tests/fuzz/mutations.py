@@ -1,0 +1,287 @@
+"""Ways to damage a file, each a function of a random generator: `mutate(rng, content, other) -> bytes`."""
+
+import json
+import lzma
+import struct
+import zlib
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+import brotli
+import numpy as np
+import zstandard
+
+from tests.fuzz.reader import DECOMPRESS, ENTRY, PREAMBLE
+
+Rng = np.random.Generator
+Mutation = Callable[[Rng, bytes, bytes], bytes]
+
+COMPRESS = {
+    "none": bytes,
+    "zlib": lambda data: deflate(data),
+    "lzma": lambda data: lzma.compress(data, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**24}]),
+    "zstd": zstandard.compress,
+    "brotli": lambda data: brotli.compress(data, quality=5),
+}
+
+
+# Any file.
+
+
+def flip_bits(rng: Rng, content: bytes, other: bytes) -> bytes:
+    bits = np.unpackbits(np.frombuffer(content, np.uint8))
+    at = rng.integers(0, len(bits), rng.integers(1, 65)) if rng.random() < 0.5 else rng.integers(0, len(bits), 1)
+    bits[at] ^= 1
+    return np.packbits(bits).tobytes()
+
+
+def set_bytes(rng: Rng, content: bytes, other: bytes) -> bytes:
+    values = np.frombuffer(content, np.uint8).copy()
+    at = rng.integers(0, len(values), rng.integers(1, 17))
+    values[at] = rng.choice(np.array([0, 1, 127, 128, 255, int(rng.integers(256))], np.uint8), len(at))
+    return values.tobytes()
+
+
+def truncate(rng: Rng, content: bytes, other: bytes) -> bytes:
+    return content[: rng.integers(0, len(content))]
+
+
+def extend(rng: Rng, content: bytes, other: bytes) -> bytes:
+    more = int(rng.integers(1, 2000))
+    return content + (rng.bytes(more), bytes(more), other)[rng.integers(3)]
+
+
+def zero_block(rng: Rng, content: bytes, other: bytes) -> bytes:
+    start, stop = np.sort(rng.integers(0, len(content) + 1, 2))
+    return content[:start] + bytes(int(stop - start)) + content[stop:]
+
+
+def splice_within(rng: Rng, content: bytes, other: bytes) -> bytes:
+    """A piece goes elsewhere: inserted, or over what is there."""
+    start, stop, at = (int(x) for x in np.sort(rng.integers(0, len(content) + 1, 3))[rng.permutation(3)])
+    piece = content[min(start, stop) : max(start, stop)]
+    return content[:at] + piece + content[at + len(piece) * int(rng.integers(2)) :]
+
+
+def splice_between(rng: Rng, content: bytes, other: bytes) -> bytes:
+    """The beginning of one file and the end of another, cut at one place or at two."""
+    if rng.random() < 0.5:
+        at = int(rng.integers(0, min(len(content), len(other)) + 1))
+        return content[:at] + other[at:]
+    return content[: rng.integers(0, len(content) + 1)] + other[rng.integers(0, len(other) + 1) :]
+
+
+def garbage(rng: Rng, content: bytes, other: bytes) -> bytes:
+    """Random bytes, alone or after a beginning that is right."""
+    return content[: int(rng.choice([0, 4, 8, 12, PREAMBLE.size, 1024]))] + rng.bytes(int(rng.integers(0, 3000)))
+
+
+ANY: dict[str, Mutation] = {
+    "flip bits": flip_bits,
+    "set bytes": set_bytes,
+    "truncate": truncate,
+    "extend": extend,
+    "zero block": zero_block,
+    "splice within": splice_within,
+    "splice between": splice_between,
+    "garbage": garbage,
+}
+
+
+# Token shards.
+
+
+def shard_numbers(rng: Rng, content: bytes, other: bytes) -> bytes:
+    """Numbers of the header changed, or tokens whose count the header tells rightly."""
+    if rng.random() < 0.5:
+        n = int(rng.integers(0, 50))
+        tokens = rng.integers(0, int(rng.choice([2, 256, 257, 2**16])), n).astype("<u2").tobytes()
+        return content[:8] + struct.pack("<i", n) + content[12:1024] + tokens
+    at, value = 4 * int(rng.choice([0, 1, 2, 2, 3, 255])), int(rng.integers(-(2**31), 2**31))
+    (old,) = struct.unpack_from("<i", content, at)
+    value = int(rng.choice([value, old + 1, old - 1, 0, -old]))
+    return content[:at] + struct.pack("<i", value) + content[at + 4 :]
+
+
+# Artifacts whose digest is made right again: what follows is refused by its content, or says something else.
+
+
+def seal(content: bytes) -> bytes:
+    """The file with its length and digest made right."""
+    if len(content) < PREAMBLE.size:
+        return content
+    start = content[:10] + struct.pack("<Q", len(content)) + content[18 : PREAMBLE.size - 32]
+    body = content[PREAMBLE.size :]
+    return start + sha256(start + body).digest() + body
+
+
+def sealed(mutate: Mutation) -> Mutation:
+    """The mutation of everything after the preamble."""
+
+    def mutated(rng: Rng, content: bytes, other: bytes) -> bytes:
+        body = mutate(rng, content[PREAMBLE.size :], other[PREAMBLE.size :])
+        return seal(content[: PREAMBLE.size] + body)
+
+    return mutated
+
+
+def preamble(rng: Rng, content: bytes, other: bytes) -> bytes:
+    """A number of the preamble changed, under a right digest."""
+    magic, *numbers, _ = PREAMBLE.unpack_from(content)
+    which, widths = int(rng.integers(4)), (16, 64, 32, 32)
+    value = int(rng.integers(0, 2 ** widths[which], dtype=np.uint64))
+    old = numbers[which]
+    numbers[which] = [value, old + 1, max(0, old - 1), 0, 2 ** widths[which] - 1][rng.integers(5)]
+    start, body = PREAMBLE.pack(magic, *numbers, b"")[:-32], content[PREAMBLE.size :]
+    return start + sha256(start + body).digest() + body
+
+
+def with_header(content: bytes, text: bytes) -> bytes:
+    """The file with another text as its header."""
+    magic, version, _, header_bytes, _, _ = PREAMBLE.unpack_from(content)
+    packed = deflate(text)
+    start = PREAMBLE.pack(magic, version, 0, len(packed), len(text), b"")
+    return seal(start + packed + content[PREAMBLE.size + header_bytes :])
+
+
+def header_text(rng: Rng, content: bytes, other: bytes) -> bytes:
+    """The header's text damaged as any file is."""
+    mutate = list(ANY.values())[rng.integers(len(ANY))]
+    return with_header(content, mutate(rng, _header(content), _header(other)))
+
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 7, 2**31 - 1, 2**31, 2**63, 10**400, 0.5, 1e-300, 1e300, float("nan")),
+    *("", "x", "é", "a\nb", "int4", "float16", "brotli", "none", "geglu", "hadamard", "gain", "(a|a)*b", "[", ".*"),
+    *([], {}, [[]], [1, 2], {"a": 1}, "9" * 5000, ".*/(gate|up|down)/kernel", "\ud800", float("inf")),
+]
+
+
+def header_fields(rng: Rng, content: bytes, other: bytes) -> bytes:
+    """One to three fields, at any depth, replaced, removed, doubled, exchanged or taken from another file."""
+    fields = json.loads(_header(content))
+    for _ in range(rng.integers(1, 4)):
+        _edit(rng, fields, json.loads(_header(other)))
+    return with_header(content, json.dumps(fields).encode())
+
+
+def _edit(rng: Rng, fields: Any, other: Any) -> None:
+    places = _places(fields)
+    if not places:
+        return
+    parent, key = places[rng.integers(len(places))]
+    foreign = _places(other)
+    kind = rng.integers(6)
+    if kind == 0:
+        parent[key] = VALUES[rng.integers(len(VALUES))]
+    elif kind == 1:
+        del parent[key]
+    elif kind == 2:
+        parent.insert(key, parent[key]) if isinstance(parent, list) else parent.update({f"{key}2": parent[key]})
+    elif kind == 3:
+        there, name = places[rng.integers(len(places))]
+        parent[key] = json.loads(json.dumps(there[name]))
+    elif kind == 4:
+        there, name = foreign[rng.integers(len(foreign))]
+        parent[key] = there[name]
+    elif isinstance(parent[key], int | float) and not isinstance(parent[key], bool):
+        parent[key] += int(rng.choice([-1, 1, parent[key]]))
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) in a tree of JSON."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [place for key in keys for place in [(value, key), *_places(value[key])]]
+
+
+def table(rng: Rng, content: bytes, other: bytes) -> bytes:
+    """One field of one entry of the table."""
+    at, count = _table(content)
+    at += ENTRY.size * int(rng.integers(count))
+    entry, which = list(ENTRY.unpack_from(content, at)), int(rng.integers(3))
+    low, high = [(0, 4), (0, 2**32 - 1), (-(2**15), 2**15 - 1)][which]
+    near = entry[which] + int(rng.integers(-2, 3))
+    entry[which] = min(max(near, low), high) if rng.random() < 0.5 else int(rng.integers(low, high + 1))
+    return seal(content[:at] + ENTRY.pack(*entry) + content[at + ENTRY.size :])
+
+
+def section(rng: Rng, content: bytes, other: bytes) -> bytes:
+    """One section drawn anew: of the right or another size, plain or compressed, its entry told rightly or not."""
+    at, count = _table(content)
+    entries = [ENTRY.unpack_from(content, at + i * ENTRY.size) for i in range(count)]
+    which = int(rng.integers(count))
+    begin = at + ENTRY.size * count + sum(size for _, size, _ in entries[:which])
+    encoding, size, quality = entries[which]
+    compressor = json.loads(_header(content))["compressor"]
+    data = _random_section(rng, encoding, content[begin : begin + size], compressor)
+    entries[which] = (encoding if rng.random() < 0.8 else int(rng.integers(3)), len(data), quality)
+    packed = b"".join(ENTRY.pack(*entry) for entry in entries)
+    return seal(content[:at] + packed + content[at + len(packed) : begin] + data + content[begin + size :])
+
+
+def _random_section(rng: Rng, encoding: int, data: bytes, compressor: str) -> bytes:
+    plain = data if encoding == 0 else DECOMPRESS[compressor](data)
+    size = max(0, len(plain) + int(rng.choice([0, 0, 0, -1, 1, 2, 10**6])))
+    top = int(rng.choice([1, 2, 15, 63, 123, 256]))  # 123: the high byte of float16s that are mostly finite
+    drawn = rng.integers(0, top, size, dtype=np.uint8).tobytes()
+    return drawn if encoding == 0 else COMPRESS[compressor](drawn)
+
+
+_BOMB = {"family": "geglu", "num_layers": 1, "model_dim": 16, "num_heads": 1}
+_NORMS, _ATTENTION, _MLP = (
+    [("blocks/0/ln1/scale", [16]), ("blocks/0/ln2/scale", [16]), ("ln_f/scale", [16])],
+    [("blocks/0/attn/qkv/kernel", [16, 48]), ("blocks/0/attn/out/kernel", [16, 16])],
+    [
+        ("blocks/0/mlp/gate/kernel", [16, 32]),
+        ("blocks/0/mlp/up/kernel", [16, 32]),
+        ("blocks/0/mlp/down/kernel", [32, 16]),
+    ],
+)
+
+
+def bomb(rng: Rng, content: bytes, other: bytes) -> bytes:
+    """A file of a large vocabulary, right in every field, whose embedding compresses to almost nothing."""
+    compressor, vocabulary = str(rng.choice(["zlib", "lzma", "zstd", "brotli"])), int(2 ** rng.uniform(9, 18))
+    small = [[path, shape, "float16"] for path, shape in _NORMS + _ATTENTION + _MLP]
+    compress = COMPRESS[compressor]
+    sections = [
+        compress(bytes(2 * vocabulary)),
+        compress(bytes(2 * sum(int(np.prod(shape)) for _, shape, _ in small))),
+        compress(bytes([127]) * (16 * vocabulary)),
+    ]
+    fields = {
+        **{"model": {**_BOMB, "vocab_size": vocabulary}, "codec": [[".*", "int8"]], "compressor": compressor},
+        **{"rooted": False, "tokenizer": None, "notes": None},
+        "tensors": [["tok_emb/embedding", [vocabulary, 16], "int8"], *small],
+    }
+    table = [(1, len(data), 0) for data in sections] + [(0, 0, 0)] * len(small)
+    packed = deflate(text := json.dumps(fields).encode())
+    start = PREAMBLE.pack(content[:8], 1, 0, len(packed), len(text), b"")
+    return seal(b"".join([start, packed, *(ENTRY.pack(*entry) for entry in table), *sections]))
+
+
+RESEALED: dict[str, Mutation] = {
+    **{name: sealed(mutate) for name, mutate in ANY.items()},
+    "preamble": preamble,
+    "header text": header_text,
+    "header fields": header_fields,
+    "table": table,
+    "section": section,
+    "bomb": bomb,
+}
+
+
+def deflate(data: bytes) -> bytes:
+    coder = zlib.compressobj(9, wbits=-15)
+    return coder.compress(data) + coder.flush()
+
+
+def _header(content: bytes) -> bytes:
+    return zlib.decompress(content[PREAMBLE.size : PREAMBLE.size + PREAMBLE.unpack_from(content)[3]], wbits=-15)
+
+
+def _table(content: bytes) -> tuple[int, int]:
+    """Offset of the table and number of its entries."""
+    fields = json.loads(_header(content))
+    return PREAMBLE.size + PREAMBLE.unpack_from(content)[3] + 8 * fields["rooted"], 2 + len(fields["tensors"])

@@ -1,0 +1,42 @@
+"""Every Python block of docs/ runs as it stands, and prints what the page says it prints."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
+# A heading, its one python block, and the text blocks before the next heading.
+SECTIONS = {
+    f"{name}: {section.split(chr(10), 1)[0]}": section
+    for name, page in PAGES.items()
+    for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    if "```python" in section
+}
+
+
+def blocks(section: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_block_runs_and_prints_what_the_page_shows(title, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(SECTIONS[title], "python")
+    # A reader runs with jax's defaults, and optax's Adam needs them.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(code, title, "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out == "".join(blocks(SECTIONS[title], "text"))
+
+
+def test_every_block_of_the_quickstart_checks_its_bits():
+    for title, section in SECTIONS.items():
+        if title.startswith("quickstart"):
+            assert "array_equal(a, b)" in section or "allclose(a, b" in section, title
+
+
+def test_quickstart_has_all_four_kinds_of_model_and_both_forms():
+    for word in ("flax.linen", "nnx.split", "eqx.partition", "scheduled_freeze(", "freezejax.freeze("):
+        assert word in PAGES["quickstart"]
