@@ -12,32 +12,35 @@ from freezejax.linear import linear
 from freezejax.paths import named_key
 from freezejax.random_maps import MapWeight, hold
 
-TARGET = 0.8  # of the maps' bytes, saved by "layer" against "stored" in eight layers
-LAYERS = 8
 FORMS = ("stored", "step", "layer", "naive")
+JUDGED = "layers with gelu"
+_CHAINS: dict[str, Callable[[jax.Array], jax.Array]] = {JUDGED: jax.nn.gelu, "layers without": lambda x: x}
+_MODELS = {
+    "model, gate and up": r"blocks/\d+/mlp/(gate|up)/kernel",
+    "model, all kernels": r"blocks/\d+/(attn|mlp)/\w+/kernel",
+}
 
 
-def measure(shape: tuple[int, int], tokens: int) -> list[dict[str, Any]]:
-    """Bytes of arguments and temporaries of three programs in each form, from their compiled forms; nothing runs.
+def measure(shape: tuple[int, int], tokens: int, layers: int, *, models: bool = True) -> list[dict[str, Any]]:
+    """Bytes of arguments and temporaries of each program in each form, from their compiled forms; nothing runs.
+
+    The programs are the gradient through unrolled layers of alternating shapes, with a gelu after each and without,
+    and, with `models`, a training step of a GEGLU model of `layers` blocks on a quarter of the tokens.
 
     `saved_share` compares arguments and temporaries together with those of "stored", in parts of the maps' bytes:
     a stored map is an argument, a drawn one a temporary, and only the sum of both is the same thing in every form.
     `saved_share_of_temporaries` compares temporaries alone with those of "step", which holds maps as temporaries.
     """
-    width, hidden = shape
-    shapes = [(width, hidden), (hidden, width)] * (LAYERS // 2)
+    shapes = [shape if i % 2 == 0 else shape[::-1] for i in range(layers)]
     rows = []
-    for name, activation in (("layers with gelu", jax.nn.gelu), ("layers without", lambda x: x)):
-        rows += _compare(name, lambda form, act=activation: _chain(form, shapes, tokens, act), FORMS)  # type: ignore[misc]
-    kernels = r"blocks/\d+/(attn|mlp)/\w+/kernel"
-    for name, pattern in (("model, gate and up", r"blocks/\d+/mlp/(gate|up)/kernel"), ("model, all kernels", kernels)):
-        rows += _compare(name, lambda form, pattern=pattern: _model(form, pattern, tokens), FORMS[:3])  # type: ignore[misc]
+    for name, activation in _CHAINS.items():
+        rows += _compare(name, lambda form, f=activation: _chain(form, shapes, tokens, f), FORMS)  # type: ignore[misc]
+    for name, pattern in _MODELS.items() if models else ():
+        rows += _compare(name, lambda form, p=pattern: _model(form, p, layers, tokens // 4), FORMS[:3])  # type: ignore[misc]
     return rows
 
 
-def _compare(
-    program: str, compiled: Callable[[str], tuple[Any, int]], forms: Sequence[str]
-) -> list[dict[str, Any]]:
+def _compare(program: str, compiled: Callable[[str], tuple[Any, int]], forms: Sequence[str]) -> list[dict[str, Any]]:
     rows = {}
     for form in forms:
         executable, map_weights = compiled(form)
@@ -61,10 +64,10 @@ def _total(row: dict[str, Any]) -> int:
     return row["argument_bytes"] + row["temporary_bytes"]
 
 
-def _model(form: str, pattern: str, tokens: int) -> tuple[Any, int]:
+def _model(form: str, pattern: str, layers: int, tokens: int) -> tuple[Any, int]:
     seq_len = min(tokens, 256)
     step, arguments, map_weights = abstract_step(
-        pattern, maps=form, layers=LAYERS, batch_size=max(1, tokens // (4 * seq_len)), seq_len=seq_len
+        pattern, maps=form, layers=layers, batch_size=tokens // seq_len, seq_len=seq_len
     )
     return jax.jit(step, donate_argnums=0).lower(*arguments).compile(), map_weights
 

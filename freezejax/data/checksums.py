@@ -13,7 +13,7 @@ from freezejax.errors import UserError
 
 NAME = "SHA256SUMS"
 _CHECKED = (".bin", ".model", ".txt")
-_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *]([^\0]+)")  # text or binary mode, which are one on Unix
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # text or binary mode, which are one on Unix
 
 
 def write(folder: Path) -> None:
@@ -51,7 +51,8 @@ def verify(folder: Path, remedy: str) -> None:
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
-        if (found := _LINE.fullmatch(line.removesuffix("\r"))) is None:
+        found = _LINE.fullmatch(line)
+        if found is None or not found[2].isprintable():
             raise UserError(f"{listing}: line {number} is not 'SHA-256  NAME'; write it with sha256sum, or delete it")
         digest, name = found.groups()
         if name.endswith(_CHECKED):

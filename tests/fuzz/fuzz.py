@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from freezejax.artifact import rebuild
-from tests.fuzz.judges import Judge, subjects
+from tests.fuzz.judges import Judge, Subject, subjects
 
 SECONDS, MEMORY = 120, 1 << 30  # that one file may take; the seconds are for a machine that does much else
 
@@ -39,10 +39,12 @@ class Finding(NamedTuple):
     reason: str
 
 
-def campaign(folder: Path, files: int, seed: int, first: int = 0) -> tuple[collections.Counter, list[Finding]]:
+def campaign(
+    chosen: list[Subject], files: int, seed: int, first: int = 0
+) -> tuple[collections.Counter[tuple[str, str]], list[Finding]]:
     """Counts per (kind, outcome), and every violation."""
-    kinds = [(subject, name) for subject in subjects(folder) for name in subject.kinds]
-    counts: collections.Counter = collections.Counter()
+    kinds = [(subject, name) for subject in chosen for name in subject.kinds]
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
     findings = []
     with _quick_builds():
         for number in range(first, first + files):
@@ -119,7 +121,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        counts, findings = campaign(Path(folder) / "files", arguments.files, arguments.seed, arguments.first)
+        counts, findings = campaign(subjects(Path(folder) / "files"), arguments.files, arguments.seed, arguments.first)
     outcomes = sorted({outcome for _, outcome in counts})
     print(f"{'kind':32}" + "".join(f"{outcome:>14}" for outcome in outcomes))
     for kind in [*dict.fromkeys(kind for kind, _ in counts), "total"]:

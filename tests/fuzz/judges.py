@@ -78,7 +78,13 @@ def _check_line(error: UserError, path: Path) -> None:
 
 def _make(path: Path, model: dict[str, Any], **options: Any) -> tuple[bytes, Any]:
     """A file's bytes, and the parameters it must give."""
-    params = models.build(**model).init(jax.random.key(0), jax.random.key(7))
+    shapes, rng = jax.eval_shape(models.build(**model).init, jax.random.key(0)), np.random.default_rng(0)
+
+    def drawn(leaf: Any) -> np.ndarray:
+        is_root = leaf.dtype == np.uint32
+        return np.array([1, 2], np.uint32) if is_root else rng.normal(size=leaf.shape).astype(np.float32)
+
+    params = jax.tree.map(drawn, shapes)
     artifact.save(path, params, model=model, **options)
     return path.read_bytes(), artifact.quantize(params, options["codec"])
 

@@ -48,7 +48,8 @@ def read(content: bytes) -> Content:
     at, sections = count * ENTRY.size, []
     for encoding, size, _ in table:
         data = rest[at : at + size]
-        sections.append((encoding, data if encoding == 0 else DECOMPRESS[header["compressor"]](data)))
+        is_coded = encoding > 0 and size > 0  # a small tensor has no bytes of its own
+        sections.append((encoding, DECOMPRESS[header["compressor"]](data) if is_coded else data))
         at += size
     return Content(header, root, _weights(header["tensors"], sections))
 

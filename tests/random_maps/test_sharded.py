@@ -68,7 +68,7 @@ def test_training_through_a_map_moves_activations_and_trained_gradients_only(fou
         assert program["collectives"], name  # the batch is split, so the trained gradient is summed
         assert not touches_maps(program), name
         assert program["largest"] == program["size"] // 2, name
-        assert program["error"] < 1e-6, name
+        assert program["error"] < 1e-5, name
 
 
 COUNTERPARTS = {

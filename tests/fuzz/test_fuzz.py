@@ -1,0 +1,106 @@
+"""A few hundred damaged files of each kind in turn; and the fuzzer does find what is planted."""
+
+import types
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from freezejax.artifact import container, header, packing
+from freezejax.data import checksums, shards
+from tests.fuzz import fuzz, judges, mutations
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    return judges.subjects(tmp_path_factory.mktemp("fuzz") / "files")
+
+
+def test_nothing_is_found(subjects):
+    kinds = sum(len(subject.kinds) for subject in subjects)
+    assert kinds == 48
+    counts, findings = fuzz.campaign(subjects, 6 * kinds, seed=1)
+    assert not findings
+    outcomes = {outcome: sum(n for (_, o), n in counts.items() if o == outcome) for _, outcome in counts}
+    assert sum(outcomes.values()) == 6 * kinds
+    assert outcomes[judges.REFUSED] > 3 * kinds
+    assert outcomes[judges.OTHER] > 10  # with a right digest other content is reached, and is what the file says
+
+
+def test_file_n_is_the_same_file_again():
+    made = []
+    recorder = judges.Subject(
+        "any", [bytes(99), b"x" * 2000], mutations.ANY, lambda content: made.append(content) or ""
+    )
+    for first, files in ((0, 40), (7, 1), (0, 40)):
+        fuzz.campaign([recorder], files, seed=3, first=first)
+    assert made[40] == made[7]
+    assert made[41:] == made[:40]
+    assert len(set(made[:40])) > 30
+
+
+class Anything:
+    """A hash whose digest equals every digest."""
+
+    def __init__(self, _=b""):
+        pass
+
+    def update(self, _):
+        pass
+
+    def digest(self):
+        return mock.ANY
+
+
+def broken(*_):
+    raise KeyError("x")
+
+
+def endless(*_):
+    while True:
+        pass
+
+
+ALL = list(mutations.ANY)
+PLANTED = {
+    "digest unread": (
+        "artifact",
+        ALL,
+        container,
+        "hashlib",
+        types.SimpleNamespace(sha256=Anything),
+        "nothing was noticed",
+    ),
+    "expansion unread": ("resealed", ["bomb"], container, "MAX_EXPANSION", 10**9, "weights of"),
+    "a traceback": ("resealed", ["header fields"], header, "_codec", broken, "KeyError"),
+    "a hang": ("resealed", ["section"], packing, "from_values", endless, "no end after"),
+    "vocabulary unread": ("shard", ["numbers", "flip bits"], shards, "MAX_VOCABULARY", 0, "outside the vocabulary"),
+    "list unread": (
+        "listed shard",
+        ["flip bits", "zero block"],
+        checksums,
+        "verify",
+        lambda *_: None,
+        "not the file that",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_counterpart_a_planted_defect_is_found(name, subjects, monkeypatch):
+    subject, kinds, module, attribute, value, reason = PLANTED[name]
+    (chosen,) = (found for found in subjects if found.name == subject)
+    chosen = chosen._replace(kinds={kind: chosen.kinds[kind] for kind in kinds})
+    monkeypatch.setattr(module, attribute, value)
+    monkeypatch.setattr(fuzz, "SECONDS", 1 if value is endless else fuzz.SECONDS)
+    _, findings = fuzz.campaign([chosen], 24 if subject != "resealed" else 8, seed=1)
+    assert any(reason in found.reason for found in findings), findings
+
+
+def test_counterpart_weights_that_are_not_the_files_are_found(subjects, monkeypatch):
+    """The second reader does compare: every scale of a whole file read one step too large."""
+    unshuffle = packing.unshuffle
+    monkeypatch.setattr(packing, "unshuffle", lambda data: np.nextafter(unshuffle(data), np.float16(1)))
+    _, findings = fuzz.campaign([subjects[1]._replace(kinds={"none": lambda rng, one, two: one})], 6, seed=1)
+    assert len(findings) == 6
+    assert all("is not what the file says" in found.reason for found in findings)

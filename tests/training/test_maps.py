@@ -1,0 +1,197 @@
+"""Random maps through the loop: the same run wherever they are drawn, never in a checkpoint, no cost of training."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freezejax import FreezeSchedule, UserError, models
+from freezejax.paths import leaf_paths
+from freezejax.random_maps import count_seeded, hold, map_weights
+from freezejax.random_maps import random_map as implementation
+from freezejax.training import loop
+from freezejax.training.checkpoints import Checkpoints
+from freezejax.training.config import TrainConfig
+from freezejax.training.interrupts import StopSignal
+from freezejax.training.state import fingerprint
+
+ALL_BUT_SEEDS = [(".*/root", False), (".*", True)]
+FROZEN_GAIN = [(".*/(root|gain|a)", False), (".*", True)]
+MODES = ("layer", "step", "stored")
+# Square, wide and tall maps; with a gain, under an adapter, and alone.
+MODEL = {
+    "maps": [
+        {"pattern": ".*/attn/out/kernel", "distribution": "uniform"},
+        {"pattern": ".*/gate/kernel", "scale": "gain"},
+        {"pattern": ".*/(up|down)/kernel", "distribution": "rademacher"},
+    ],
+    "lora": [{"pattern": ".*/down/kernel", "rank": 2}],
+}
+CASES = {
+    "adamw, ema, accumulation": {"ema_decay": 0.9, "accumulation": 2},
+    "muon, dropout, bfloat16": {"optimizer": {"name": "muon", "learning_rate": 0.02}, "compute_dtype": "bfloat16"},
+}
+
+
+def final_params(run, directory, mode, entries, **fields):
+    found, _ = run(directory, entries, model=MODEL, maps=mode, base_seed=5, steps=6, **fields)
+    return found.params
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_has_the_same_bits_wherever_its_maps_are_drawn(case, run, tmp_path):
+    entries = [(0, ALL_BUT_SEEDS), (3, FROZEN_GAIN)]
+    found = {mode: final_params(run, tmp_path / mode, mode, entries, **CASES[case]) for mode in MODES}
+    assert len({fingerprint(params) for params in found.values()}) == 1
+    params = found["layer"]
+    assert all(weight.levels is None for params in found.values() for weight in map_weights(params))
+    roots = {np.asarray(weight.root).tobytes() for weight in map_weights(params)}
+    assert roots == {np.asarray(jax.random.key_data(jax.random.key(5))).tobytes()}
+    kernels = params["blocks"][0]
+    assert float(jnp.abs(kernels["mlp"]["gate"]["kernel"].gain - 1).max()) > 0
+    assert float(jnp.abs(kernels["mlp"]["down"]["kernel"].b).max()) > 0
+
+
+def test_counterpart_a_scale_put_elsewhere_changes_bits(run, tmp_path, monkeypatch):
+    """Why all three modes share one product: the same map scaled on the other side rounds differently."""
+    one = final_params(run, tmp_path / "one", "stored", [(0, ALL_BUT_SEEDS)])
+    product = implementation.scaled_product
+    monkeypatch.setattr(
+        "freezejax.random_maps.weight.scaled_product", lambda x, levels, step: product(x, levels * step, 1.0)
+    )
+    other = final_params(run, tmp_path / "other", "stored", [(0, ALL_BUT_SEEDS)])
+    assert fingerprint(one) != fingerprint(other)
+
+
+RESUMED = [(0, ALL_BUT_SEEDS), (4, FROZEN_GAIN), (8, ALL_BUT_SEEDS)]
+STATE = {"ema_decay": 0.8, "on_thaw": "keep", "base_seed": 5, "model": {**MODEL, "dropout": 0.1}}
+
+
+@pytest.mark.parametrize("mode", ["layer", "stored"])
+def test_a_run_stopped_around_its_boundaries_ends_with_the_same_bits(mode, run, tmp_path):
+    whole, recorder = run(tmp_path / "whole", RESUMED, maps=mode, **STATE)
+    losses = []
+    for stop_at in (4, 6, 8):
+        assert run(tmp_path / "parts", RESUMED, maps=mode, stop_at=stop_at, **STATE)[0] is None
+    found, last = run(tmp_path / "parts", RESUMED, maps=mode, **STATE)
+    losses = last.losses()
+    assert last.begun == [8]
+    assert losses == recorder.losses()[8:]
+    assert fingerprint(found.params) == fingerprint(whole.params)
+
+
+def test_the_base_seed_moves_the_run_and_the_seed_does_not_move_the_maps(run, tmp_path):
+    def maps_and_losses(**seeds):
+        entries = [(0, ALL_BUT_SEEDS)]
+        found, recorder = run(tmp_path / str(seeds), entries, model={"maps": MODEL["maps"]}, steps=2, **seeds)
+        return [np.asarray(weight.map.levels(weight.key)) for weight in map_weights(found.params)], recorder.losses()
+
+    (maps, losses), (other_maps, other_losses) = maps_and_losses(), maps_and_losses(base_seed=1)
+    (same_maps, seed_losses) = maps_and_losses(seed=1)
+    assert losses[0] != other_losses[0] != seed_losses[0]
+    for one, other, same in zip(maps, other_maps, same_maps, strict=True):
+        assert not np.array_equal(one, other)
+        np.testing.assert_array_equal(one, same)
+
+
+def stored_bytes(directory):
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def test_a_checkpoint_holds_seeds_and_no_map(run, tmp_path):
+    model = {"model_dim": 64, "mlp_mult": 8, "maps": [{"pattern": ".*/kernel"}]}
+    for mode in MODES:
+        run(tmp_path / mode, [(0, ALL_BUT_SEEDS)], model=model, maps=mode, stop_at=2)
+    maps_bytes = 4 * (64 * 192 + 64 * 64 + 3 * 64 * 512)
+    assert all(0 < stored_bytes(tmp_path / mode) < maps_bytes / 2 for mode in MODES)
+
+
+def test_counterpart_a_checkpoint_of_drawn_maps_is_as_large_as_they_are(build, tmp_path):
+    params = build(model_dim=64, mlp_mult=8, maps=[{"pattern": ".*/kernel", "distribution": "normal_float"}]).init(
+        jax.random.key(0)
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, hold(params), {})
+    assert stored_bytes(tmp_path) > 0.8 * 4 * count_seeded(params)
+
+
+ERRORS = {
+    "a seed that would train": ([(0, [(".*", True)])], MODEL, "root' is a root seed and cannot train: let"),
+    "... from some step on": ([(0, ALL_BUT_SEEDS), (3, [(".*", True)])], MODEL, "root' is a root seed"),
+    "no seeds to freeze": ([(0, ALL_BUT_SEEDS)], {}, r"rule '\.\*/root' matches no leaf"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name, run, tmp_path):
+    entries, model, message = ERRORS[name]
+    with pytest.raises(UserError, match=message) as caught:
+        run(tmp_path, entries, model=model)
+    assert "\n" not in str(caught.value)
+
+
+# Law 5. No two sizes alike, so that a shape in a program names one matrix: gate and up are 64 x 96.
+BATCH, SEQ, DIM, HIDDEN, VOCAB = 8, 128, 64, 96, 80
+GATE_UP = r"blocks/\d+/mlp/(gate|up)/kernel"
+SEEDED_WEIGHTS = 2 * 2 * DIM * HIDDEN
+
+
+def compiled_run(mode="layer", **rule):
+    """`(the loop's run, its compiled step)` with gate and up as the rule says."""
+    sizes = {"vocab_size": VOCAB, "num_layers": 2, "model_dim": DIM, "num_heads": 2, "mlp_mult": HIDDEN / DIM}
+    model = models.build("geglu", **sizes, maps=[{"pattern": GATE_UP, **rule}])
+    config = TrainConfig(steps=4, batch_size=BATCH, seq_len=SEQ, maps=mode)
+    schedule = FreezeSchedule([(0, [(".*", True)] if rule.get("trained") else ALL_BUT_SEEDS)])
+    run = loop._Run(model, np.zeros(BATCH * SEQ * 2, np.uint16), config, schedule, None, None, (), StopSignal())
+    return run, run.compile(0)
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Seeded in each mode, and trained from the same maps."""
+    return {**{mode: compiled_run(mode) for mode in MODES}, "trained": compiled_run(trained=True)}
+
+
+def gradient_matmuls(program):
+    """Products whose result has the shape of gate and up, or of its transpose."""
+    array = rf"f32\[({DIM},{HIDDEN}|{HIDDEN},{DIM})\]\S* (dot|custom-call)\("
+    fused = rf"f32\[({DIM},{HIDDEN}|{HIDDEN},{DIM})\]\S* fusion\(.*dot_general"
+    text = program.as_text()
+    return len(re.findall(array, text)) + len(re.findall(fused, text))
+
+
+def flops(program):
+    return program.cost_analysis()["flops"]
+
+
+def test_a_stored_map_saves_the_matmuls_of_its_gradient(programs):
+    saved = 2 * BATCH * SEQ * SEEDED_WEIGHTS
+    trained, stored = flops(programs["trained"][1]), flops(programs["stored"][1])
+    adam = 16 * SEEDED_WEIGHTS  # about as many operations a weight, with clip and norm
+    assert trained - stored == pytest.approx(saved + adam, rel=0.01)
+
+
+def test_no_program_has_a_gradient_of_a_map(programs):
+    found = {name: gradient_matmuls(program) for name, (_, program) in programs.items()}
+    assert all(found[mode] == found["trained"] - 4 for mode in MODES), found
+
+
+def test_no_map_has_a_moment_an_average_or_a_gradient_buffer(programs):
+    for mode in MODES:
+        run, program = programs[mode]
+        state, _ = run.abstract_state(0).split(run.phases[0].mask)
+        shapes = {leaf.shape for leaf in jax.tree.leaves(state)}
+        assert not shapes & {(DIM, HIDDEN), (2,)}
+        out = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, (jnp.float32(0),) * 2)))
+        assert program.memory_analysis().output_size_in_bytes == pytest.approx(out, rel=0.01)
+        assert not [path for path in leaf_paths(state) if path.endswith("/root")]
+    trained = programs["trained"][0].abstract_state(0).split(programs["trained"][0].phases[0].mask)[0]
+    assert (DIM, HIDDEN) in {leaf.shape for leaf in jax.tree.leaves(trained)}
+
+
+def test_stored_maps_are_arguments_and_the_others_are_not(programs):
+    arguments = {mode: programs[mode][1].memory_analysis().argument_size_in_bytes for mode in MODES}
+    assert abs(arguments["stored"] - arguments["layer"] - 4 * SEEDED_WEIGHTS) <= 8 * 4  # roots are not read
+    assert arguments["step"] == arguments["layer"]
