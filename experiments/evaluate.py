@@ -46,11 +46,14 @@ def main() -> None:
     """Prints `val_ce, val_bpb, tokens, bytes` and, with --stride, the `sliding_` figures too."""
     if _ARTIFACT.value and (_WORKDIR.value or _VARIANT.value):
         raise UserError("--artifact=FILE and --workdir=FOLDER --variant=NAME are two things to score; give one")
+    if _TOKENIZER.value and not _ARTIFACT.value:
+        raise UserError("--tokenizer=FILE.model is for --artifact=FILE; a run of a study keeps its own")
     apply, params, trained_len, tokenizer, corpus = _of_artifact() if _ARTIFACT.value else _of_run()
     if tokenizer and corpus.tokenizer.fingerprint != tokenizer["sha256"]:
+        remedy = "give it with --tokenizer=FILE.model" if _ARTIFACT.value else "give text, or shards made with it"
         raise UserError(
             f"--data={_DATA.value}: tokens of {corpus.tokenizer.name} are not those of the model's tokenizer, "
-            f"{tokenizer['name']}; give text, or shards made with that tokenizer"
+            f"{tokenizer['name']}; {remedy}"
         )
     seq_len = _SEQ_LEN.value or trained_len
     if not seq_len:
@@ -86,7 +89,7 @@ def _of_run() -> _Scored:
 
 def _of_artifact() -> _Scored:
     apply, params, metadata = artifact.load(_ARTIFACT.value or "")
-    notes = metadata["notes"] if isinstance(metadata["notes"], dict) else {}
+    seq_len = metadata["notes"].get("seq_len") if isinstance(metadata["notes"], dict) else None
     corpus = _load(_DATA.value or "", _TOKENIZER.value or "bytes", 0.1)
     vocab_size = models.build(**metadata["model"]).config.vocab_size
     if corpus.tokenizer.vocab_size > vocab_size:
@@ -94,7 +97,8 @@ def _of_artifact() -> _Scored:
             f"--data={_DATA.value}: {corpus.tokenizer.name} has {corpus.tokenizer.vocab_size} tokens, the model "
             f"{vocab_size}; give the model's tokenizer with --tokenizer=FILE.model"
         )
-    return _Scored(apply, params, notes.get("seq_len"), metadata["tokenizer"], corpus)
+    known = isinstance(seq_len, int) and seq_len > 0  # notes hold whatever their writer put there
+    return _Scored(apply, params, seq_len if known else None, metadata["tokenizer"], corpus)
 
 
 def _load(path: str, tokenizer: str, val_fraction: float) -> data.Corpus:

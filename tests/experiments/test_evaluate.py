@@ -1,15 +1,17 @@
-"""`experiments.evaluate` on token shards that have no tokenizer beside them."""
+"""`experiments.evaluate` on runs and on artifacts: the scores of the study, and one line for what does not fit."""
 
 import json
 
+import jax
+import numpy as np
 import pytest
 
-from freezejax import data
+from freezejax import artifact, data, models
 from freezejax.data import shards
 
-STUDY, EVALUATE = "experiments.progressive", "experiments.evaluate"
+STUDY, EVALUATE = "experiments.selective", "experiments.evaluate"
 FIELDS = [
-    *("--config.variants=baseline", "--config.train.steps=4", "--config.train.seq_len=16"),
+    *("--config.variants=baseline,selective_small", "--config.train.steps=4", "--config.train.seq_len=16"),
     *("--config.train.batch_size=2", "--config.train.eval_every=0", "--config.data.val_sequences=0"),
 ]
 TEXTS = {"train": "A line of text that is there to be learned.\n" * 60, "val": "A line of text to score.\n" * 30}
@@ -25,18 +27,71 @@ def bare(tmp_path_factory):
     return folder, model
 
 
-def test_a_study_on_shards_with_its_tokenizer_named_can_be_scored(bare, command, tmp_path):
-    folder, model = bare
-    workdir = tmp_path / "run"
-    fields = [f"--config.data.path={folder}", f"--config.data.tokenizer={model}", *FIELDS]
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder of text."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "a.txt").write_text("Another line to be scored, of another text.\n" * 60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(bare, command, tmp_path_factory):
+    """A finished study on those shards: its folder, and the result of each run."""
+    workdir = tmp_path_factory.mktemp("study") / "run"
+    fields = [f"--config.data.path={bare[0]}", f"--config.data.tokenizer={bare[1]}", *FIELDS]
     ended = command(STUDY, f"--workdir={workdir}", *fields)
     assert ended.code == 0, ended
-    result = json.loads((workdir / "runs" / "baseline" / "seed_0" / "result.json").read_text())
-    assert (result["tokenizer"], result["model"]["vocab_size"]) == ("mine", 300)
-    for more in ((), (f"--data={folder}",)):
-        ended = command(EVALUATE, f"--workdir={workdir}", "--variant=baseline", *more)
+    runs = {path.parents[1].name: json.loads(path.read_text()) for path in workdir.glob("runs/*/seed_0/result.json")}
+    return workdir, runs
+
+
+@pytest.fixture(scope="module")
+def packed(study):
+    """The artifact of the run whose gate and up are maps."""
+    return study[0] / "runs" / "selective_small" / "seed_0" / "model.fjax"
+
+
+@pytest.fixture
+def score(command):
+    def run(*arguments):
+        ended = command(EVALUATE, *arguments)
         assert ended.code == 0, ended
-        found = json.loads(ended.out)
+        assert ended.out.count("\n") == 1
+        return json.loads(ended.out)
+
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    def run(*arguments):
+        ended = command(EVALUATE, *arguments)
+        assert ended.code == 2, ended
+        assert ended.err.startswith("error: ")
+        assert ended.err.count("\n") == 1
+        assert not ended.out
+        return ended.err
+
+    return run
+
+
+def write(path, tokenizer, notes):
+    """An artifact of an untrained model of 300 tokens."""
+    config = {"family": "geglu", "vocab_size": 300, "num_layers": 1, "model_dim": 32, "num_heads": 2}
+    shapes = jax.eval_shape(models.build(**config).init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), shapes)
+    reference = None if tokenizer is None else {"name": tokenizer.name, "sha256": tokenizer.fingerprint}
+    artifact.save(path, params, model=config, compressor="none", tokenizer=reference, notes=notes)
+    return path
+
+
+def test_a_study_on_shards_with_its_tokenizer_named_can_be_scored(bare, study, score):
+    workdir, runs = study
+    result = runs["baseline"]
+    assert (result["tokenizer"], result["model"]["vocab_size"]) == ("mine", 300)
+    for more in ((), (f"--data={bare[0]}",)):
+        found = score(f"--workdir={workdir}", "--variant=baseline", *more)
         assert (found["tokens"], found["bytes"]) == (result["tokens"], result["bytes"])
         assert found["val_ce"] == pytest.approx(result["val_ce"], rel=1e-5)
 
@@ -46,3 +101,85 @@ def test_counterpart_the_same_shards_read_as_bytes_are_refused(bare, command, tm
     ended = command(STUDY, f"--workdir={tmp_path / 'run'}", *fields)
     assert ended.code == 2
     assert "is not in the vocabulary of 256" in ended.err
+
+
+@pytest.mark.parametrize("variant", ["baseline", "selective_small"])
+def test_an_artifact_scores_what_its_run_recorded(variant, bare, study, score):
+    workdir, runs = study
+    path, result = workdir / "runs" / variant / "seed_0" / "model.fjax", runs[variant]
+    found = score(f"--artifact={path}", f"--data={bare[0]}", f"--tokenizer={bare[1]}")
+    assert (found["tokens"], found["bytes"]) == (result["tokens"], result["bytes"])
+    assert (found["val_ce"], found["val_bpb"]) == (result["packed_ce"], result["packed_bpb"])
+    assert found["val_ce"] != result["val_ce"]  # counterpart: the weights before they were packed
+
+
+def test_an_artifact_scores_text_and_sliding_windows(bare, study, packed, text, score):
+    options = (f"--data={text}", "--seq_len=32", "--stride=5")
+    found = score(f"--artifact={packed}", f"--tokenizer={bare[1]}", *options)
+    of_run = score(f"--workdir={study[0]}", "--variant=selective_small", *options)
+    assert found.keys() == of_run.keys()
+    assert found["tokens"] == found["sliding_tokens"] == of_run["tokens"] > 32
+    assert found["bytes"] == of_run["bytes"]
+    for name in ("val_ce", "sliding_val_ce"):
+        assert found[name] == pytest.approx(of_run[name], rel=0.05)
+        assert found[name] != of_run[name]
+    assert found["sliding_val_ce"] != found["val_ce"]
+
+
+def test_windows_are_as_long_as_the_notes_say(bare, text, tmp_path, score, refused):
+    tokenizer = data.SentencePieceTokenizer(bare[1])
+    options = (f"--data={text}", f"--tokenizer={bare[1]}")
+    short = write(tmp_path / "short.fjax", tokenizer, {"seq_len": 8})
+    assert score(f"--artifact={short}", *options) == score(f"--artifact={short}", *options, "--seq_len=8")
+    for i, notes in enumerate((None, [8], {"seq_len": "8"}, {"seq_len": 0})):
+        path = write(tmp_path / f"{i}.fjax", tokenizer, notes)
+        assert f"--artifact={path} does not say how long its sequences were" in refused(f"--artifact={path}", *options)
+    assert score(f"--artifact={path}", *options, "--seq_len=8") == score(f"--artifact={short}", *options)
+
+
+def test_flags_that_do_not_go_together_are_one_line(bare, study, packed, refused):
+    both = "--artifact=FILE and --workdir=FOLDER --variant=NAME are two things"
+    for arguments, words in [
+        ((f"--artifact={packed}", f"--workdir={study[0]}"), both),
+        ((f"--artifact={packed}", "--variant=baseline"), both),
+        ((), "(or --artifact=FILE)"),
+        ((f"--workdir={study[0]}", "--variant=baseline", f"--tokenizer={bare[1]}"), "--tokenizer=FILE.model is for"),
+        ((f"--artifact={packed}", "--seq_len=0"), "seq_len"),
+        ((f"--artifact={packed}", "--batch_size=0"), "batch_size"),
+        ((f"--artifact={packed}", f"--data={bare[0]}", f"--tokenizer={bare[1]}", "--stride=17"), "stride=17"),
+        ((f"--artifact={packed}", f"--data={bare[0]}", f"--tokenizer={bare[1]}", "--seq_len=9999"), "too few"),
+    ]:
+        assert words in refused(*arguments)
+
+
+def test_files_that_are_missing_or_damaged_are_one_line(bare, packed, tmp_path, refused):
+    missing, damaged = tmp_path / "none.fjax", tmp_path / "damaged.fjax"
+    content = bytearray(packed.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    options = (f"--data={bare[0]}", f"--tokenizer={bare[1]}")
+    assert f"{missing}: there is no such file" in refused(f"--artifact={missing}", *options)
+    assert f"{damaged}: damaged: its content does not match its SHA-256" in refused(f"--artifact={damaged}", *options)
+    assert f"{bare[1]}: not a freezejax artifact" in refused(f"--artifact={bare[1]}", *options)
+    assert "not a folder" in refused(f"--artifact={packed}", f"--data={missing}", options[1])
+    assert "cannot read the tokenizer" in refused(f"--artifact={packed}", options[0], "--tokenizer=none.model")
+
+
+def test_tokens_that_are_not_the_models_are_one_line(bare, packed, text, tmp_path, refused):
+    other = data.train_bpe([*TEXTS.values(), "other words and yet others " * 9], 299, tmp_path / "299.model").path
+    large = data.train_bpe(TEXTS.values(), 310, tmp_path / "310.model").path
+    name = "not those of the model's tokenizer, mine; give it with --tokenizer=FILE.model"
+    for options, words in [
+        ((f"--data={text}",), f"tokens of bytes are {name}"),
+        ((), f"tokens of bytes are {name}"),  # the embedded text
+        ((f"--data={text}", f"--tokenizer={other}"), f"tokens of 299 are {name}"),
+        ((f"--data={text}", f"--tokenizer={large}"), "310 has 310 tokens, the model 300"),
+        ((f"--data={bare[0]}",), "is not in the vocabulary of 256"),
+    ]:
+        assert words in refused(f"--artifact={packed}", *options)
+
+
+def test_an_artifact_that_names_no_tokenizer_takes_any_that_fits(text, tmp_path, score):
+    path = write(tmp_path / "x.fjax", None, {"seq_len": 16})
+    found = score(f"--artifact={path}", f"--data={text}")
+    assert found["tokens"] == found["bytes"] > 100  # bytes
