@@ -58,6 +58,7 @@ def _packed_columns(row: Mapping[str, Any]) -> dict[str, str]:
         "against baseline": with_ci(row["delta_pct"], row["delta_pct_ci95"], 1, "%"),
         "predicted kB": f"{row['stored_bytes_predicted'] / 1e3:,.1f}",
         "file kB": f"{row['artifact_bytes'] / 1e3:,.1f}",
+        "sd over training, base seeds": ", ".join(_sd(row[f"{axis}_seed_sd"]) for axis in ("training", "base")),
         **_paper(row),
     }
 
@@ -84,8 +85,15 @@ def _contrast(item: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _sd(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
 def _paper(item: Mapping[str, Any]) -> dict[str, str]:
     judged = (f"{item['paper']['delta_pct']:+.1f}%", item["verdict"]) if "paper" in item else ("", "")
+    if "judged" in item:
+        ours = with_ci(item["judged"]["effect_pct"], item["judged"]["effect_pct_ci95"], 1, "%")
+        judged = (f"{judged[0]} against {item['judged']['reference']}", f"{judged[1]} ({ours})")
     return dict(zip(("paper", "verdict"), judged, strict=True))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from freezejax import artifact, models
+from freezejax.errors import UserError
 from freezejax.paths import PyTree
 from freezejax.random_maps import count_seeded
 from freezejax.schedules import FreezeSchedule
@@ -88,7 +89,13 @@ def _match_hidden(
     hidden = round(model["mlp_mult"] * width)
     now = measure(_sized(model, width, hidden))
     per_unit = measure(_sized(model, width, hidden + 1)) - now
-    return _sized(model, width, hidden + round((target - now) / per_unit))
+    wanted = hidden + round((target - now) / per_unit)
+    if wanted < 1:
+        raise UserError(
+            f"no model of width {width} is as small as what is left of {model['model_dim']} with the frozen kernels "
+            "seeded; let config.freeze.pattern freeze less"
+        )
+    return _sized(model, width, wanted)
 
 
 def _sized(model: Mapping[str, Any], width: int, hidden: int) -> dict[str, Any]:

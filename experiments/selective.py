@@ -71,7 +71,7 @@ _ROWS = [
     _row("selective_small_gain", "small", "gate_up", "seeded", "gain"),
 ]
 
-# Paper's loss (where it has one) and its difference in percent to its baseline, which has dropout 0.2.
+# Paper's loss (where it has one) and its difference in percent to its baseline.
 _SOURCE = "PR 1301, section 2"
 _FROZEN_LARGE_CE, _TRAINED_LARGE_CE = 2.8803, 2.7295
 _PAPER = {
@@ -114,10 +114,16 @@ def paper_rows(config: ConfigDict, vocab_size: int) -> dict[str, Paper]:
             _SOURCE,
             value,
             delta,
-            f"{delta:+.1f}% against the small baseline (fineweb)" + _FIRST_VERSION * (name == "selective_small"),
+            f"{delta:+.1f}% against the small baseline{' with dropout' * bool(_paper_reference(name))} (fineweb)"
+            + _FIRST_VERSION * (name == "selective_small"),
         )
         for name, (value, delta) in _PAPER.items()
     }
+
+
+def _paper_reference(name: str) -> str:
+    # Of these two the paper gives no loss; its first version compares the former without dropout.
+    return "" if name in ("selective_small", "full_freeze_lora") else "baseline_dropout"
 
 
 def _variant(config: ConfigDict, vocab_size: int, paper: Paper | None, row: _Row) -> Variant:
@@ -138,6 +144,7 @@ def _variant(config: ConfigDict, vocab_size: int, paper: Paper | None, row: _Row
         schedule=SEEDS_FROZEN if row.kind == "seeded" else ALL_TRAIN,
         base_seeds="main" in row.extra,
         paper=paper,
+        paper_reference=_paper_reference(row.name) if paper else "",
     )
 
 
@@ -175,6 +182,7 @@ _QUESTIONS = [
     ("selective_small", "baseline_same_maps", "... and against training from the same maps?"),
     ("baseline_same_maps", "baseline", "what do the maps do as initial values alone?"),
     ("full_freeze_lora", "baseline", "does LoRA make up for freezing everything?"),
+    ("full_freeze_lora", "baseline_dropout", "... and with the paper's baseline, which has dropout"),
     ("full_freeze_lora", "selective_small", "everything frozen with LoRA against gate+up frozen"),
     ("selective_small_dropout", "baseline", "frozen with dropout against trained without"),
     ("selective_small_dropout", "baseline_dropout", "frozen, dropout on both sides, as the paper computes it"),
@@ -192,6 +200,11 @@ _QUESTIONS = [
     ("selective_large", "trained_large_same_maps", "... and from the same maps"),
     ("trained_large", "baseline_dropout", "a larger trained model against the paper's baseline"),
     *((f"frozen_{p}", f"trained_{p}", f"{p} frozen, same maps") for p in (*_PLACES_SMALL, *_HALVES)),
+    *(
+        (f"frozen_{p}", "baseline", f"{p} frozen at 1/sqrt(in) against all trained from N(0, 0.02)")
+        for p in _PLACES_SMALL
+    ),
+    *((f"frozen_{p}", "trained_medium_same_maps", f"{p} frozen whole against gate+up's maps trained") for p in _HALVES),
     *((f"selective_small_{d}", "selective_small", f"{d} maps against normal ones") for d in _DISTRIBUTIONS),
     ("selective_small_gain", "selective_small", "a learned gain per feature against none"),
 ]
@@ -199,7 +212,7 @@ _QUESTIONS = [
 
 def contrasts(papers: dict[str, Paper]) -> list[Contrast]:
     """The paired comparisons; the paper's figure beside those that it computes so."""
-    found = {(name, "baseline_dropout"): paper for name, paper in papers.items()}
+    found = {(name, _paper_reference(name)): paper for name, paper in papers.items()}
     if papers:
         delta = 100.0 * (_FROZEN_LARGE_CE - _TRAINED_LARGE_CE) / _TRAINED_LARGE_CE
         found["selective_large_dropout", "trained_large"] = Paper(

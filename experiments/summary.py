@@ -56,7 +56,7 @@ def write(study: Study, config: ConfigDict, corpus: Corpus, workdir: Path) -> di
             "train_tokens": len(corpus.train),
             **{field: baseline[0][field] if baseline else None for field in ("tokens", "bytes")},
         },
-        "rows": [_row(variant, results[variant.name], baseline) for variant in finished],
+        "rows": [_row(variant, results, baseline) for variant in finished],
         "contrasts": [
             _contrast(contrast, results)
             for contrast in study.contrasts
@@ -99,7 +99,8 @@ def _run(result: Result) -> tuple[int, int]:
     return result["seed"], result["base_seed"]
 
 
-def _row(variant: Variant, results: Sequence[Result], baseline: Sequence[Result]) -> dict[str, Any]:
+def _row(variant: Variant, every: Mapping[str, Sequence[Result]], baseline: Sequence[Result]) -> dict[str, Any]:
+    results = every[variant.name]
     times = [result["step_ms_median"] for result in results if result["step_ms_median"] is not None]
     step_ms = sorted(times)[len(times) // 2] if times else None
     tokens_per_step = results[0]["train_tokens"] / results[0]["steps"]
@@ -122,8 +123,20 @@ def _row(variant: Variant, results: Sequence[Result], baseline: Sequence[Result]
         "params_sha256": [result["params_sha256"] for result in results],
         "model": results[0]["model"],
         "phases": results[0]["phases"],
-        **_judged(variant.paper, effect),
+        **_judged_row(variant, every, effect),
     }
+
+
+def _judged_row(variant: Variant, every: Mapping[str, Sequence[Result]], effect: Interval | None) -> dict[str, Any]:
+    """The paper's figure, judged by our effect against the variant that stands for the paper's reference."""
+    if not variant.paper_reference:
+        return _judged(variant.paper, effect)
+    against = _paired(every[variant.name], every[variant.paper_reference], "val_ce")
+    found = _judged(variant.paper, against)
+    if against is None or not found:
+        return {}
+    ours = {"reference": variant.paper_reference, "effect_pct": against.mean, "effect_pct_ci95": against.ci95}
+    return {**found, "judged": ours}
 
 
 def _contrast(contrast: Contrast, results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:

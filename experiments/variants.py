@@ -33,6 +33,7 @@ class Variant:
     schedule: FreezeSchedule
     base_seeds: bool = False  # runs with every base seed (root of the maps), not with the first alone
     paper: Paper | None = None
+    paper_reference: str = ""  # the variant that the paper's difference is against; "" = the baseline
 
 
 class Run(NamedTuple):

@@ -53,8 +53,9 @@ def test_verdicts_follow_from_the_intervals(found, study):
     judged = [item for item in [*found["rows"], *found["contrasts"]] if "paper" in item]
     assert len(judged) == sum(item.paper is not None for item in [*study.variants, *study.contrasts])
     for item in judged:
-        ours = "delta_pct" if "delta_pct" in item else "effect_pct"
-        effect = Interval(item[ours], item[f"{ours}_ci95"])
+        item_or_reference = item.get("judged", item)  # the paper's reference need not be the study's baseline
+        ours = "delta_pct" if "delta_pct" in item_or_reference else "effect_pct"
+        effect = Interval(item_or_reference[ours], item_or_reference[f"{ours}_ci95"])
         assert item["verdict"] == verdict(effect, item["paper"]["delta_pct"])
 
 

@@ -44,6 +44,7 @@ MAX_EXPANSION = 1000  # weights per byte of file
 PREAMBLE = struct.Struct("<8sHQII32s")
 ROOT_BYTES = 4 * ROOT_WORDS
 ENTRY = np.dtype([("encoding", "u1"), ("bytes", "<u4"), ("quality", "<i2")])
+_MAX_MESSAGE = 400
 _QUALITY = np.iinfo(np.int16)
 
 
@@ -123,7 +124,7 @@ def read(path: str | Path) -> Parts:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+        raise UserError(f"{path}: {'a folder, not an artifact' if path.is_dir() else 'there is no such file'}")
     with naming(path), path.open("rb") as file:
         _check_start(file.read(PREAMBLE.size))  # before reading what may be no artifact and large
         file.seek(0)
@@ -138,9 +139,9 @@ def naming(path: str | Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UserError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: {_one_line(error)}") from None
     except ValueError as error:
-        raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: damaged: {_one_line(error)}") from None
 
 
 def parse(data: bytes) -> Parts:
@@ -188,6 +189,13 @@ def decode(parts: Parts) -> dict[str, np.ndarray]:
         is_half = tensor.codec == "float16"
         weights[tensor.path] = dequantize(tensor, None if is_half else Rows(codes, mine), codes if is_half else None)
     return weights
+
+
+def _one_line(error: Exception) -> str:
+    """The message, cut and made printable: it may quote anything that stands in a file."""
+    line = " ".join(str(error).split())
+    line = line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + "..."
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
 
 
 def _check_start(start: bytes) -> None:

@@ -44,8 +44,11 @@ def make_header(
     Raises:
       UserError: an unknown codec or compressor, something JSON cannot hold, or what `check` refuses.
     """
-    if compressor not in COMPRESSORS:
-        raise UserError(f"there is no compressor {compressor!r}; {nearest(compressor, COMPRESSORS)}")
+    if compressor not in list(COMPRESSORS):
+        raise UserError(f"there is no compressor {compressor!r}; {nearest(str(compressor), COMPRESSORS)}")
+    for name, value in (("model", model), ("tokenizer", tokenizer)):
+        if not isinstance(value, Mapping) and not (name == "tokenizer" and value is None):
+            raise UserError(f"artifact header: {name}={value!r} is not a mapping")
     reference = None if tokenizer is None else dict(tokenizer)
     header = Header(dict(model), codec_rules(codec), compressor, rooted, reference, notes, tensors)
     try:

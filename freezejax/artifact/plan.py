@@ -88,7 +88,7 @@ def codec_rules(codec: CodecRules) -> list[tuple[str, str]]:
     ...
     freezejax.errors.UserError: there is no codec 'int7'; nearest: int8, int6, int5
     """
-    rules = [(".*", codec)] if isinstance(codec, str) else [(pattern, name) for pattern, name in codec]
+    rules = [(".*", codec)] if isinstance(codec, str) else _pairs(codec)
     for pattern, name in rules:
         if name not in CODECS:
             raise UserError(f"there is no codec {name!r}; {nearest(str(name), CODECS)}")
@@ -97,6 +97,18 @@ def codec_rules(codec: CodecRules) -> list[tuple[str, str]]:
         except re.error as error:
             raise UserError(f"codec rule {pattern!r} is no regular expression: {error}") from None
     return rules
+
+
+def _pairs(codec: Any) -> list[tuple[str, str]]:
+    def pair(rule: Any) -> tuple[str, str]:
+        match rule:
+            case [str(pattern), str(name)]:
+                return pattern, name
+        raise UserError(f"codec rule {rule!r}: write (pattern, codec), such as ('.*', 'int6')")
+
+    if not isinstance(codec, Sequence):
+        raise UserError(f"codec={codec!r}: give a codec, such as 'int6', or a list of (pattern, codec)")
+    return [pair(rule) for rule in codec]
 
 
 def stored_leaves(params: PyTree) -> list[tuple[str, Any]]:
@@ -108,14 +120,15 @@ def stored_leaves(params: PyTree) -> list[tuple[str, Any]]:
     params = release(params)
     leaves = [pair for pair in zip(leaf_paths(params), jax.tree.leaves(params), strict=True) if not is_root(pair[1])]
     for path, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise UserError(f"leaf {path!r} is {leaf.dtype}: an artifact stores float weights")
+        kind = getattr(leaf, "dtype", None)
+        if kind is None or not jnp.issubdtype(kind, jnp.floating):
+            raise UserError(f"leaf {path!r} is {kind or type(leaf).__name__}: an artifact stores float weights")
     return leaves
 
 
 def is_root(leaf: Any) -> bool:
     """Whether a leaf is a root seed: key data, uint32 [2]."""
-    return leaf.dtype == jnp.uint32 and tuple(leaf.shape) == (ROOT_WORDS,)
+    return getattr(leaf, "dtype", None) == jnp.uint32 and tuple(leaf.shape) == (ROOT_WORDS,)
 
 
 def root_of(params: PyTree) -> tuple[int, int] | None:

@@ -1,6 +1,8 @@
 """From a header to the model it names, and from weights by path to that model's parameters."""
 
+import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +18,7 @@ from freezejax.artifact.header import Header
 from freezejax.artifact.plan import Tensor, is_root, stored_leaves
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, leaf_paths, nearest
-from freezejax.random_maps import map_weights
+from freezejax.random_maps import MapWeight, RandomMap, map_weights, release
 
 
 def model_of(header: Header) -> tuple[models.Model, PyTree]:
@@ -32,6 +34,35 @@ def model_of(header: Header) -> tuple[models.Model, PyTree]:
         wanted = "no root seed is stored" if seeded else "a root seed is stored, but nothing is seeded"
         raise UserError(f"wrong model: {wanted}")
     return model, shapes
+
+
+def check_params(params: PyTree, header: Header) -> None:
+    """Checks that parameters are of the model that a header names, random maps and adapters included.
+
+    Raises:
+      UserError: the model cannot be built, or has other leaves, maps or adapters.
+    """
+    _, shapes = model_of(header)
+    for ours, named in itertools.zip_longest(map_weights(params), map_weights(shapes)):
+        if ours is None or named is None or ours.map != named.map:
+            found = "no map" if ours is None else _told(ours.map)
+            wanted = "none" if named is None else _told(named.map)
+            raise UserError(f"wrong model: the parameters hold {found} where the config has {wanted}")
+    if _bare_structure(params) != _bare_structure(shapes):
+        raise UserError("wrong model: the parameters' adapters or containers are not those of the config")
+
+
+def _told(random_map: RandomMap) -> str:
+    return f"a {random_map.distribution} map {random_map.shape} of scale {random_map.scale} at {random_map.name!r}"
+
+
+def _bare_structure(tree: PyTree) -> Any:
+    """Structure with all that is static in it, but for how maps lie on a mesh."""
+
+    def bare(leaf: Any) -> Any:
+        return dataclasses.replace(leaf, sharding=None) if isinstance(leaf, MapWeight) else leaf
+
+    return jax.tree.structure(jax.tree.map(bare, release(tree), is_leaf=lambda leaf: isinstance(leaf, MapWeight)))
 
 
 def fill(shapes: PyTree, weights: Mapping[str, np.ndarray], root: tuple[int, int] | None) -> PyTree:

@@ -56,7 +56,7 @@ def save(
     tensors = plan(params, codec)
     root = root_of(params)
     header = make_header(tensors, model, codec, compressor, tokenizer, notes, rooted=root is not None)
-    rebuild.model_of(header)
+    rebuild.check_params(params, header)
     leaves = [quantize_leaf(t, np.asarray(leaf)) for t, (_, leaf) in zip(tensors, stored_leaves(params), strict=True)]
     content = container.to_bytes(header, root, leaves)
     try:
@@ -101,7 +101,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def quantize(params: PyTree, codec: CodecRules = "int6") -> PyTree:
-    """The model as an artifact would give it back: every stored leaf dequantized, in its own dtype; the rest as it is.
+    """The model as an artifact would give it back: every stored leaf dequantized, as float32; the rest as it is.
 
     Raises:
       UserError: as `save`.
@@ -114,7 +114,7 @@ def quantize(params: PyTree, codec: CodecRules = "int6") -> PyTree:
     def restored(path: str, leaf: Any) -> Any:
         if path not in tensors:
             return leaf
-        return jnp.asarray(quantize_leaf(tensors[path], np.asarray(leaf)).values, leaf.dtype)
+        return jnp.asarray(quantize_leaf(tensors[path], np.asarray(leaf)).values)
 
     leaves = [restored(path, leaf) for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

@@ -10,6 +10,7 @@ from freezejax.random_maps.weight import (
     hold,
     map_weights,
     release,
+    with_shardings,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "hold",
     "map_weights",
     "release",
+    "with_shardings",
 ]

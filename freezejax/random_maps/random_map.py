@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from freezejax.paths import named_key, nearest
 from freezejax.random_maps.recipes import RECIPES
 
 Sharding = NamedSharding | None
+_SMALLEST, _LARGEST = 1e-30, 1e30  # of a scale: levels times a scale stay well inside float32
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class RandomMap:
       distribution: 'normal', 'uniform', 'rademacher' or 'hadamard', which are integer recipes and portable;
         'normal_float' or 'orthogonal_qr', for comparison, which are not.
       scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'gain' = the same times a learned
-        gain per output feature, 'none' or None = 1, or a number above 0.
+        gain per output feature, 'none' or None = 1, or a number in (1e-30, 1e30).
       name: leaf path; the map's key is the root key with the hash of this name folded in.
 
     Raises:
@@ -58,9 +60,11 @@ class RandomMap:
             raise UserError(f"{where}: no distribution {self.distribution!r}; {hint}")
         if self.scale is None or (isinstance(self.scale, str) and self.scale in ("fan_in", "gain", "none")):
             return
-        is_number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
-        if not is_number or not 0 < self.scale < math.inf:  # type: ignore[operator]
-            raise UserError(f"{where}: scale={self.scale!r} must be 'fan_in', 'gain', 'none' or a number above 0")
+        is_number = isinstance(self.scale, numbers.Real) and not isinstance(self.scale, bool)
+        if not is_number or not _SMALLEST < self.scale < _LARGEST:  # type: ignore[operator]
+            raise UserError(
+                f"{where}: scale={self.scale!r} must be 'fan_in', 'gain', 'none' or a number in (1e-30, 1e30)"
+            )
 
     @property
     def portable(self) -> bool:
@@ -113,13 +117,24 @@ class RandomMap:
           sharding: how the map is laid out over a mesh; each device draws its own shard only.
 
         Raises:
-          UserError: `x` has another size than `in`, or `key` is not a typed threefry2x32 key.
+          UserError: `x` has another size than `in` or is not floating point, or `key` is not a typed threefry2x32 key.
         """
         check_key(key)
+        self.check_input(x)
+        return with_gain(_regenerated(self, sharding, x, jax.random.key_data(key)), gain)
+
+    def check_input(self, x: jax.Array) -> None:
+        """Refuses an input that the map cannot be applied to.
+
+        Raises:
+          UserError: `x` is not floating point, or its last axis is not `in`.
+        """
         if x.ndim < 1 or x.shape[-1] != self.shape[0]:
             raise UserError(f"random map {self.name!r}: x has shape {x.shape}, its last axis must be {self.shape[0]}")
-        y = _regenerated(self, sharding, x, jax.random.key_data(key))
-        return y if gain is None else y * gain.astype(y.dtype).reshape((1,) * (y.ndim - 1) + gain.shape)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise UserError(
+                f"random map {self.name!r}: x is {x.dtype}, not floating point; cast it to float32 or bfloat16"
+            )
 
 
 def check_key(key: jax.Array) -> None:
@@ -141,6 +156,16 @@ def check_key(key: jax.Array) -> None:
         raise UserError(f"random maps need a threefry2x32 key, jax.random.key(seed, impl='threefry2x32'), not {found}")
     if not jax.config.jax_threefry_partitionable:
         raise UserError("random maps need jax_threefry_partitionable=True, which is jax's default")
+
+
+def with_gain(y: jax.Array, gain: jax.Array | None) -> jax.Array:
+    """`y` [..., out] times a gain [out], if there is one, in the dtype of `y`.
+
+    >>> with_gain(jnp.ones((2, 2)), jnp.array([1.0, 3.0]))
+    Array([[1., 3.],
+           [1., 3.]], dtype=float32)
+    """
+    return y if gain is None else y * gain.astype(y.dtype).reshape((1,) * (y.ndim - 1) + gain.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

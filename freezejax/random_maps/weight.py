@@ -1,16 +1,18 @@
 """A random map as a leaf of the parameters: its root seed, and a learned gain where it has one."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, leaf_paths
-from freezejax.random_maps.random_map import RandomMap, Sharding, check_key, scaled_product
+from freezejax.masks import compile_pattern
+from freezejax.paths import PyTree, leaf_paths, nearest
+from freezejax.random_maps.random_map import RandomMap, Sharding, check_key, scaled_product, with_gain
 
 
 @jax.tree_util.register_dataclass
@@ -43,8 +45,8 @@ class MapWeight:
         """[..., in] -> [..., out], in the dtype of `x`."""
         if self.levels is None:
             return self.map.apply(x, self.key, gain=self.gain, sharding=self.sharding)
-        y = scaled_product(x, self.levels, self.map.step)
-        return y if self.gain is None else y * self.gain.astype(y.dtype).reshape((1,) * (y.ndim - 1) + self.gain.shape)
+        self.map.check_input(x)
+        return with_gain(scaled_product(x, self.levels, self.map.step), self.gain)
 
     @property
     def key(self) -> jax.Array:
@@ -123,6 +125,35 @@ def _replace(tree: PyTree, levels: Callable[[MapWeight], Any]) -> PyTree:
         return dataclasses.replace(leaf, levels=levels(leaf)) if isinstance(leaf, MapWeight) else leaf
 
     return jax.tree.map(change, tree, is_leaf=lambda leaf: isinstance(leaf, MapWeight))
+
+
+def with_shardings(tree: PyTree, rules: Sequence[tuple[str, NamedSharding]]) -> PyTree:
+    """The tree with its maps laid out over a mesh: each device draws its own shard only.
+
+    Args:
+      tree: parameters.
+      rules: ordered `(regex of kernel paths, sharding [in, out])`; the first match wins, the rest stay as they are.
+        Leave axes that split the batch out: a map is needed whole there, and drawn whole.
+
+    Raises:
+      UserError: a pattern that matches no map.
+
+    >>> with_shardings({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))}, [])["w"].sharding is None
+    True
+    """
+    names = [weight.map.name for weight in map_weights(tree)]
+    compiled = [(compile_pattern(pattern), sharding) for pattern, sharding in rules]
+    for pattern, _ in compiled:
+        if not any(pattern.fullmatch(name) for name in names):
+            raise UserError(f"sharding rule {pattern.pattern!r} matches no map; {nearest(pattern.pattern, names)}")
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, MapWeight):
+            return leaf
+        matching = (sharding for pattern, sharding in compiled if pattern.fullmatch(leaf.map.name))
+        return dataclasses.replace(leaf, sharding=next(matching, leaf.sharding))
+
+    return jax.tree.map(place, tree, is_leaf=lambda leaf: isinstance(leaf, MapWeight))
 
 
 def check_seeds_frozen(params: PyTree, mask: PyTree) -> None:

@@ -50,7 +50,9 @@ def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -
 def _block_matrices(params: PyTree) -> PyTree:
     numbers = optax.contrib.MuonDimensionNumbers()
     # Kernels only: the residual mix of the Parameter Golf baseline, [2, D], is two vectors.
-    return map_with_paths(lambda path, _: numbers if re.fullmatch(r"(.*/)?blocks/.*/kernel", path) else None, params)
+    return map_with_paths(
+        lambda path, _: numbers if re.fullmatch(r"(.*/)?blocks/.*/kernel(/base)?", path) else None, params
+    )
 
 
 def rate_shape(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:

@@ -15,7 +15,7 @@ from freezejax.artifact import inspect
 from freezejax.data import checksums, shards
 from freezejax.errors import UserError
 from freezejax.paths import leaf_paths
-from tests.fuzz import mutations, reader
+from tests.fuzz import mutations, reader, resealed
 
 MAX_EXPANSION = 1000  # weights per byte of file, as the format promises
 REFUSED, SAME, OTHER = "refused", "same content", "says so"
@@ -59,7 +59,7 @@ def subjects(folder: Path) -> list[Subject]:
     listing = (lists / checksums.NAME).read_bytes()
     return [
         Subject("artifact", list(whole), mutations.ANY, functools.partial(_judge_artifact, path, whole)),
-        Subject("resealed", list(whole), mutations.RESEALED, functools.partial(_judge_artifact, path, None)),
+        Subject("resealed", list(whole), resealed.RESEALED, functools.partial(_judge_artifact, path, None)),
         Subject("shard", _variants(plain), shard_kinds, _shard_judge(plain, listed=False)),
         Subject("listed shard", _variants(listed), shard_kinds, _shard_judge(listed, listed=True)),
         Subject("list", [listing], mutations.ANY, _list_judge(lists)),

@@ -19,6 +19,7 @@ BITS = {"int8": 8, "int6": 6, "int5": 5, "int4": 4}
 PREAMBLE = struct.Struct("<8sHQII32s")
 ENTRY = struct.Struct("<BIh")
 DECOMPRESS = {
+    "none": bytes,
     "zlib": lambda data: zlib.decompress(data, wbits=-15),
     "lzma": lambda data: lzma.decompress(
         data, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**24}]

@@ -1,5 +1,6 @@
 """A few hundred damaged files of each kind in turn; and the fuzzer does find what is planted."""
 
+import json
 import types
 from unittest import mock
 
@@ -8,7 +9,7 @@ import pytest
 
 from freezejax.artifact import container, header, packing
 from freezejax.data import checksums, shards
-from tests.fuzz import fuzz, judges, mutations
+from tests.fuzz import fuzz, judges, mutations, resealed
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,23 @@ def test_file_n_is_the_same_file_again():
     assert made[40] == made[7]
     assert made[41:] == made[:40]
     assert len(set(made[:40])) > 30
+
+
+def test_what_was_found_once_stays_mended(subjects):
+    """Errors that quoted a file's text as it was; a flipped bit in the part of a shard's header that is zero."""
+    _, forged, shard, _, lists = subjects
+    for change in (
+        lambda fields: fields["tensors"][0].__setitem__(1, ["\ud800"]),
+        lambda fields: fields["tensors"][0].__setitem__(2, "9" * 5000),
+        lambda fields: fields["model"].update(family="9" * 5000),
+    ):
+        fields = json.loads(resealed.header_of(forged.originals[0]))
+        change(fields)
+        content = resealed.with_header(forged.originals[0], json.dumps(fields).encode())
+        assert forged.judge(content) == judges.REFUSED
+    own = shard.originals[0]
+    assert shard.judge(own[:900] + b"\1" + own[901:]) == judges.REFUSED
+    assert lists.judge(lists.originals[0].replace(b"val_0", b"val\x1f0")) == judges.REFUSED
 
 
 class Anything:

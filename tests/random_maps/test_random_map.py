@@ -26,8 +26,7 @@ def value_and_gradient(function, x, grad):
     return [np.asarray(array.astype(jnp.float32), np.float64) for array in both(x, grad.astype(x.dtype))]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("scale", ["fan_in", 0.37, "none"])
+@pytest.mark.parametrize(("shape", "scale"), [(SHAPES[0], "fan_in"), (SHAPES[1], 0.37), (SHAPES[2], "fan_in")])
 def test_product_and_gradient_are_those_of_the_stored_matrix(shape, scale):
     random_map = RandomMap(shape, "normal", scale, "w")
     w = np.asarray(random_map.materialize(KEY), np.float64)
@@ -98,16 +97,17 @@ def test_vmap_over_inputs_and_over_roots():
     random_map = RandomMap((8, 16), "normal", name="w")
     x, _ = inputs(random_map.shape, 3, 4)
     keys = jax.random.split(KEY, 3)
-    over_inputs = jax.vmap(random_map.apply, in_axes=(0, None))(x, KEY)
+    over_inputs = jax.jit(jax.vmap(random_map.apply, in_axes=(0, None)))(x, KEY)
     np.testing.assert_allclose(over_inputs, random_map.apply(x, KEY), atol=1e-6)
     loss = lambda x, key: jnp.sum(jnp.sin(random_map.apply(x, key)))  # noqa: E731
-    ensemble = jax.vmap(jax.grad(loss), in_axes=(None, 0))(x, keys)
+    ensemble = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(x, keys)
+    one = jax.jit(jax.grad(loss))
     for found, key in zip(ensemble, keys, strict=True):
-        np.testing.assert_allclose(found, jax.grad(loss)(x, key), atol=1e-5)
+        np.testing.assert_allclose(found, one(x, key), atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("scale", "deviation"), [("fan_in", 0.25), ("gain", 0.25), ("none", 1), (None, 1), (0.5, 0.5), (3, 3)]
+    ("scale", "deviation"), [("fan_in", 0.25), ("gain", 0.25), ("none", 1), (None, 1), (0.5, 0.5), (np.float32(3), 3)]
 )
 def test_scale_is_the_deviation_of_a_weight(scale, deviation):
     random_map = RandomMap((16, 64), "rademacher", scale, "w")
@@ -135,6 +135,7 @@ ERRORS = {
     "rbg key": (lambda: MAP.materialize(jax.random.key(0, impl="rbg")), THREEFRY + "rbg"),
     "several keys": (lambda: MAP.apply(X, jax.random.split(KEY)), THREEFRY + "an array of 2"),
     "input of another size": (lambda: MAP.apply(X.T, KEY), r"kernel': x has shape \(4, 2\), its last axis must be 4"),
+    "integer input": (lambda: MAP.apply(X.astype("int32"), KEY), "kernel': x is int32, not floating point"),
     "scalar input": (lambda: MAP.apply(jnp.float32(1), KEY), r"x has shape \(\)"),
     "misspelt distribution": (lambda: RandomMap((4, 8), "rademaker"), "no distribution 'rademaker'; nearest: radem"),
     "number for a distribution": (lambda: RandomMap((4, 8), 3), "no distribution 3; nearest: "),
@@ -142,7 +143,7 @@ ERRORS = {
     "number for a name": (lambda: RandomMap((4, 8), name=3), "random map 3: the name must be a string"),
 }
 SIZES = [(4,), (4, 8, 2), (0, 8), (4, -8), (4, 8.0), ("4", 8), (True, 8), 4, "ab", None]
-SCALES = ["fanin", 0, -1.0, math.nan, math.inf, True, [1.0], {}, np.ones(2)]
+SCALES = ["fanin", 0, -1.0, math.nan, math.inf, 1e-40, 1e40, True, [1.0], {}, np.ones(2)]
 for size in SIZES:
     ERRORS[f"shape {size}"] = (lambda size=size: RandomMap(size), r"shape=.* must be \(in, out\), two integers")
 for scale in SCALES:

@@ -5,11 +5,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import freezejax
 from freezejax import RandomMap, UserError
 from freezejax.paths import leaf_paths
-from freezejax.random_maps import MapWeight, as_matrices, check_seeds_frozen, count_seeded, hold, map_weights, release
+from freezejax.random_maps import (
+    MapWeight,
+    as_matrices,
+    check_seeds_frozen,
+    count_seeded,
+    hold,
+    map_weights,
+    release,
+    with_shardings,
+)
 from freezejax.random_maps import random_map as implementation
 
 ROOT = jax.random.key(4)
@@ -97,6 +108,25 @@ def test_a_seed_cannot_train():
     check_seeds_frozen(params, freezejax.trainable_mask(params, [(".*/root", False), (".*", True)]))
     with pytest.raises(UserError, match=r"leaf 'b/root' is a root seed and cannot train: let \('\.\*/root', False\)"):
         check_seeds_frozen(params, freezejax.trainable_mask(params, [("a/.*", False), (".*", True)]))
+
+
+def test_shardings_go_to_the_maps_that_their_rules_name():
+    mesh = jax.make_mesh((1,), ("tensor",), axis_types=(AxisType.Auto,))
+    columns, rows = (NamedSharding(mesh, P(*axes)) for axes in ((None, "tensor"), ("tensor",)))
+    params = {**tree("gain"), "c": MapWeight.create(RandomMap(WIDE, name="blocks/0/c"), ROOT)}
+    placed = with_shardings(params, [("b", columns), ("[ab]", rows)])
+    assert [weight.sharding for weight in map_weights(placed)] == [rows, columns, None]
+    chex.assert_trees_all_equal(jax.tree.leaves(placed), jax.tree.leaves(params))
+    assert jax.jit(hold)(placed)["b"].levels.sharding.is_equivalent_to(columns, 2)
+    with pytest.raises(UserError, match="sharding rule 'blocks/c' matches no map; nearest: blocks/0/c"):
+        with_shardings(params, [("blocks/c", rows)])
+
+
+@pytest.mark.parametrize("weight", [tree()["a"], hold(tree()["a"])], ids=["drawn", "stored"])
+def test_an_input_that_does_not_fit_is_refused_wherever_the_map_is(weight):
+    for x, message in ((jnp.ones((2, 25)), "last axis must be 24"), (jnp.ones((2, 24), "int32"), "x is int32")):
+        with pytest.raises(UserError, match=message):
+            weight(x)
 
 
 def test_a_leaf_is_made_from_a_threefry_key_alone():

@@ -1,0 +1,79 @@
+"""What `save` is given wrongly is told in one line, and no file is written."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freezejax import artifact, models
+from freezejax.errors import UserError
+from freezejax.random_maps import MapWeight, RandomMap
+
+CONFIG = {
+    **{"family": "geglu", "num_layers": 1, "model_dim": 96, "num_heads": 3},
+    "maps": [{"pattern": ".*/gate/kernel", "distribution": "rademacher"}],
+    "lora": [{"pattern": ".*/up/kernel", "rank": 4}],
+}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return models.build(**CONFIG).init(jax.random.key(0), jax.random.key(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": {**CONFIG, "maps": [{"pattern": ".*/gate/kernel"}]}}, "config has a normal map"),
+        ({"model": {**CONFIG, "maps": [{**CONFIG["maps"][0], "scale": 0.5}]}}, "scale fan_in at"),
+        ({"model": {**CONFIG, "maps": []}}, "wrong model"),
+        ({"model": {**CONFIG, "lora": [{"pattern": ".*/up/kernel", "rank": 4, "alpha": 64}]}}, "adapters"),
+        ({"model": None}, "model=None is not a mapping"),
+        ({"model": "geglu"}, "is not a mapping"),
+        ({"tokenizer": "bytes"}, "tokenizer='bytes' is not a mapping"),
+        ({"codec": None}, "give a codec"),
+        ({"codec": [(".*",)]}, "write (pattern, codec)"),
+        ({"codec": {".*": "int6"}}, "give a codec"),
+        ({"compressor": []}, "there is no compressor"),
+    ],
+)
+def test_one_line_and_no_file(params, change, told, tmp_path):
+    path = tmp_path / "x.fjax"
+    with pytest.raises(UserError) as error:
+        artifact.save(path, params, **{"model": CONFIG, **change})
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not path.exists()
+
+
+def test_how_maps_lie_on_a_mesh_is_no_part_of_the_model(params, tmp_path):
+    mesh = jax.make_mesh((1,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "tensor"))
+    placed = jax.tree.map(
+        lambda leaf: dataclasses.replace(leaf, sharding=sharding) if isinstance(leaf, MapWeight) else leaf,
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, MapWeight),
+    )
+    one, other = (artifact.save(tmp_path / name, tree, model=CONFIG) for name, tree in (("a", params), ("b", placed)))
+    assert one.path.read_bytes() == other.path.read_bytes()
+
+
+def test_bfloat16_weights_come_back_as_quantized(params, tmp_path):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf, params)
+    artifact.save(tmp_path / "x", half, model=CONFIG)
+    loaded, wanted = artifact.load(tmp_path / "x")[1], artifact.quantize(half)
+    for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("scale", [1e39, 1e-44, 10**400, -1, True, "big"])
+def test_a_scale_beyond_float32_is_refused(scale):
+    with pytest.raises(UserError, match="scale="):
+        RandomMap((2, 2), scale=scale)
+
+
+def test_integers_are_no_input_of_a_map():
+    with pytest.raises(UserError, match="not floating point"):
+        RandomMap((2, 2)).apply(jnp.ones((1, 2), jnp.int32), jax.random.key(0))
