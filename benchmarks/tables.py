@@ -118,7 +118,7 @@ def _memory(found: Found) -> str:
         line = {"program": row["program"], "maps": _NAMES[row["form"]]}
         for field in ("maps", "argument", "temporary"):
             line[_BYTES[field]] = f"{row[f'{field}_bytes'] / 2**20:.1f}"
-        line["saved, of the maps' bytes"] = f"{100 * saved:.0f} %" if row["form"] != "stored" else ""
+        line["saved, of the maps' bytes"] = f"{round(100 * saved)} %" if row["form"] != "stored" else ""
         judged = target and row["form"] == "layer" and row["program"] == memory.JUDGED
         line["target"] = f"{100 * target:.0f} %: {verdict(saved >= target)}" if judged else ""
         lines.append(line)

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 import jax
@@ -52,7 +53,14 @@ def run(main: Callable[[], None]) -> None:
     logging.set_verbosity(logging.WARNING)
     # Where Orbax fails to read a file it leaves further failed tasks behind, each of which asyncio would report.
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    sys.excepthook = _excepthook
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python's own, but silent where those tasks of Orbax find that nobody waits for them any more."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -116,7 +116,7 @@ def test_foreign_and_newer_files(content, refused):
 
 def test_missing_files_and_folders(tmp_path):
     for path in (tmp_path / "none.fjax", tmp_path):
-        with pytest.raises(UserError, match=f"{path}: there is no such file"):
+        with pytest.raises(UserError, match=f"{path}: (there is no such file|a folder, not an artifact)"):
             artifact.load(path)
 
 
