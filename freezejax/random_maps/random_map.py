@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 
 from freezejax.errors import UserError
 from freezejax.paths import named_key, nearest
@@ -89,9 +89,14 @@ class RandomMap:
         With a sharding each device draws its own shard only.
 
         Raises:
-          UserError: `key` is not a typed threefry2x32 key.
+          UserError: `key` is not a typed threefry2x32 key, or the mesh has explicit axes.
         """
         check_key(key)
+        if sharding is not None and any(kind != AxisType.Auto for kind in sharding.mesh.axis_types):
+            raise UserError(
+                f"random map {self.name!r}: its mesh has axes that are not automatic; make it with "
+                "jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto, ...))"
+            )
         drawn = RECIPES[self.distribution].levels(named_key(key, self.name), self.shape, sharding)
         return drawn if sharding is None else jax.lax.with_sharding_constraint(drawn, sharding)
 
