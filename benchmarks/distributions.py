@@ -46,7 +46,7 @@ def _row(name: str) -> dict[str, Any]:
 def cosines(vectors: np.ndarray) -> np.ndarray:
     """Cosines between every two different rows.
 
-    >>> cosines(np.array([[1.0, 1.0], [1.0, -1.0]]))
+    >>> cosines(np.array([[2.0, 0.0], [0.0, 1.0]]))
     array([0., 0.])
     """
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,6 +1,6 @@
 """What a random map costs beside a stored frozen weight: time, memory, and what a lowered program holds.
 
-    python -m benchmarks.random_maps --out=benchmarks/results/random_maps.json
+    python -m benchmarks.random_maps --json=benchmarks/results/random_maps.json
     python -m benchmarks.random_maps --write_docs
 
 The first measures, prints its tables and writes them as JSON: minutes on 2 quiet CPU cores; with --quick a toy size
@@ -25,7 +25,7 @@ from freezejax.errors import UserError
 from freezejax.random_maps import RECIPES
 from freezejax.training.metrics import write_atomically
 
-_OUT = flags.DEFINE_string("out", None, "Also write everything measured to this JSON file.")
+_JSON = flags.DEFINE_string("json", None, "Also write everything measured to this JSON file.")
 _QUICK = flags.DEFINE_bool("quick", False, "A toy size: whether it runs, not what it costs.")
 _WRITE_DOCS = flags.DEFINE_bool("write_docs", False, "Only write the committed JSON's tables into docs/.")
 
@@ -74,8 +74,8 @@ def main() -> None:
     found = measure(QUICK if _QUICK.value else Settings())
     for name in tables.TABLES:
         print(f"\n{name}\n\n{tables.TABLES[name](found)}")
-    if _OUT.value:
-        write_atomically(Path(_OUT.value), json.dumps(found, indent=1) + "\n")
+    if _JSON.value:
+        write_atomically(Path(_JSON.value), json.dumps(found, indent=1) + "\n")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -108,7 +108,9 @@ def write_docs() -> None:
       UserError: there is no committed JSON, or it is not of the full size.
     """
     if not RESULTS.is_file():
-        raise UserError(f"{RESULTS.relative_to(ROOT)} is missing: measure with --out={RESULTS.relative_to(ROOT)} first")
+        raise UserError(
+            f"{RESULTS.relative_to(ROOT)} is missing: measure with --json={RESULTS.relative_to(ROOT)} first"
+        )
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     if found["settings"] != json.loads(json.dumps(dataclasses.asdict(Settings()))):
         raise UserError(f"{RESULTS.relative_to(ROOT)} is of another size: measure without --quick first")

@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from freezejax import freeze, models, partition, trainable_mask
 from freezejax.random_maps import count_seeded, hold
 from freezejax.training.config import TrainConfig
 from freezejax.training.loop import mean_loss
+from freezejax.training.optimizers import make_optimizer
 from freezejax.training.step import StepState, make_step
 
 
@@ -31,7 +31,7 @@ def abstract_step(
     config = TrainConfig(steps=1, batch_size=batch_size, seq_len=seq_len, maps=maps)
     params = jax.eval_shape(built.init, jax.random.key(0))
     mask = trainable_mask(params, [(".*/root", False), (".*", True)])
-    tx = freeze(optax.adamw(1e-3), mask)
+    tx = freeze(make_optimizer(config.optimizer, lambda count: jnp.ones([])), mask)
     trainable, frozen = partition(params, mask)
     state = StepState(trainable, jax.eval_shape(tx.init, params), None)
     if maps == "stored":

@@ -17,7 +17,8 @@ def committed():
 
 @pytest.fixture(scope="module")
 def quick():
-    return json.loads(json.dumps(random_maps.measure(random_maps.QUICK)))
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+        return json.loads(json.dumps(random_maps.measure(random_maps.QUICK)))
 
 
 def test_a_quick_run_measures_what_the_committed_one_holds(quick, committed):

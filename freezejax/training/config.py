@@ -100,7 +100,7 @@ class TrainConfig:
         >>> TrainConfig.from_mapping({"steps": 1, "batch_size": 1, "seq_len": 8, "sed": 1})
         Traceback (most recent call last):
         ...
-        freezejax.errors.UserError: train.sed: no such field; nearest: seed, steps, seq_len
+        freezejax.errors.UserError: train.sed: no such field; nearest: seed, steps, base_seed
         """
         values = dict(values)
         optimizer = _build(OptimizerConfig, "train.optimizer", values.pop("optimizer", {}))

@@ -63,7 +63,7 @@ def train_through_a_map(spec, distribution):
     """Loss and gradients of two layers, a map and a trained one, on a batch split over data and fsdp.
 
     `down` is not split over fsdp: where it is, the partitioner of jax 0.12.0 gives wrong sums here, with a stored
-    matrix as with a map (openxla/xla issue 40034 is of this kind).
+    matrix as with a map (openxla/xla issue 40034 looks alike).
     """
     mesh = make_mesh((2, 2, 2))
     place = lambda tree, *axes: jax.device_put(tree, NamedSharding(mesh, P(*axes)))  # noqa: E731
