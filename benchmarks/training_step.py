@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from freezejax import freeze, models, partition, trainable_mask
 from freezejax.random_maps import count_seeded, hold
 from freezejax.training.config import TrainConfig
-from freezejax.training.loop import mean_loss
 from freezejax.training.optimizers import make_optimizer
+from freezejax.training.plan import mean_loss
 from freezejax.training.step import StepState, make_step
 
 

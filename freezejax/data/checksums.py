@@ -16,8 +16,8 @@ _CHECKED = (".bin", ".model", ".txt")
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # text or binary mode, which are one on Unix
 
 
-def write(folder: Path) -> None:
-    """Lists every shard, tokenizer and text of a folder.
+def write(folder: Path, *, everything: bool = False) -> None:
+    """Lists every shard, tokenizer and text of a folder, or with `everything` every file in and below it.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -26,17 +26,22 @@ def write(folder: Path) -> None:
     >>> (folder / NAME).read_text()
     'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  a.txt\\n'
     """
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(_CHECKED))
+    if everything:
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    else:
+        files = sorted(path for path in folder.iterdir() if path.name.endswith(_CHECKED))
+    lines = (f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
     with atomic_file(folder / NAME) as listing:
-        listing.write("".join(f"{_sha256(path)}  {path.name}\n" for path in files).encode())
+        listing.write("".join(lines).encode())
 
 
-def verify(folder: Path, remedy: str) -> None:
+def verify(folder: Path, remedy: str, *, everything: bool = False) -> None:
     """Checks every shard, tokenizer and text that the folder's SHA256SUMS lists; without one checks nothing.
 
     Args:
         folder: of the data.
         remedy: what the user can do about a file that differs; ends the error's line.
+        everything: checks files of every kind.
 
     Raises:
         UserError: naming the first file that is missing or differs, or the line that is none of `sha256sum`.
@@ -55,7 +60,7 @@ def verify(folder: Path, remedy: str) -> None:
         if found is None or not found[2].isprintable():
             raise UserError(f"{listing}: line {number} is not 'SHA-256  NAME'; write it with sha256sum, or delete it")
         digest, name = found.groups()
-        if name.endswith(_CHECKED):
+        if everything or name.endswith(_CHECKED):
             _check(folder / name, digest.lower(), remedy)
 
 

@@ -45,6 +45,28 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices split what; -1 is what the others leave. See `freezejax.sharding`.
+
+    Raises:
+      UserError: a size out of range, named by its field.
+
+    >>> MeshConfig(fsdp=8).data
+    -1
+    """
+
+    data: int = -1  # rows of the batch
+    fsdp: int = 1  # rows of the batch, and weights, gradients and optimizer state
+    tensor: int = 1  # weights, and activations inside a block
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for field in ("data", "fsdp", "tensor"):
+            size = getattr(self, field)
+            _check(f"train.mesh.{field}", size, size >= 1 or size == -1, "1 or more, or -1 for what the others leave")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -61,10 +83,15 @@ class TrainConfig:
     seed: int = 0  # initial weights, data order and dropout
     base_seed: int = 0  # root seed of the random maps
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     accumulation: int = 1  # microbatches per step; divides batch_size
     ema_decay: float = 0.0  # of the trainable leaves; 0 = no EMA
     compute_dtype: str = "float32"  # float32 or bfloat16
     maps: str = "layer"  # random maps are drawn in every layer and pass, once per step, or once per run: stored
+    # Frozen embedding and first blocks: off = in the step; apart from it and without dropout = recompute, or kept in
+    # memory or on disk, window by window.
+    prefix_cache: str = "off"
+    prefix_cache_gib: float = 4.0  # bound of what is kept
     on_thaw: str = "restart"  # optimizer state of a thawed leaf: restart or keep
     restart_schedule: bool = False  # learning-rate schedule begins again at every phase
     restart_optimizer: bool = False  # optimizer state begins again at every phase
@@ -81,6 +108,8 @@ class TrainConfig:
         _check("train.ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
         _one_of("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         _one_of("train.maps", self.maps, ("layer", "step", "stored"))
+        _one_of("train.prefix_cache", self.prefix_cache, ("off", "recompute", "memory", "disk"))
+        _check("train.prefix_cache_gib", self.prefix_cache_gib, self.prefix_cache_gib >= 0, "0 or more")
         _one_of("train.on_thaw", self.on_thaw, ("restart", "keep"))
         divides = self.batch_size % self.accumulation == 0
         _check("train.accumulation", self.accumulation, divides, f"a divisor of batch_size={self.batch_size}")
@@ -104,7 +133,8 @@ class TrainConfig:
         """
         values = dict(values)
         optimizer = _build(OptimizerConfig, "train.optimizer", values.pop("optimizer", {}))
-        return _build(cls, "train", {**values, "optimizer": optimizer})
+        mesh = _build(MeshConfig, "train.mesh", values.pop("mesh", {}))
+        return _build(cls, "train", {**values, "optimizer": optimizer, "mesh": mesh})
 
 
 def _build(cls: Any, where: str, values: Mapping[str, Any]) -> Any:

@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from freezejax.data import Tokens, train_iterator
+from freezejax.data import Tokens
 from freezejax.masks import count_parameters
-from freezejax.models import Model, cross_entropy
-from freezejax.optimizer import freeze
+from freezejax.models import Model
 from freezejax.paths import PyTree
-from freezejax.random_maps import as_matrices, check_seeds_frozen, hold
 from freezejax.schedules import FreezeSchedule, Phase
+from freezejax.training import processes
+from freezejax.training.batches import Batches
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import NonFinite, Stopped, StopSignal
 from freezejax.training.metrics import Record, Sink
-from freezejax.training.optimizers import make_optimizer, rate_of_run
 from freezejax.training.phases import BackgroundCompiler
-from freezejax.training.state import RunState, abstract_state, begin, cross, join
-from freezejax.training.step import Loss, StepState, make_step
+from freezejax.training.plan import RunPlan
+from freezejax.training.state import RunState, join
+from freezejax.training.step import StepState
 
 Evaluate = Callable[[PyTree], Mapping[str, float]]
 
@@ -51,6 +51,7 @@ def train(
     schedule: FreezeSchedule,
     directory: Path,
     *,
+    mesh: Mesh | None = None,
     evaluate: Evaluate | None = None,
     sinks: Sequence[Sink] = (),
     stop: StopSignal | None = None,
@@ -65,7 +66,8 @@ def train(
       tokens: 1-D training tokens.
       config: steps, batch, optimizer and so on.
       schedule: what trains from which step on; fractions are of `config.steps`.
-      directory: where checkpoints go.
+      directory: where checkpoints go; with several processes one that all of them see.
+      mesh: devices to lay the run out over, see `freezejax.sharding`; None = the default device.
       evaluate: parameters -> figures to record, every `config.eval_every` steps and at the end.
       sinks: where records go.
       stop: when it receives a signal the loop saves a checkpoint and raises.
@@ -76,10 +78,11 @@ def train(
       Stopped: `stop` received a signal.
     """
     with Checkpoints(Path(directory) / "checkpoints") as checkpoints:
-        run = _Run(model, tokens, config, schedule, checkpoints, evaluate, sinks, stop or StopSignal())
-        keys = [(phase.mask, run.count_offset(phase)) for phase in run.phases]
+        plan = RunPlan(model, config, schedule, mesh)
+        run = _Run(plan, tokens, checkpoints, evaluate, sinks, stop or StopSignal())
+        keys = [(phase.mask, plan.count_offset(phase)) for phase in plan.phases]
         try:
-            with BackgroundCompiler(run.compile, keys) as programs:
+            with BackgroundCompiler(lambda index: plan.lower(index).compile(), keys) as programs:
                 return run.through_all_phases(programs)
         finally:
             for sink in sinks:
@@ -91,70 +94,28 @@ class _Run:
 
     def __init__(
         self,
-        model: Model,
+        plan: RunPlan,
         tokens: Tokens,
-        config: TrainConfig,
-        schedule: FreezeSchedule,
         checkpoints: Checkpoints,
         evaluate: Evaluate | None,
         sinks: Sequence[Sink],
         stop: StopSignal,
     ) -> None:
-        self.config, self.checkpoints, self.evaluate = config, checkpoints, evaluate
-        self.sinks, self.stop = sinks, stop
-        self.init, self.loss = model.init, mean_loss(model, config)
-        self.key = jax.random.key(config.seed)
-        self.root = jax.random.key(config.base_seed)
-        self.abstract_params = jax.eval_shape(model.init, self.key)
-        self.matrices = as_matrices(self.abstract_params)
-        self.phases = schedule.phases(self.abstract_params, config.steps)
-        for phase in self.phases:
-            check_seeds_frozen(self.abstract_params, phase.mask)
-        self.rate = rate_of_run(config, self.phases)
-        self.data = train_iterator(tokens, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed)
+        self.plan, self.config, self.phases = plan, plan.config, plan.phases
+        self.checkpoints, self.evaluate, self.sinks, self.stop = checkpoints, evaluate, sinks, stop
+        self.key = plan.key()
+        self.data = Batches(tokens, self.config, plan.layout)
         self.pending: tuple[int, Phase, dict[str, jax.Array]] | None = None
         self.step_seconds: list[float] = []
         self.clock = 0.0
 
-    def count_offset(self, phase: Phase) -> int:
-        # A restarted optimizer counts from zero again; the learning rate follows the run, not the count.
-        return phase.start if self.config.restart_optimizer else 0
-
-    def optimizer(self, phase: Phase) -> optax.GradientTransformation:
-        offset = self.count_offset(phase)
-        return make_optimizer(self.config.optimizer, lambda count: self.rate(count + offset))
-
-    def compile(self, index: int) -> Any:
-        """Executable of one phase's step, from shapes alone."""
-        phase, config = self.phases[index], self.config
-        tx = freeze(self.optimizer(phase), phase.mask)
-        step = make_step(
-            self.loss,
-            tx,
-            accumulation=config.accumulation,
-            ema_decay=config.ema_decay,
-            hold_maps=config.maps == "step",
-        )
-        state, frozen = self.abstract_state(index).split(phase.mask)
-        if config.maps == "stored":
-            frozen = jax.eval_shape(hold, frozen)
-        sequence = jax.ShapeDtypeStruct((config.batch_size, config.seq_len), jnp.int32)
-        batch = {"inputs": sequence, "targets": sequence}
-        scalar = jax.ShapeDtypeStruct((), jnp.int32)
-        return jax.jit(step, donate_argnums=0).lower(state, frozen, self.key, scalar, batch).compile()
-
-    def abstract_state(self, index: int) -> RunState:
-        tx = self.optimizer(self.phases[0])
-        return abstract_state(self.abstract_params, self.phases[: index + 1], tx, self.config)
-
     def start(self) -> tuple[int, int, RunState]:
         """`(updates so far, phase of the last of them, state)`, from the newest checkpoint or afresh."""
-        step = self.checkpoints.latest()
+        plan, step = self.plan, self.checkpoints.latest()
         if step is None:
-            params = self.init(self.key, self.root)
-            return 0, 0, begin(params, self.phases[0], self.optimizer(self.phases[0]), self.config)
+            return 0, 0, plan.begin()
         index = max(i for i, phase in enumerate(self.phases) if phase.start < max(step, 1))
-        state, position = self.checkpoints.restore(step, self.abstract_state(index))
+        state, position = self.checkpoints.restore(step, plan.abstract_state(index))
         self.data.set_state(position)
         return step, index, state
 
@@ -165,20 +126,20 @@ class _Run:
         for now in range(index, len(self.phases)):
             if now > index:
                 old, new = self.phases[now - 1], self.phases[now]
-                state = cross(state, old, new, self.optimizer(new), self.config)
+                state = self.plan.cross(state, old, new)
             program = programs.get(now)
             programs.prepare(now + 1)
             state = self.through_phase(program, state, self.phases[now], max(step, self.phases[now].start))
         self.record_evaluation(self.config.steps, state)
         seconds = sorted(self.step_seconds)
         median = 1e3 * seconds[len(seconds) // 2] if len(seconds) >= 3 else None
-        return TrainResult(state.averaged(), self.config.steps, median)
+        return TrainResult(processes.to_host(state.averaged(), self.plan.mesh), self.config.steps, median)
 
     def through_phase(self, program: Any, state: RunState, phase: Phase, start: int) -> RunState:
         """Runs the steps of a phase. Metrics are fetched one step late, so the device never waits."""
         moving, frozen = state.split(phase.mask)
         kept = state.kept
-        argument = hold(frozen) if self.config.maps == "stored" else frozen
+        argument = self.plan.held(frozen)
         self.clock = time.perf_counter()
         for index in range(start, phase.stop):
             moving, metrics = program(moving, argument, self.key, np.int32(index), next(self.data))
@@ -188,10 +149,11 @@ class _Run:
             if self._evaluates_at(done):
                 self.settle()
                 self.record_evaluation(done, join(moving, frozen, kept))
-            if self.stop.received is not None or self._checkpoints_at(done):
+            stop = self.asked_to_stop(done)
+            if stop is not None or self._checkpoints_at(done):
                 self.save(done, moving, frozen, kept)
-            if self.stop.received is not None:
-                raise Stopped(done, self.stop.received)
+            if stop is not None:
+                raise Stopped(done, stop)
         self.settle()
         return join(moving, frozen, kept)
 
@@ -207,13 +169,13 @@ class _Run:
         self.step_seconds.append(now - self.clock)
         seconds, self.clock = now - self.clock, now
         if step % self.config.log_every == 0 or step == self.config.steps:
-            share = count_parameters(self.matrices, phase.mask) / count_parameters(self.matrices)
+            share = count_parameters(self.plan.matrices, phase.mask) / count_parameters(self.plan.matrices)
             self.record(
                 {
                     "step": step,
                     "phase": self.phases.index(phase),
                     "trainable_share": share,
-                    "learning_rate": float(self.rate(step - 1)) * self.config.optimizer.learning_rate,
+                    "learning_rate": float(self.plan.rate(step - 1)) * self.config.optimizer.learning_rate,
                     "tokens_per_second": self.config.tokens_per_step / seconds,
                     **values,
                 }
@@ -242,6 +204,12 @@ class _Run:
         self.checkpoints.save(step, join(moving, frozen, kept), self.data.get_state())
         self.clock = time.perf_counter()
 
+    def asked_to_stop(self, step: int) -> int | None:
+        """The signal that asked, once every process knows: with several they compare notes when metrics are logged."""
+        if jax.process_count() > 1 and step % self.config.log_every:
+            return None
+        return processes.largest(self.stop.received or 0) or None
+
     def _evaluates_at(self, step: int) -> bool:
         every = self.config.eval_every
         return self.evaluate is not None and every > 0 and step % every == 0 and step < self.config.steps
@@ -249,22 +217,3 @@ class _Run:
     def _checkpoints_at(self, step: int) -> bool:
         every = self.config.checkpoint_every
         return every > 0 and step % every == 0 and step < self.config.steps
-
-
-def mean_loss(model: Model, config: TrainConfig) -> Loss:
-    """Mean cross entropy of a batch in nats per token, with dropout, in the run's compute dtype.
-
-    >>> from freezejax import models
-    >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
-    >>> loss = mean_loss(model, TrainConfig(steps=1, batch_size=1, seq_len=4))
-    >>> batch = {"inputs": jnp.zeros((1, 4), jnp.int32), "targets": jnp.ones((1, 4), jnp.int32)}
-    >>> 2.0 < float(loss(model.init(jax.random.key(0)), batch, jax.random.key(1))) < 2.5  # log(8) = 2.08
-    True
-    """
-    dtype = jnp.dtype(config.compute_dtype)
-
-    def loss(params: PyTree, batch: dict[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
-        logits = model.apply(params, batch["inputs"], dropout_key=dropout_key, compute_dtype=dtype)
-        return jnp.mean(cross_entropy(logits, batch["targets"]))
-
-    return loss

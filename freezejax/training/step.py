@@ -10,6 +10,7 @@ import optax
 from freezejax.partition import apply_updates, combine
 from freezejax.paths import PyTree, named_key
 from freezejax.random_maps import hold
+from freezejax.sharding import Layout
 
 Loss = Callable[[PyTree, dict[str, jax.Array], jax.Array], jax.Array]
 
@@ -33,6 +34,7 @@ def make_step(
     accumulation: int = 1,
     ema_decay: float = 0.0,
     hold_maps: bool = False,
+    layout: Layout | None = None,
 ) -> Callable[..., tuple[StepState, dict[str, jax.Array]]]:
     """Pure step `(state, frozen, key, index, batch) -> (state, metrics)`.
 
@@ -42,6 +44,7 @@ def make_step(
       accumulation: microbatches whose gradients are averaged into one update.
       ema_decay: decay of the average of the weights; 0 keeps none.
       hold_maps: random maps are drawn once, at the start of the step, not in every layer and pass.
+      layout: how parameters and batch lie on a mesh, if there is one.
 
     The step takes the root key and the step's index, so a resumed run draws the dropout masks of the
     uninterrupted one. Metrics: `loss`, and `grad_norm` over trainable leaves, before the clip.
@@ -56,15 +59,19 @@ def make_step(
     def step(
         state: StepState, frozen: PyTree, key: jax.Array, index: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[StepState, dict[str, jax.Array]]:
+        if layout is not None:
+            frozen = layout.with_maps(frozen)
         if hold_maps:
             frozen = hold(frozen)
 
         def loss_of_half(half: PyTree, part: dict[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
-            return loss(combine(half, frozen), part, dropout_key)
+            if layout is None:
+                return loss(combine(half, frozen), part, dropout_key)
+            return loss(layout.at_use(combine(layout.with_maps(half), frozen)), part, dropout_key)
 
         dropout_key = jax.random.fold_in(named_key(key, "dropout"), index)
         gradient = jax.value_and_grad(loss_of_half)
-        value, grads = _mean_over_parts(gradient, state.trainable, batch, dropout_key, accumulation)
+        value, grads = _mean_over_parts(gradient, state.trainable, batch, dropout_key, accumulation, layout)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = apply_updates(state.trainable, updates)
         ema = None
@@ -82,6 +89,7 @@ def _mean_over_parts(
     batch: dict[str, jax.Array],
     key: jax.Array,
     parts: int,
+    layout: Layout | None,
 ) -> tuple[jax.Array, PyTree]:
     if parts == 1:
         return gradient(half, batch, key)
@@ -89,6 +97,8 @@ def _mean_over_parts(
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
         index, micro = part
+        if layout is not None:  # a part's rows lie on some of the devices: deal them out again
+            micro = jax.lax.with_sharding_constraint(micro, layout.batch)
         found = gradient(half, micro, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, total, found), None
 

@@ -10,8 +10,8 @@ from freezejax.paths import named_key
 from freezejax.random_maps import MapWeight, hold
 from freezejax.random_maps import random_map as implementation
 from freezejax.training.config import OptimizerConfig, TrainConfig
-from freezejax.training.loop import mean_loss
 from freezejax.training.optimizers import make_optimizer
+from freezejax.training.plan import mean_loss
 from freezejax.training.step import StepState, make_step
 from tests.random_maps.programs import largest_constant, memory
 

@@ -3,16 +3,13 @@
 import re
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
 from freezejax import FreezeSchedule, freeze, models, partition
 from freezejax.masks import count_parameters, invert
-from freezejax.training import loop
 from freezejax.training.config import TrainConfig
-from freezejax.training.interrupts import StopSignal
+from freezejax.training.plan import RunPlan
 from freezejax.training.step import make_step
 
 # No two sizes alike, so that a shape in a program names one matrix: gate and up are 64 x 96.
@@ -27,14 +24,13 @@ def run():
     model = models.build(
         "geglu", vocab_size=VOCAB, num_layers=2, model_dim=DIM, num_heads=2, mlp_mult=HIDDEN / DIM, rope_dims=16
     )
-    tokens = np.zeros(BATCH * SEQ * 2, np.uint16)
     schedule = FreezeSchedule([(0, [(".*", True)]), (4, GATE_UP)])
-    return loop._Run(model, tokens, CONFIG, schedule, None, None, (), StopSignal())
+    return RunPlan(model, CONFIG, schedule)
 
 
 @pytest.fixture(scope="module")
 def programs(run):
-    return [run.compile(FULL), run.compile(PARTIAL)]
+    return [run.lower(FULL).compile(), run.lower(PARTIAL).compile()]
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +39,7 @@ def frozen_params(run):
 
 
 def arguments(run, index):
-    state, frozen = run.abstract_state(index).split(run.phases[index].mask)
-    sequence = jax.ShapeDtypeStruct((BATCH, SEQ), jnp.int32)
-    batch = {"inputs": sequence, "targets": sequence}
-    return state, frozen, run.key, jax.ShapeDtypeStruct((), jnp.int32), batch
+    return run.arguments(index)
 
 
 def flops(compiled):

@@ -10,10 +10,9 @@ import pytest
 from freezejax import FreezeSchedule, UserError, models
 from freezejax.paths import leaf_paths
 from freezejax.random_maps import count_seeded, hold, map_weights
-from freezejax.training import loop
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
-from freezejax.training.interrupts import StopSignal
+from freezejax.training.plan import RunPlan
 from freezejax.training.state import fingerprint
 
 ALL_BUT_SEEDS = [(".*/root", False), (".*", True)]
@@ -118,13 +117,13 @@ SEEDED_WEIGHTS = DIM * HIDDEN
 
 
 def compiled_run(mode="layer", **rule):
-    """`(the loop's run, its compiled step)` with the down projection as the rule says."""
+    """`(the plan of a run, its compiled step)` with the down projection as the rule says."""
     sizes = {"vocab_size": VOCAB, "num_layers": 1, "model_dim": DIM, "num_heads": 2, "mlp_mult": HIDDEN / DIM}
     model = models.build("geglu", **sizes, maps=[{"pattern": ".*/down/kernel", **rule}])
     config = TrainConfig(steps=4, batch_size=BATCH, seq_len=SEQ, maps=mode)
     schedule = FreezeSchedule([(0, [(".*", True)] if rule.get("trained") else ALL_BUT_SEEDS)])
-    run = loop._Run(model, np.zeros(BATCH * SEQ * 2, np.uint16), config, schedule, None, None, (), StopSignal())
-    return run, run.compile(0)
+    plan = RunPlan(model, config, schedule)
+    return plan, plan.lower(0).compile()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from freezejax.training import loop
+from freezejax.training import plan
 from freezejax.training.interrupts import NonFinite
 from freezejax.training.metrics import JsonLines, read_json_lines
 
@@ -19,7 +19,7 @@ def saved_steps(directory):
 
 
 def test_a_loss_made_nan_stops_at_its_step(run, entries, tmp_path, monkeypatch):
-    real = loop.make_step
+    real = plan.make_step
 
     def poisoned(*args, **kwargs):
         step = real(*args, **kwargs)
@@ -31,7 +31,7 @@ def test_a_loss_made_nan_stops_at_its_step(run, entries, tmp_path, monkeypatch):
         return until_seven
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_step", poisoned)
+        patch.setattr(plan, "make_step", poisoned)
         with pytest.raises(NonFinite, match=r"step 7: loss is nan; the checkpoint of step 6 is kept"):
             run(tmp_path, entries["later"], checkpoint_every=2)
     assert saved_steps(tmp_path) == [4, 6]
@@ -71,7 +71,7 @@ def test_an_evaluation_that_is_not_finite_stops_too(run, entries, tmp_path):
 
 def test_stop_beats_nothing_not_finite(run, entries, tmp_path, monkeypatch):
     """A stop asked for in the step that goes wrong saves nothing."""
-    real = loop.make_step
+    real = plan.make_step
 
     def poisoned(*args, **kwargs):
         step = real(*args, **kwargs)
@@ -82,7 +82,7 @@ def test_stop_beats_nothing_not_finite(run, entries, tmp_path, monkeypatch):
 
         return bad
 
-    monkeypatch.setattr(loop, "make_step", poisoned)
+    monkeypatch.setattr(plan, "make_step", poisoned)
     with pytest.raises(NonFinite, match="grad_norm"):
         run(tmp_path, entries["later"], stop_at=1)
     assert saved_steps(tmp_path) == []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from freezejax.training.phases import BackgroundCompiler
+from freezejax.training.plan import RunPlan
 
 
 def test_the_next_phase_is_compiled_while_this_one_runs():
@@ -61,15 +62,13 @@ def test_leaving_drops_what_was_not_begun():
 
 
 def test_a_run_that_thaws_compiles_three_programs_for_four_phases(run, entries, tmp_path, monkeypatch):
-    from freezejax.training import loop
-
-    compiled, compile_phase = [], loop._Run.compile
+    compiled, lower = [], RunPlan.lower
 
     def noted(self, index):
         compiled.append(index)
-        return compile_phase(self, index)
+        return lower(self, index)
 
-    monkeypatch.setattr(loop._Run, "compile", noted)
+    monkeypatch.setattr(RunPlan, "lower", noted)
     run(tmp_path / "shared", entries["thaw"])
     assert sorted(compiled) == [0, 1, 3]
     compiled.clear()

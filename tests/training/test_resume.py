@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from freezejax.training import loop
+from freezejax.training import batches
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.state import fingerprint
 
@@ -106,7 +106,7 @@ def test_a_kill_loses_the_steps_since_the_checkpoint_and_nothing_else(run, entri
 def test_counterpart_without_the_data_position_the_run_differs(run, entries, uninterrupted, tmp_path, monkeypatch):
     case = "ema, dropout, accumulation"
     run(tmp_path, entries["thaw"], stop_at=5, **CASES[case])
-    make = loop.train_iterator
+    make = batches.train_iterator
 
     class Forgetful:
         def __init__(self, *args, **kwargs):
@@ -121,7 +121,7 @@ def test_counterpart_without_the_data_position_the_run_differs(run, entries, uni
         def set_state(self, state):
             pass
 
-    monkeypatch.setattr(loop, "train_iterator", Forgetful)
+    monkeypatch.setattr(batches, "train_iterator", Forgetful)
     found, _ = run(tmp_path, entries["thaw"], **CASES[case])
     assert fingerprint(found.params) != uninterrupted(case)[0]
 

@@ -10,8 +10,8 @@ from freezejax import FreezeSchedule, combine, freeze, partition, scheduled_free
 from freezejax.data import train_iterator
 from freezejax.paths import leaf_paths, named_key
 from freezejax.training.config import TrainConfig
-from freezejax.training.loop import mean_loss
 from freezejax.training.optimizers import make_optimizer, rate_shape
+from freezejax.training.plan import mean_loss
 from freezejax.training.step import StepState, make_step
 
 CONFIG = TrainConfig(steps=12, batch_size=4, seq_len=16)

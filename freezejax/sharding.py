@@ -1,0 +1,236 @@
+"""How a model lies on a mesh of devices: one table of path patterns, and what a layer does with its shard.
+
+A kernel is stored in shards over `fsdp` and `tensor`. Where it is used it is gathered over `fsdp`, in the forward
+pass and again in the backward pass; the gradient of a trainable one is summed over `data` and `fsdp` and kept as a
+shard. A frozen kernel has no gradient, so nothing of it is ever summed. A random map is drawn where it is needed: never
+gathered.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from freezejax.errors import UserError
+from freezejax.paths import PyTree
+from freezejax.random_maps import MapWeight
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # axes that split the rows of a batch
+
+# First match wins. Columns of what reads the residual stream, rows of what writes to it: one sum over `tensor` a pair.
+RULES: Sequence[tuple[str, P]] = (
+    (r"(.*/)?(qkv|q|k|v|c_q|c_k|c_v|gate|up|fc)/kernel(/base|/levels)*", P("fsdp", "tensor")),
+    (r"(.*/)?(out|proj|down)/kernel(/base|/levels)*", P("tensor", "fsdp")),
+    (r"(.*/)?embedding", P("fsdp", None)),
+    (r".*", P()),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh of the axes data, fsdp and tensor over all devices; -1 is what the other two leave.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices, naming the field.
+
+    >>> make_mesh().shape
+    OrderedDict({'data': 1, 'fsdp': 1, 'tensor': 1})
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f"train.mesh.{axis}={size}: expected 1 or more, or -1 for what the others leave")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise UserError(f"train.mesh.{open_axes[1]}=-1: only one axis can be what the others leave")
+    if open_axes:
+        sizes[open_axes[0]] = len(devices) // known
+    if math.prod(sizes.values()) != len(devices):
+        product = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise UserError(f"train.mesh: {product} is not the number of devices, {len(devices)}")
+    # Not jax.make_mesh: it knows no devices of a topology description, and its axes are Explicit by default.
+    return Mesh(np.array(devices).reshape(tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
+    """How a leaf is stored: its rule of the table, less the axes that do not divide its shape.
+
+    >>> spec_of("blocks/0/mlp/up/kernel", (4, 6), make_mesh())
+    P('fsdp', 'tensor')
+    """
+    spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
+    sizes = [1 if axis is None else mesh.shape[axis] for axis in spec]
+    if len(spec) > len(shape):
+        return P()
+    return P(*(axis if size % ways == 0 else None for axis, size, ways in zip(spec, shape, sizes, strict=False)))
+
+
+def used_spec(spec: P) -> P:
+    """How a leaf stored as `spec` lies while it is used: gathered over `fsdp`.
+
+    >>> used_spec(P("fsdp", "tensor"))
+    P(None, 'tensor')
+    """
+    return P(*(None if axis == "fsdp" else axis for axis in spec))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The table applied to one tree of parameters on one mesh.
+
+    >>> layout = Layout(make_mesh(), {"up": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}})
+    >>> layout.shardings({"mu": {"up": {"kernel": jnp.ones((4, 6))}}})["mu"]["up"]["kernel"].spec
+    P('fsdp', 'tensor')
+    """
+
+    mesh: Mesh
+    params: PyTree  # abstract
+
+    @functools.cached_property
+    def _specs(self) -> dict[str, tuple[tuple[int, ...], P]]:
+        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        return {
+            jax.tree_util.keystr(path): (leaf.shape, spec_of(_name(path), leaf.shape, self.mesh))
+            for path, leaf in leaves
+        }
+
+    def shardings(self, tree: PyTree) -> PyTree:
+        """Sharding of every leaf of parameters, or of any state that holds trees like them, or paths of such as keys.
+
+        A leaf whose path ends in that of a parameter of the same shape lies like it, all others on every device.
+        """
+
+        def one(path: Any, leaf: Any) -> NamedSharding:
+            keys = [getattr(entry, "key", None) for entry in path]
+            name = keys[-1] if keys and isinstance(keys[-1], str) and "[" in keys[-1] else jax.tree_util.keystr(path)
+            found = [s for end, (shape, s) in self._specs.items() if name.endswith(end) and shape == leaf.shape]
+            return NamedSharding(self.mesh, found[0] if found else P())
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def abstract(self, tree: PyTree) -> PyTree:
+        """The shapes of a tree with their shardings."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            tree,
+            self.shardings(tree),
+        )
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Of a batch [B, T]: rows over data and fsdp."""
+        return NamedSharding(self.mesh, P(BATCH))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Of what every device holds whole."""
+        return NamedSharding(self.mesh, P())
+
+    def with_maps(self, params: PyTree) -> PyTree:
+        """The tree with its random maps told which shard to draw."""
+
+        def one(path: Any, leaf: Any) -> Any:
+            if not isinstance(leaf, MapWeight):
+                return leaf
+            spec = used_spec(spec_of(_name(path), leaf.map.shape, self.mesh))
+            return dataclasses.replace(leaf, sharding=NamedSharding(self.mesh, spec))
+
+        return jax.tree_util.tree_map_with_path(one, params, is_leaf=lambda leaf: isinstance(leaf, MapWeight))
+
+    def at_use(self, params: PyTree) -> PyTree:
+        """The tree as layers use it: kernels that gather themselves, maps that draw their shard, the rest whole."""
+
+        def one(path: Any, leaf: Any) -> Any:
+            if isinstance(leaf, MapWeight):
+                return leaf
+            stored = spec_of(_name(path), leaf.shape, self.mesh)
+            if re.search(r"kernel(/base)?$", _name(path)) and leaf.ndim == 2:
+                return ShardedKernel(leaf, NamedSharding(self.mesh, stored))
+            used = NamedSharding(self.mesh, used_spec(stored))
+            return _gathered(leaf, NamedSharding(self.mesh, stored), used) if stored != used.spec else leaf
+
+        placed = self.with_maps(params)
+        return jax.tree_util.tree_map_with_path(one, placed, is_leaf=lambda leaf: isinstance(leaf, MapWeight))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ShardedKernel:
+    """A kernel [in, out] in shards; called like a matrix product, see `freezejax.linear`.
+
+    >>> ShardedKernel(jnp.ones((4, 6)), NamedSharding(make_mesh(), P("fsdp", "tensor")))(jnp.ones((2, 3, 4))).shape
+    (2, 3, 6)
+    """
+
+    kernel: jax.Array
+    stored: NamedSharding = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out], in the dtype of `x`; rows of `x` over data and fsdp."""
+        return _sharded_matmul(x, self.kernel, self.stored)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(leaf: jax.Array, stored: NamedSharding, used: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, used)
+
+
+def _gathered_forward(leaf: jax.Array, stored: NamedSharding, used: NamedSharding) -> tuple[jax.Array, None]:
+    return _gathered(leaf, stored, used), None
+
+
+def _gathered_backward(stored: NamedSharding, used: NamedSharding, saved: None, grad: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(grad, stored),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _sharded_matmul(x: jax.Array, kernel_IxO: jax.Array, stored: NamedSharding) -> jax.Array:
+    y = x @ _whole(kernel_IxO, stored, x.dtype)
+    return _constrain_rows(y, stored, used_spec(stored.spec)[1:])
+
+
+def _sharded_forward(x: jax.Array, kernel_IxO: jax.Array, stored: NamedSharding) -> tuple[jax.Array, Any]:
+    return _sharded_matmul(x, kernel_IxO, stored), (x, kernel_IxO)
+
+
+def _sharded_backward(stored: NamedSharding, saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel_IxO = saved
+    # After the barrier the kernel is gathered again: what the forward pass gathered need not be kept.
+    kernel_IxO, grad = jax.lax.optimization_barrier((kernel_IxO, grad))
+    x_grad = grad @ _whole(kernel_IxO, stored, x.dtype).T
+    x_grad = _constrain_rows(x_grad, stored, used_spec(stored.spec)[:1])
+    x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    # Summed over devices in float32 whatever the compute dtype. Dead code, and dropped, where the kernel is frozen.
+    kernel_grad = jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32).astype(kernel_IxO.dtype)
+    return x_grad, jax.lax.with_sharding_constraint(kernel_grad, stored)
+
+
+_sharded_matmul.defvjp(_sharded_forward, _sharded_backward)
+
+
+def _whole(kernel_IxO: jax.Array, stored: NamedSharding, dtype: Any) -> jax.Array:
+    # Cast first: bfloat16 is half the bytes on the wire.
+    shard = jax.lax.with_sharding_constraint(kernel_IxO.astype(dtype), stored)
+    return jax.lax.with_sharding_constraint(shard, NamedSharding(stored.mesh, used_spec(stored.spec)))
+
+
+def _constrain_rows(x: jax.Array, stored: NamedSharding, last: Any) -> jax.Array:
+    spec = P(BATCH, *(None,) * (x.ndim - 2), *(tuple(last) or (None,)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(stored.mesh, spec))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

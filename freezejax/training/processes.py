@@ -1,0 +1,131 @@
+"""What the processes of one run say to each other. With one process nothing is said."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from freezejax.errors import UserError
+from freezejax.paths import PyTree
+
+
+def is_main() -> bool:
+    """Whether this is process 0, the one that writes files.
+
+    >>> is_main()
+    True
+    """
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process of the run has come to this point.
+
+    >>> wait_for_all("end")
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(value: int) -> int:
+    """What process 0 says.
+
+    >>> agree(3)
+    3
+    """
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def largest(value: int) -> int:
+    """The largest of what the processes say.
+
+    >>> largest(3)
+    3
+    """
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Host values, the same in every process, as arrays laid out over the devices of all of them.
+
+    >>> place({"w": np.ones(2, np.float32)}, {"w": jax.sharding.SingleDeviceSharding(jax.devices()[0])})["w"]
+    Array([1., 1.], dtype=float32)
+    """
+
+    def one(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def to_host(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Whole arrays on this process's first device, whatever they were laid out over; without a mesh as they are.
+
+    >>> to_host({"w": 1}, None)
+    {'w': 1}
+    """
+    if mesh is None:
+        return tree
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), jax.local_devices()[0]), whole)
+
+
+def rows_of_process(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, int]:
+    """`(share, shares)`: the rows of a batch that this process feeds are share number `share` of `shares`.
+
+    Processes whose devices only differ in the `tensor` axis feed the same rows.
+
+    Raises:
+      UserError: the rows of a process are not one such share, as on a mesh whose devices are in an odd order.
+
+    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> rows_of_process(NamedSharding(mesh, PartitionSpec("data")), (8, 4))
+    (0, 1)
+    """
+    indices = [index for index in sharding.addressable_devices_indices_map(shape).values() if index is not None]
+    slices = {index[0].indices(shape[0])[:2] for index in indices}
+    start, stop = min(first for first, _ in slices), max(last for _, last in slices)
+    covered = sum(last - first for first, last in slices)
+    if covered != stop - start or start % covered or shape[0] % covered:
+        raise UserError(
+            f"train.mesh: the devices of process {jax.process_index()} hold rows {sorted(slices)} of the batch, which "
+            "are not one block; let data * fsdp be a multiple of the number of processes"
+        )
+    return start // covered, shape[0] // covered
+
+
+def from_rows(batch: PyTree, sharding: NamedSharding, rows: int) -> PyTree:
+    """The global batch of `rows` rows from the rows that each process has read.
+
+    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> from_rows({"x": np.ones((2, 3))}, NamedSharding(mesh, PartitionSpec("data")), 2)["x"].shape
+    (2, 3)
+    """
+
+    def one(local: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, local, (rows, *local.shape[1:]))
+
+    return jax.tree.map(one, batch)
+
+
+def check_batch(rows: int, mesh: Mesh | None, field: str) -> None:
+    """Refuses a batch that the mesh does not divide.
+
+    Raises:
+      UserError: naming `field`.
+
+    >>> check_batch(3, None, "train.batch_size")
+    """
+    if mesh is None:
+        return
+    ways = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+    if rows % ways:
+        raise UserError(f"{field}={rows}: expected a multiple of {ways}, the parts that train.mesh splits its rows in")
