@@ -1,29 +1,31 @@
 """Flags, errors and exit codes of every command: bad input is one line and exit code 2."""
 
-import logging as python_logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import distributed
 from freezejax.errors import UserError
+from freezejax.training import host_memory
 from freezejax.training.interrupts import NonFinite, Stopped
 
 _BAD_INPUT = 2
 
 
 def define_study_flags(default_config: str) -> None:
-    """Defines the flags every study takes: `--config`, `--workdir`, `--tensorboard`."""
+    """Defines the flags every study takes, those of runs of several processes among them."""
     # No default here: absl would load the file, and fail on it, before any error can be told well.
     config_flags.DEFINE_config_file("config", None, f"Config and scale, FILE.py:SCALE; else {default_config}.")
     flags.DEFINE_string("workdir", None, "Folder for everything the study writes; the same folder resumes it.")
+    flags.DEFINE_bool("dry_run", False, "Print what every phase will cost, and exit.")
+    distributed.define_flags()
     flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard events under WORKDIR/tensorboard.")
     if not any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:]):
         sys.argv.insert(1, f"--config={default_config}")
@@ -51,23 +53,15 @@ def run(main: Callable[[], None]) -> None:
             _fail("interrupted; run the same command again to resume from the last checkpoint", 130)
 
     logging.set_verbosity(logging.WARNING)
-    # Where Orbax fails to read a file it leaves further failed tasks behind, each of which asyncio would report.
-    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
-    sys.excepthook = _excepthook
+    host_memory.keep_freed_memory()
     app.run(guarded, flags_parser=_parse_flags)
-
-
-def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As Python's own, but silent where those tasks of Orbax find that nobody waits for them any more."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
         if "config" in flags.FLAGS:
-            if not flags.FLAGS.workdir:
+            if "workdir" in flags.FLAGS and not (flags.FLAGS.workdir or flags.FLAGS.dry_run):
                 raise UserError("--workdir=FOLDER is missing: it gets everything the run writes")
             _ = flags.FLAGS.config.scale  # a config file that failed to load fails when it is used
         return rest
@@ -93,7 +87,6 @@ def _no_such_field(name: str) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.unraisablehook = lambda _: None  # nor do those tasks tell more when the process ends
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
 

@@ -20,10 +20,10 @@ class Progress:
     [1/1] baseline, seed 0: finished before, kept
     """
 
-    def __init__(self, runs: int) -> None:
-        """`runs` is how many there are in all."""
+    def __init__(self, runs: int, *, quiet: bool = False) -> None:
+        """`runs` is how many there are in all; of several processes all but one are quiet."""
         self.runs, self.finished = runs, 0
-        self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False, quiet=quiet)
         self.bar: RichProgress | None = None
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ from freezejax.data import Corpus
 from freezejax.masks import count_parameters, intersection, invert
 from freezejax.paths import PyTree
 from freezejax.random_maps import count_seeded
+from freezejax.sharding import Layout
 from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import Apply, Evaluation, make_evaluator
 from freezejax.training.loop import TrainResult
@@ -87,7 +88,9 @@ def codec_rules(config: ConfigDict) -> list[tuple[str, str]]:
     return [(r".*/(a|b)", config.artifact.adapter_codec), (".*", config.artifact.codec)]
 
 
-def make_evaluate(apply: Apply, variant: Variant, config: ConfigDict, corpus: Corpus) -> Callable[[PyTree], Evaluation]:
+def make_evaluate(
+    apply: Apply, variant: Variant, config: ConfigDict, corpus: Corpus, layout: Layout | None = None
+) -> Callable[[PyTree], Evaluation]:
     """The evaluation of a run, of the weights as trained and of those from a file alike."""
     train_config = TrainConfig.from_mapping(variant.train)
     return make_evaluator(
@@ -97,6 +100,7 @@ def make_evaluate(apply: Apply, variant: Variant, config: ConfigDict, corpus: Co
         batch_size=config.data.eval_batch_size,
         seq_len=train_config.seq_len,
         compute_dtype=train_config.compute_dtype,
+        layout=layout,
         every=every_window(len(corpus.val), train_config.seq_len, config.data.val_sequences),
     )
 

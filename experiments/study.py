@@ -7,29 +7,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, report, summary, terminal
+from experiments import cli, distributed, report, summary, terminal
+from experiments.matching import abstract
 from experiments.progress import Progress
 from experiments.results import codec_rules, finish, make_evaluate
 from experiments.variants import Run, Study, Variant, select
 from freezejax import artifact, data, models
 from freezejax.errors import UserError
+from freezejax.sharding import Layout
+from freezejax.training import processes
 from freezejax.training.checkpoints import save_params
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import Stopped, StopSignal, catch_signals
 from freezejax.training.loop import train
 from freezejax.training.metrics import JsonLines, Sink, TensorBoard, write_atomically
+from freezejax.training.plan import RunPlan, mesh_of
 
 TOKENIZER = "tokenizer.model"  # in the workdir of a study on SentencePiece tokens
-_MAY_GROW = ("config/seeds", "config/base_seeds", "config/variants")
+_MAY_CHANGE = ("config/seeds", "config/base_seeds", "config/variants", "config/train/mesh/")
 
 
 def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
     """Runs the study of the flags: every run not yet finished, then summary and report."""
     config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir).absolute()
+    distributed.start()
     cli.use_compilation_cache()
     corpus = data.load(
         config.data.path,
@@ -40,15 +44,20 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
     whole = make_study(config, corpus.tokenizer.vocab_size)
     study = select(whole, config.variants)
     check(study, config, corpus)
-    claim_workdir(workdir, config, corpus)
+    processes.on_main(lambda: claim_workdir(workdir, config, corpus))
     runs = list(study.runs(config.seeds, config.base_seeds))
-    with catch_signals() as stop, Progress(len(runs)) as progress:
+    with catch_signals() as stop, Progress(len(runs), quiet=not processes.is_main()) as progress:
         for variant, run in runs:
-            if stop.received is not None:
-                raise Stopped(None, stop.received)
+            if (number := processes.largest(stop.received or 0)) > 0:
+                raise Stopped(None, number)
             run_one(variant, run, config, corpus, workdir, progress, stop)
-            summary.write(whole, config, corpus, workdir)
-    rows = summary.write(whole, config, corpus, workdir)
+            processes.on_main(lambda: summary.write(whole, config, corpus, workdir))
+    processes.on_main(lambda: conclude(whole, config, corpus, workdir))
+
+
+def conclude(study: Study, config: ConfigDict, corpus: data.Corpus, workdir: Path) -> None:
+    """Writes and prints what the finished runs of a folder say."""
+    rows = summary.write(study, config, corpus, workdir)
     report.write(rows, workdir)
     terminal.print_tables(rows)
     print(f"Written: {workdir / 'summary.json'} and {workdir / 'report.html'}")
@@ -71,11 +80,12 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
                 f"{tokenizer.name}; 0 follows the tokenizer"
             )
         train_config = TrainConfig.from_mapping(variant.train)
-        shapes = jax.eval_shape(models.build(**variant.model).init, jax.random.key(0))
-        variant.schedule.phases(shapes, train_config.steps)
+        model, mesh = models.build(**variant.model), mesh_of(train_config)
+        plan = RunPlan(model, train_config, variant.schedule, mesh)
+        processes.check_batch(config.data.eval_batch_size, mesh, "config.data.eval_batch_size")
         packing = {"codec": codec_rules(config), "compressor": config.artifact.compressor}
-        artifact.predict_size(shapes, model=variant.model, **packing)
-        sizes = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
+        artifact.predict_size(plan.abstract_params, model=variant.model, **packing)
+        sizes: Any = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
         data.train_iterator(corpus.train, seed=config.seeds - 1, **sizes)
         data.eval_batches(corpus.val, **sizes)
 
@@ -83,7 +93,8 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
 def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> None:
     """Writes config.json, or checks that the one there is of this config and data.
 
-    More seeds of either kind or other variants may be added to a folder; anything else would mix two studies.
+    More seeds of either kind or other variants may be added to a folder, and the mesh may change; anything else would
+    mix two studies.
 
     Raises:
       UserError: the folder holds a study of another config or corpus, is a file, or cannot be written.
@@ -110,7 +121,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> Non
 def _check_same_study(before: Any, now: Any, workdir: Path) -> None:
     old, new = summary.flatten(before), summary.flatten(now)
     for field in sorted(old.keys() | new.keys()):
-        if field not in _MAY_GROW and old.get(field) != new.get(field):
+        if not field.startswith(_MAY_CHANGE) and old.get(field) != new.get(field):
             raise UserError(
                 f"{workdir} holds a study with {field}={old.get(field)!r}, not {new.get(field)!r}; "
                 "use another --workdir or delete that folder"
@@ -137,25 +148,33 @@ def run_one(
 ) -> None:
     """Trains, evaluates, packs and records one run, unless its result is there."""
     directory = run_directory(workdir, *run)
-    if (directory / "result.json").exists():
+    if processes.agree((directory / "result.json").exists()):
         progress.skip(run.title)
         return
     train_config = TrainConfig.from_mapping({**variant.train, "seed": run.seed, "base_seed": run.base_seed})
-    model = models.build(**variant.model)
-    evaluate = make_evaluate(model.apply, variant, config, corpus)
-    sinks: list[Sink] = [JsonLines(directory / "metrics.jsonl"), progress.run(run.title, train_config)]
-    if flags.FLAGS.tensorboard:
-        sinks.append(TensorBoard(workdir / "tensorboard" / variant.name / run.folder))
+    model, mesh = models.build(**variant.model), mesh_of(train_config)
+    layout = None if mesh is None else Layout(mesh, abstract(variant.model))
+    evaluate = make_evaluate(model.apply, variant, config, corpus, layout)
+    sinks: list[Sink] = []
+    if processes.is_main():
+        sinks = [JsonLines(directory / "metrics.jsonl"), progress.run(run.title, train_config)]
+        if flags.FLAGS.tensorboard:
+            sinks.append(TensorBoard(workdir / "tensorboard" / variant.name / run.folder))
     found = train(
         model,
         corpus.train,
         train_config,
         variant.schedule,
         directory,
+        mesh=mesh,
         evaluate=lambda params: evaluate(params)._asdict(),
         sinks=sinks,
         stop=stop,
     )
-    save_params(directory / "params", found.params)
-    finish(variant, run, found, config, corpus, directory)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    save_params(directory / "params", found.params, layout)
+
+    def conclude_run() -> None:
+        finish(variant, run, found, config, corpus, directory)
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+    processes.on_main(conclude_run)

@@ -4,11 +4,13 @@ import warnings
 from pathlib import Path
 from typing import Any, Self
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from freezejax.data import checksums
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
+from freezejax.sharding import Layout
 from freezejax.training import processes
 
 
@@ -88,8 +90,10 @@ class Checkpoints:
         self.close()
 
 
-def save_params(path: str | Path, params: PyTree) -> None:
+def save_params(path: str | Path, params: PyTree, layout: Layout | None = None) -> None:
     """Saves the final parameters of a run, atomically, over what is there.
+
+    Of several processes each calls it with the same values and the layout of the run.
 
     >>> import jax, tempfile
     >>> import jax.numpy as jnp
@@ -98,7 +102,12 @@ def save_params(path: str | Path, params: PyTree) -> None:
     ...     load_params(f"{directory}/params", {"w": jax.ShapeDtypeStruct((2,), jnp.float32)})["w"]
     Array([1., 1.], dtype=float32)
     """
+    if layout is not None:
+        params = processes.place(params, jax.tree.map(lambda _: layout.replicated, params))
     ocp.save(Path(path).absolute(), params, overwrite=True)
+    if processes.is_main():
+        checksums.write(Path(path), everything=True)
+    processes.wait_for_all(f"{path} is saved")
 
 
 def load_params(path: str | Path, abstract: PyTree) -> PyTree:
@@ -116,6 +125,7 @@ def load_params(path: str | Path, abstract: PyTree) -> PyTree:
     if not path.is_dir():
         raise UserError(f"{path}: no saved parameters here; has the run finished?")
     try:
+        checksums.verify(path, "not as they were saved", everything=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sharding info not provided")
             return ocp.load(path, abstract)

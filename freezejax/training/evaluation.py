@@ -12,6 +12,9 @@ from freezejax.data import ByteTable, Tokens, bits_per_byte, byte_counts, eval_b
 from freezejax.errors import UserError
 from freezejax.models import cross_entropy
 from freezejax.paths import PyTree
+from freezejax.sharding import Layout
+from freezejax.training import processes
+from freezejax.training.tracing import OneTrace
 
 Apply = Callable[..., jax.Array]
 Batch = dict[str, np.ndarray]
@@ -39,6 +42,7 @@ def make_evaluator(
     seq_len: int,
     every: int = 1,
     compute_dtype: DTypeLike = jnp.float32,
+    layout: Layout | None = None,
 ) -> Callable[[PyTree], Evaluation]:
     """Evaluation of parameters over non-overlapping windows, every target once.
 
@@ -50,7 +54,12 @@ def make_evaluator(
       table: bytes per token of the tokenizer.
       batch_size: windows per call.
       seq_len: tokens per window.
+      every: scores every n-th window only.
       compute_dtype: of the activations.
+      layout: how the parameters lie on a mesh, if they do; every process then calls the evaluation alike.
+
+    Raises:
+      UserError: too few tokens, or a mesh that does not divide `batch_size`.
 
     >>> table = ByteTable(np.ones(2, np.int64), np.zeros(2, bool), np.zeros(2, bool))
     >>> uniform = lambda params, x, compute_dtype: jnp.zeros((*x.shape, 2))
@@ -60,7 +69,8 @@ def make_evaluator(
     (1.0, 8, 8)
     """
     batches = list(eval_batches(tokens, batch_size=batch_size, seq_len=seq_len, every=every))
-    score = _scorer(apply, compute_dtype)
+    processes.check_batch(batch_size, None if layout is None else layout.mesh, "data.eval_batch_size")
+    score = _scorer(apply, compute_dtype, layout)
     return lambda params: _total(score, params, batches, table)
 
 
@@ -113,13 +123,19 @@ def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: 
         }
 
 
-def _scorer(apply: Apply, compute_dtype: DTypeLike) -> Callable[[PyTree, Batch], jax.Array]:
-    @jax.jit
+def _scorer(
+    apply: Apply, compute_dtype: DTypeLike, layout: Layout | None = None
+) -> Callable[[PyTree, Batch], jax.Array]:
     def score_B(params: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
+        if layout is not None:
+            params = layout.at_use(params)
         logits = apply(params, batch["inputs"], compute_dtype=compute_dtype)
         return jnp.sum(cross_entropy(logits, batch["targets"]) * batch["weights"], axis=1)
 
-    return score_B
+    if layout is None:
+        return OneTrace(score_B, "evaluation")
+    over_mesh, rows = OneTrace(score_B, "evaluation", out_shardings=layout.replicated), layout.batch
+    return lambda params, batch: over_mesh(params, processes.place(batch, dict.fromkeys(batch, rows)))
 
 
 def _total(score: Any, params: PyTree, batches: Any, table: ByteTable) -> Evaluation:

@@ -1,6 +1,7 @@
 """What the processes of one run say to each other. With one process nothing is said."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,22 @@ def is_main() -> bool:
     True
     """
     return jax.process_index() == 0
+
+
+def on_main(action: Callable[[], object]) -> None:
+    """Does something in process 0 alone, and returns when it is done; a user's mistake found there ends all processes.
+
+    >>> on_main(lambda: print("once"))
+    once
+    """
+    error: UserError | None = None
+    if is_main():
+        try:
+            action()
+        except UserError as found:
+            error = found
+    if agree(error is not None):
+        raise error or UserError("process 0 has stopped; the reason stands in its own output")
 
 
 def wait_for_all(name: str) -> None:
