@@ -11,7 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import distributed
+from experiments import distributed, dry_run
 from freezejax.errors import UserError
 from freezejax.training import host_memory
 from freezejax.training.interrupts import NonFinite, Stopped
@@ -19,16 +19,21 @@ from freezejax.training.interrupts import NonFinite, Stopped
 _BAD_INPUT = 2
 
 
-def define_study_flags(default_config: str) -> None:
-    """Defines the flags every study takes, those of runs of several processes among them."""
+def define_config_flag(default_config: str) -> None:
+    """Defines `--config`, which any field of the config may follow."""
     # No default here: absl would load the file, and fail on it, before any error can be told well.
     config_flags.DEFINE_config_file("config", None, f"Config and scale, FILE.py:SCALE; else {default_config}.")
-    flags.DEFINE_string("workdir", None, "Folder for everything the study writes; the same folder resumes it.")
-    flags.DEFINE_bool("dry_run", False, "Print what every phase will cost, and exit.")
-    distributed.define_flags()
-    flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard events under WORKDIR/tensorboard.")
     if not any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:]):
         sys.argv.insert(1, f"--config={default_config}")
+
+
+def define_study_flags(default_config: str) -> None:
+    """Defines the flags every study takes, those of runs of several processes among them."""
+    define_config_flag(default_config)
+    flags.DEFINE_string("workdir", None, "Folder for everything the study writes; the same folder resumes it.")
+    dry_run.define_flags()
+    distributed.define_flags()
+    flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard events under WORKDIR/tensorboard.")
 
 
 def run(main: Callable[[], None]) -> None:

@@ -26,21 +26,23 @@ class Windows:
     {'inputs': array([4, 5, 6, 7], dtype=int32), 'targets': array([5, 6, 7, 8], dtype=int32)}
     """
 
-    def __init__(self, tokens: Tokens, seq_len: int):
-        """Takes tokens [N] and the window length T in targets."""
+    def __init__(self, tokens: Tokens, seq_len: int, *, with_index: bool = False):
+        """Takes tokens [N] and the window length T in targets; `with_index` adds each window's own number."""
         # The plain view of a memory map: slicing numpy.memmap itself takes twice as long as the rest.
         self.tokens = np.asarray(tokens) if isinstance(tokens, np.ndarray) else tokens
         self.seq_len = seq_len
+        self.with_index = with_index
 
     def __len__(self) -> int:
         """Number of whole windows: (N - 1) // T."""
         return max(0, len(self.tokens) - 1) // self.seq_len
 
     def __getitem__(self, index: int) -> Batch:
-        """Inputs and targets, int32 [T]."""
+        """Inputs and targets, int32 [T]; `index`, int64 [], where it was asked for."""
         start = index * self.seq_len
         window = self.tokens[start : start + self.seq_len + 1].astype(np.int32)
-        return {"inputs": window[:-1], "targets": window[1:]}
+        found = {"inputs": window[:-1], "targets": window[1:]}
+        return found | {"index": np.asarray(index, np.int64)} if self.with_index else found
 
 
 def train_iterator(
@@ -51,6 +53,7 @@ def train_iterator(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    with_index: bool = False,
 ) -> grain.DatasetIterator[Batch]:
     """Endless batches of shuffled windows, every window once per epoch, each epoch in a new order.
 
@@ -65,6 +68,7 @@ def train_iterator(
         seed: of the order, in [0, 2**32).
         process_index: which share this process reads.
         process_count: number of processes.
+        with_index: batches also hold `"index": int64 [B]`, the windows' numbers in the text.
 
     Returns:
         A Grain iterator of `{"inputs": int32 [B, T], "targets": int32 [B, T]}`. `get_state()` is a small
@@ -92,7 +96,7 @@ def train_iterator(
             f"{len(tokens)} training tokens are too few for batch_size={batch_size * process_count} rows of "
             f"seq_len={seq_len}, which need {needed}; lower one of them"
         )
-    windows = grain.MapDataset.source(Windows(tokens, seq_len)).seed(seed).shuffle().repeat()
+    windows = grain.MapDataset.source(Windows(tokens, seq_len, with_index=with_index)).seed(seed).shuffle().repeat()
     # Nothing is left over of an endless stream, but rounding its length up overflows at batch_size=1.
     share = windows.batch(batch_size, drop_remainder=True)[process_index::process_count]
     # Read in the caller's thread: a batch costs 0.02 ms a row, less than handing it between threads.

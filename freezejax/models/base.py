@@ -29,7 +29,13 @@ class Model(NamedTuple):
     `apply(params, tokens_BxT, *, dropout_key=None, compute_dtype=jnp.float32)` takes int32 tokens in
     [0, vocab_size) and returns float32 logits [B, T, V]. A token out of range gives NaN. Without a
     dropout key there is no dropout; with `compute_dtype=jnp.bfloat16` activations and matmuls are
-    bfloat16, while parameters, norms, softmax and logits stay float32.
+    bfloat16, while parameters, norms, softmax and logits stay float32. With `targets_BxT` it returns their
+    negative log likelihoods in nats, float32 [B, T], instead of the logits, and holds the logits once at most.
+
+    `prefix(params, tokens_BxT, *, blocks=k, compute_dtype=jnp.float32)` runs the embedding and the first k
+    blocks, without dropout, and returns what the rest needs of them: a tree of [B, T, D] in the compute
+    dtype. `apply(..., blocks=k, carried=...)` runs the rest on it, and takes everything else as above.
+    `frozen_blocks(mask)` is the largest such k whose weights are all frozen under a mask of bools.
 
     >>> from freezejax import models
     >>> model = models.build("geglu", vocab_size=11, num_layers=1, model_dim=32, num_heads=2)
@@ -41,6 +47,8 @@ class Model(NamedTuple):
     config: Any
     init: Callable[..., Params]
     apply: Callable[..., jax.Array]
+    prefix: Callable[..., Any]
+    frozen_blocks: Callable[[Params], int]
 
 
 def functional(config: Any, make_module: Callable[[], nnx.Module], rules: InitRules) -> Model:
@@ -48,7 +56,8 @@ def functional(config: Any, make_module: Callable[[], nnx.Module], rules: InitRu
 
     Args:
       config: kept in the result.
-      make_module: builds the module; its `__call__` takes `(tokens_BxT, dropout_key, compute_dtype)`.
+      make_module: builds the module; its `prefix` takes `(tokens_BxT, compute_dtype, blocks)`, its `__call__`
+        `(tokens_BxT, dropout_key, compute_dtype, blocks, carried)`, where `carried` is what `prefix` returned.
       rules: initial distributions, see `initialize`.
 
     Raises:
@@ -67,11 +76,36 @@ def functional(config: Any, make_module: Callable[[], nnx.Module], rules: InitRu
         *,
         dropout_key: jax.Array | None = None,
         compute_dtype: DTypeLike = jnp.float32,
+        blocks: int = 0,
+        carried: Any = None,
+        targets_BxT: jax.Array | None = None,
     ) -> jax.Array:
         module: Any = nnx.merge(graphdef, params)
-        return module(tokens_BxT, dropout_key, jnp.dtype(compute_dtype))
+        dtype = jnp.dtype(compute_dtype)
+        if carried is None:
+            carried = module.prefix(tokens_BxT, dtype, blocks)
+        return module(tokens_BxT, dropout_key, dtype, blocks, carried, targets_BxT)
 
-    return Model(config, init, apply)
+    def prefix(params: Params, tokens_BxT: jax.Array, *, blocks: int, compute_dtype: DTypeLike = jnp.float32) -> Any:
+        module: Any = nnx.merge(graphdef, params)
+        return module.prefix(tokens_BxT, jnp.dtype(compute_dtype), blocks)
+
+    return Model(config, init, apply, prefix, frozen_blocks)
+
+
+def frozen_blocks(mask: Params) -> int:
+    """Number of leading blocks that are frozen whole, as is all that they read; 0 if the embedding trains.
+
+    >>> block = {"mlp": {"up": {"kernel": False}}}
+    >>> frozen_blocks({"tok_emb": {"embedding": False}, "blocks": {0: block, 1: block}, "ln_f": {"scale": True}})
+    2
+    """
+    if any(jax.tree.leaves(mask["tok_emb"])):
+        return 0
+    blocks = mask["blocks"]
+    frozen = next((i for i in range(len(blocks)) if any(jax.tree.leaves(blocks[i]))), len(blocks))
+    # The second half of a U-net weighs what the first half pushed.
+    return min(frozen, len(blocks) // 2) if mask.get("skip_weights", False) else frozen
 
 
 def initialize(shapes: Params, rules: InitRules, key: jax.Array) -> Params:

@@ -106,7 +106,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        return self.down(jax.nn.gelu(self.gate(x_BxTxD), approximate=False) * self.up(x_BxTxD))
+        return self.down(layers.geglu(self.gate(x_BxTxD), self.up(x_BxTxD)))
 
 
 class Block(nnx.Module):
@@ -134,9 +134,23 @@ class Geglu(nnx.Module):
         self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
         self.ln_f = layers.RMSNorm(config.model_dim, config.norm_eps)
 
-    def __call__(self, tokens_BxT: jax.Array, dropout_key: jax.Array | None, dtype: DTypeLike) -> jax.Array:
-        """Tokens [B, T] -> float32 logits [B, T, V]."""
+    def prefix(self, tokens_BxT: jax.Array, dtype: DTypeLike, blocks: int) -> jax.Array:
+        """Tokens [B, T] -> what the first `blocks` blocks make of them, without dropout [B, T, D]."""
         x = self.tok_emb(tokens_BxT, dtype)
-        for i, block in enumerate(self.blocks):
+        for block in self.blocks[:blocks]:
+            x = block(x, None)
+        return x
+
+    def __call__(
+        self,
+        tokens_BxT: jax.Array,
+        dropout_key: jax.Array | None,
+        dtype: DTypeLike,
+        blocks: int,
+        x: jax.Array,
+        targets_BxT: jax.Array | None,
+    ) -> jax.Array:
+        """Tokens [B, T] and `prefix` of them -> float32 logits [B, T, V], or what they cost the targets [B, T]."""
+        for i, block in enumerate(self.blocks[blocks:], start=blocks):
             x = block(x, layers.named(dropout_key, f"blocks/{i}"))
-        return self.tok_emb.logits(self.ln_f(x))
+        return self.tok_emb.head(self.ln_f(x), targets_BxT)

@@ -1,6 +1,8 @@
 """The layers both model families are made of: linear, RMSNorm, embedding, rotary embedding, dropout."""
 # ruff: noqa: D107 - what a module is stands in its class docstring
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from freezejax.linear import linear, matmul
+from freezejax.models.loss import capped, head_cross_entropy
 from freezejax.paths import named_key
 
 
@@ -48,9 +51,12 @@ class Embedding(nnx.Module):
         """Tokens [B, T] -> [B, T, D]; NaN for a token out of range, so that bad data cannot pass unseen."""
         return jnp.take(self.embedding[...], tokens_BxT, axis=0).astype(dtype)
 
-    def logits(self, x_BxTxD: jax.Array) -> jax.Array:
-        """[B, T, D] -> float32 logits [B, T, V]."""
-        return matmul(x_BxTxD, self.embedding[...].astype(x_BxTxD.dtype).T).astype(jnp.float32)
+    def head(self, x_BxTxD: jax.Array, targets_BxT: jax.Array | None, softcap: float = 0.0) -> jax.Array:
+        """[B, T, D] -> float32 logits [B, T, V], or the cross-entropy of the targets [B, T] where there are any."""
+        embedding_VxD = self.embedding[...]
+        if targets_BxT is not None:
+            return head_cross_entropy(x_BxTxD, embedding_VxD, targets_BxT, softcap)
+        return capped(matmul(x_BxTxD, embedding_VxD.astype(x_BxTxD.dtype).T), softcap)
 
 
 class RMSNorm(nnx.Module):
@@ -72,16 +78,74 @@ class RMSNorm(nnx.Module):
 def rms_norm(x: jax.Array, eps: float, scale_D: jax.Array | None = None) -> jax.Array:
     """`x / sqrt(mean(x^2) + eps)` over the last axis, times `scale_D` where given; computed in float32.
 
-    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    The backward starts from `x` and one number per row. Source: Zhang and Sennrich 2019, arXiv:1910.07467.
 
     >>> rms_norm(jnp.array([3.0, 3.0]), eps=0.0)
     Array([1., 1.], dtype=float32)
     """
+    return _rms_norm(eps, x, scale_D)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rms_norm(eps: float, x: jax.Array, scale_D: jax.Array | None) -> jax.Array:
+    return _rms_norm_forward(eps, x, scale_D)[0]
+
+
+def _rms_norm_forward(eps, x, scale_D):
     wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    if scale_D is not None:
-        normed = normed * jnp.expand_dims(scale_D, range(x.ndim - 1))
-    return normed.astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    normed = _times(wide * inverse, scale_D)
+    return normed.astype(x.dtype), (x, inverse, scale_D)
+
+
+def _rms_norm_backward(eps, saved, grad):
+    x, inverse, scale_D = saved
+    wide_grad, normed = grad.astype(jnp.float32), x.astype(jnp.float32) * inverse
+    dnormed = _times(wide_grad, scale_D)
+    dx = inverse * (dnormed - normed * jnp.mean(dnormed * normed, axis=-1, keepdims=True))
+    dscale_D = None if scale_D is None else jnp.sum(wide_grad * normed, axis=range(x.ndim - 1))
+    return dx.astype(x.dtype), dscale_D
+
+
+def _times(x, scale_D):
+    return x if scale_D is None else x * jnp.expand_dims(scale_D, range(x.ndim - 1))
+
+
+_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
+@jax.custom_vjp
+def geglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """`gelu(gate) * up` with the exact (erf) GELU, computed in float32; its backward starts from both.
+
+    Source: Shazeer 2020, arXiv:2002.05202.
+
+    >>> geglu(jnp.array([0.0, 10.0]), jnp.array([1.0, 2.0]))
+    Array([ 0., 20.], dtype=float32)
+    """
+    return _geglu_forward(gate, up)[0]
+
+
+def _geglu_forward(gate, up):
+    wide = gate.astype(jnp.float32)
+    return (wide * _normal_cdf(wide) * up.astype(jnp.float32)).astype(gate.dtype), (gate, up)
+
+
+def _geglu_backward(saved, grad):
+    gate, up, grad = (x.astype(jnp.float32) for x in (*saved, grad))
+    share = _normal_cdf(gate)
+    density = jnp.exp(-0.5 * gate * gate) / math.sqrt(2 * math.pi)
+    dgate, dup = grad * up * (share + gate * density), grad * gate * share
+    return dgate.astype(saved[0].dtype), dup.astype(saved[1].dtype)
+
+
+def _normal_cdf(x):
+    # erf loses the relative accuracy that erfc keeps far in the negative tail, where the product with x is under
+    # 1e-6 anyway; it is cheaper.
+    return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
+
+
+geglu.defvjp(_geglu_forward, _geglu_backward)
 
 
 def rotary(x_BxTxHxD: jax.Array, base: float, dims: int, direction: int = 1) -> jax.Array:

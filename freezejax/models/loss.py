@@ -1,20 +1,28 @@
-"""Cross-entropy of next-token logits."""
+"""Cross-entropy of next-token logits, and of a tied head whose logits are too large to hold twice."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
+from freezejax.linear import matmul
 
-@jax.custom_vjp
-def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:
+SLICE = 2**24  # logits: 64 MiB in float32; a loop over fewer is not worth its start
+MOST_SLICES = 8  # the gradient of the logits then takes an eighth of what they take
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array, softcap: float = 0.0) -> jax.Array:
     """Negative log likelihood of every target, in nats.
 
-    Computed in float32 and safe for logits of any finite size. The backward pass keeps the logits and one
-    number per token; the probabilities are recomputed, so no second [B, T, V] array waits for it. Targets
-    outside [0, V) give NaN.
+    Computed in float32 and safe for logits of any finite size. The backward pass keeps the logits as they
+    came and one number per token; capped logits and probabilities are computed again, so no second
+    [B, T, V] array waits for it. Targets outside [0, V) give NaN.
 
     Args:
       logits_BxTxV: [..., V].
       targets_BxT: integers [...].
+      softcap: what counts are the logits `softcap * tanh(logits / softcap)`; 0 = the logits themselves.
 
     Returns:
       float32 [...].
@@ -22,21 +30,84 @@ def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:
     >>> cross_entropy(jnp.zeros((1, 1, 4)), jnp.zeros((1, 1), jnp.int32))
     Array([[1.3862944]], dtype=float32)
     """
-    return _forward(logits_BxTxV, targets_BxT)[0]
+    return _forward(logits_BxTxV, targets_BxT, softcap)[0]
 
 
-def _forward(logits_BxTxV, targets_BxT):
-    wide = logits_BxTxV.astype(jnp.float32)
+def capped(logits: jax.Array, softcap: float) -> jax.Array:
+    """`softcap * tanh(logits / softcap)` in float32, or with `softcap=0` the logits in float32.
+
+    >>> capped(jnp.array([-1e9, 0.0]), 30.0)
+    Array([-30.,   0.], dtype=float32)
+    """
+    wide = logits.astype(jnp.float32)
+    return softcap * jnp.tanh(wide / softcap) if softcap else wide
+
+
+def head_cross_entropy(
+    x_BxTxD: jax.Array, embedding_VxD: jax.Array, targets_BxT: jax.Array, softcap: float = 0.0
+) -> jax.Array:
+    """`cross_entropy` of the logits `x @ embedding.T`, which are held once, in the dtype of `x`.
+
+    From 2^24 logits on the head runs in up to 8 slices of positions, one after the other in both passes, and
+    the gradient of the logits is held for one slice alone. Fewer logits are one slice.
+
+    Args:
+      x_BxTxD: float32 or bfloat16.
+      embedding_VxD: used in the dtype of `x_BxTxD`.
+      targets_BxT: integers in [0, V).
+      softcap: see `cross_entropy`.
+
+    Returns:
+      float32 [B, T].
+
+    >>> head_cross_entropy(jnp.zeros((1, 2, 3)), jnp.ones((4, 3)), jnp.zeros((1, 2), jnp.int32))
+    Array([[1.3862944, 1.3862944]], dtype=float32)
+    """
+    B, T, _ = x_BxTxD.shape
+    kernel_DxV = embedding_VxD.astype(x_BxTxD.dtype).T
+
+    def of_slice(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, targets = part
+        return cross_entropy(matmul(x, kernel_DxV), targets, softcap)
+
+    slices = count_slices(T, B * T * embedding_VxD.shape[0])
+    if slices == 1:
+        return of_slice((x_BxTxD, targets_BxT))
+
+    def split(x: jax.Array) -> jax.Array:  # of T, as the batch may lie on several devices
+        return x.reshape(B, slices, T // slices, *x.shape[2:]).swapaxes(0, 1)
+
+    found_SxBxt: jax.Array = jax.lax.map(of_slice, (split(x_BxTxD), split(targets_BxT)))
+    return found_SxBxt.swapaxes(0, 1).reshape(B, T)
+
+
+def count_slices(length: int, logits: int) -> int:
+    """Slices of so many positions for so many logits: a divisor of the length, a power of two, at most 8.
+
+    >>> count_slices(1024, 2**20), count_slices(1024, 2**26), count_slices(1022, 2**26)
+    (1, 4, 2)
+    """
+    slices = 1
+    while slices < MOST_SLICES and length % (2 * slices) == 0 and logits > SLICE * slices:
+        slices *= 2
+    return slices
+
+
+def _forward(logits_BxTxV, targets_BxT, softcap):
+    wide = capped(logits_BxTxV, softcap)
     normalizer_BxT = jax.nn.logsumexp(wide, axis=-1)
     picked = jnp.take_along_axis(wide, targets_BxT[..., None], axis=-1, mode="fill", fill_value=jnp.nan)
     return normalizer_BxT - picked[..., 0], (logits_BxTxV, targets_BxT, normalizer_BxT)
 
 
-def _backward(residuals, grad_BxT):
+def _backward(softcap, residuals, grad_BxT):
     logits_BxTxV, targets_BxT, normalizer_BxT = residuals
-    probability = jnp.exp(logits_BxTxV.astype(jnp.float32) - normalizer_BxT[..., None])
+    wide = capped(logits_BxTxV, softcap)
+    probability = jnp.exp(wide - normalizer_BxT[..., None])
     hit = jax.nn.one_hot(targets_BxT, logits_BxTxV.shape[-1], dtype=jnp.float32)
     grad = (probability - hit) * grad_BxT[..., None]
+    if softcap:
+        grad = grad * (1 - jnp.square(wide / softcap))
     return grad.astype(logits_BxTxV.dtype), None
 
 

@@ -141,18 +141,48 @@ class ParameterGolf(nnx.Module):
         if self.skips:
             self.skip_weights = layers.parameter(self.skips, config.model_dim)
 
-    def __call__(self, tokens_BxT: jax.Array, dropout_key: jax.Array | None, dtype: DTypeLike) -> jax.Array:
-        """Tokens [B, T] -> float32 logits [B, T, V]."""
-        eps, cap = self.config.norm_eps, self.config.logit_softcap
-        x = x0 = layers.rms_norm(self.tok_emb(tokens_BxT, dtype), eps)
-        pushed: list[jax.Array] = []
-        for i, block in enumerate(self.blocks):
+    def prefix(self, tokens_BxT: jax.Array, dtype: DTypeLike, blocks: int) -> list[jax.Array]:
+        """Tokens [B, T] -> what the first `blocks` blocks leave for the others, see `through`."""
+        return self.through(tokens_BxT, None, dtype, [], range(blocks))
+
+    def __call__(
+        self,
+        tokens_BxT: jax.Array,
+        dropout_key: jax.Array | None,
+        dtype: DTypeLike,
+        blocks: int,
+        carried: list[jax.Array],
+        targets_BxT: jax.Array | None,
+    ) -> jax.Array:
+        """Tokens [B, T] and `prefix` of them -> float32 logits [B, T, V], or what they cost the targets [B, T]."""
+        left = range(blocks, len(self.blocks))
+        x = self.through(tokens_BxT, dropout_key, dtype, carried, left)[-1]
+        normed = layers.rms_norm(x, self.config.norm_eps)
+        return self.tok_emb.head(normed, targets_BxT, self.config.logit_softcap)
+
+    def through(
+        self,
+        tokens_BxT: jax.Array,
+        dropout_key: jax.Array | None,
+        dtype: DTypeLike,
+        carried: list[jax.Array],
+        blocks: range,
+    ) -> list[jax.Array]:
+        """Runs some of the blocks on what those before them carried: the pushed [B, T, D], then x [B, T, D].
+
+        In the first half x is the last that was pushed, and stands there once. The embedding is not carried: it
+        would take as much room as x, and looking it up again is a fraction of a millisecond.
+        """
+        x0 = layers.rms_norm(self.tok_emb(tokens_BxT, dtype), self.config.norm_eps)
+        x = carried[-1] if carried else x0
+        pushed = list(carried if blocks.start <= self.skips else carried[:-1])
+        for i in blocks:
             if i >= self.skips and pushed:  # of an odd number of layers the last has nothing to pop
                 x = x + _channels(self.skip_weights[i - self.skips], x) * pushed.pop()
-            x = block(x, x0, layers.named(dropout_key, f"blocks/{i}"))
+            x = self.blocks[i](x, x0, layers.named(dropout_key, f"blocks/{i}"))
             if i < self.skips:
                 pushed.append(x)
-        return cap * jnp.tanh(self.tok_emb.logits(layers.rms_norm(x, eps)) / cap)
+        return pushed if blocks.stop <= self.skips else [*pushed, x]
 
 
 def _channels(weight_D: jax.Array, x_BxTxD: jax.Array) -> jax.Array:

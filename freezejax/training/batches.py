@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from freezejax.data import Tokens, train_iterator
 from freezejax.sharding import Layout
 from freezejax.training import processes
@@ -15,6 +17,8 @@ class Batches:
     >>> batches = Batches(np.arange(101, dtype=np.uint16), TrainConfig(steps=1, batch_size=2, seq_len=10))
     >>> next(batches)["inputs"].shape, batches.get_state()
     ((2, 10), {'next_index': 1})
+    >>> batches.windows.shape, batches.count
+    ((2,), 10)
     """
 
     def __init__(self, tokens: Tokens, config: TrainConfig, layout: Layout | None = None) -> None:
@@ -24,6 +28,8 @@ class Batches:
           UserError: too few tokens, or a mesh that gives this process no whole share of the rows.
         """
         self._layout, self._rows = layout, config.batch_size
+        self.count = (len(tokens) - 1) // config.seq_len  # windows in the text
+        self.windows = np.zeros(0, np.int64)  # numbers of this process's windows in the last batch
         share, shares = 0, 1
         if layout is not None:
             share, shares = processes.rows_of_process(layout.batch, (config.batch_size, config.seq_len))
@@ -34,11 +40,13 @@ class Batches:
             seed=config.seed,
             process_index=share,
             process_count=shares,
+            with_index=True,
         )
 
     def __next__(self) -> dict[str, Any]:
         """Inputs and targets, int32 [B, T]."""
         rows = next(self._data)
+        self.windows = rows.pop("index")
         return rows if self._layout is None else processes.from_rows(rows, self._layout.batch, self._rows)
 
     def get_state(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Checkpoints of a run: Orbax behind one small module."""
 
-import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,10 +65,7 @@ class Checkpoints:
         """
         try:
             checksums.verify(self._folder(step), "not as it was saved", everything=True)
-            with warnings.catch_warnings():
-                # One process, one device: the sharding file is as good as an explicit sharding.
-                warnings.filterwarnings("ignore", message="Sharding info not provided")
-                state = self._checkpointer.load(step, abstract)
+            state = self._checkpointer.load(step, _placed(abstract))
             return state, self._checkpointer.metadata(step).custom_metadata["data"]
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged checkpoint
             raise UserError(
@@ -126,11 +122,21 @@ def load_params(path: str | Path, abstract: PyTree) -> PyTree:
         raise UserError(f"{path}: no saved parameters here; has the run finished?")
     try:
         checksums.verify(path, "not as they were saved", everything=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sharding info not provided")
-            return ocp.load(path, abstract)
+        return ocp.load(path, _placed(abstract))
     except Exception as error:
         raise UserError(f"{path}: parameters cannot be read as this model ({_reason(error)})") from error
+
+
+def _placed(abstract: PyTree) -> PyTree:
+    """Leaves without a sharding go to the default device: Orbax would take the one that they were saved with."""
+    here = jax.sharding.SingleDeviceSharding(jax.config.jax_default_device or jax.local_devices()[0])
+
+    def one(leaf: Any) -> Any:
+        if getattr(leaf, "sharding", None) is not None:
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
+    return jax.tree.map(one, abstract)
 
 
 def _reason(error: BaseException) -> str:

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,8 +22,9 @@ from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import NonFinite, Stopped, StopSignal
 from freezejax.training.metrics import Record, Sink
-from freezejax.training.phases import BackgroundCompiler
+from freezejax.training.phases import BackgroundCompiler, PhasePrograms
 from freezejax.training.plan import RunPlan
+from freezejax.training.prefix import phase_batches
 from freezejax.training.state import RunState, join
 from freezejax.training.step import StepState
 
@@ -79,11 +79,12 @@ def train(
     """
     with Checkpoints(Path(directory) / "checkpoints") as checkpoints:
         plan = RunPlan(model, config, schedule, mesh)
-        run = _Run(plan, tokens, checkpoints, evaluate, sinks, stop or StopSignal())
+        run = _Run(plan, tokens, Path(directory), checkpoints, evaluate, sinks, stop or StopSignal())
         keys = [(phase.mask, plan.count_offset(phase)) for phase in plan.phases]
+        compiler, boundaries = BackgroundCompiler(plan.compile, keys), range(len(keys))
         try:
-            with BackgroundCompiler(lambda index: plan.lower(index).compile(), keys) as programs:
-                return run.through_all_phases(programs)
+            with compiler as programs, BackgroundCompiler(plan.crossing, boundaries) as crossings:
+                return run.through_all_phases(programs, crossings)
         finally:
             for sink in sinks:
                 sink.close()
@@ -96,12 +97,13 @@ class _Run:
         self,
         plan: RunPlan,
         tokens: Tokens,
+        directory: Path,
         checkpoints: Checkpoints,
         evaluate: Evaluate | None,
         sinks: Sequence[Sink],
         stop: StopSignal,
     ) -> None:
-        self.plan, self.config, self.phases = plan, plan.config, plan.phases
+        self.plan, self.config, self.phases, self.directory = plan, plan.config, plan.phases, directory
         self.checkpoints, self.evaluate, self.sinks, self.stop = checkpoints, evaluate, sinks, stop
         self.key = plan.key()
         self.data = Batches(tokens, self.config, plan.layout)
@@ -119,42 +121,44 @@ class _Run:
         self.data.set_state(position)
         return step, index, state
 
-    def through_all_phases(self, programs: BackgroundCompiler) -> TrainResult:
+    def through_all_phases(self, programs: BackgroundCompiler, crossings: BackgroundCompiler) -> TrainResult:
         step, index, state = self.start()
         for sink in self.sinks:
             sink.begin(step)
         for now in range(index, len(self.phases)):
             if now > index:
-                old, new = self.phases[now - 1], self.phases[now]
-                state = self.plan.cross(state, old, new)
-            program = programs.get(now)
-            programs.prepare(now + 1)
-            state = self.through_phase(program, state, self.phases[now], max(step, self.phases[now].start))
+                state = crossings.get(now)(state)
+            of_phase = programs.get(now)
+            for later in range(now + 1, len(self.phases)):
+                programs.prepare(later)
+                crossings.prepare(later)
+            self.clock = self.clock or time.perf_counter()
+            state = self.through_phase(of_phase, state, self.phases[now], max(step, self.phases[now].start))
+        self.settle()
         self.record_evaluation(self.config.steps, state)
         seconds = sorted(self.step_seconds)
         median = 1e3 * seconds[len(seconds) // 2] if len(seconds) >= 3 else None
         return TrainResult(processes.to_host(state.averaged(), self.plan.mesh), self.config.steps, median)
 
-    def through_phase(self, program: Any, state: RunState, phase: Phase, start: int) -> RunState:
+    def through_phase(self, programs: PhasePrograms, state: RunState, phase: Phase, start: int) -> RunState:
         """Runs the steps of a phase. Metrics are fetched one step late, so the device never waits."""
         moving, frozen = state.split(phase.mask)
         kept = state.kept
         argument = self.plan.held(frozen)
-        self.clock = time.perf_counter()
-        for index in range(start, phase.stop):
-            moving, metrics = program(moving, argument, self.key, np.int32(index), next(self.data))
-            self.settle()
-            self.pending = (index + 1, phase, metrics)
-            done = index + 1
-            if self._evaluates_at(done):
+        with phase_batches(self.data, programs, argument, self.config, self.directory) as batches:
+            for index in range(start, phase.stop):
+                moving, metrics = programs.step(moving, argument, self.key, np.int32(index), next(batches))
                 self.settle()
-                self.record_evaluation(done, join(moving, frozen, kept))
-            stop = self.asked_to_stop(done)
-            if stop is not None or self._checkpoints_at(done):
-                self.save(done, moving, frozen, kept)
-            if stop is not None:
-                raise Stopped(done, stop)
-        self.settle()
+                self.pending = (index + 1, phase, metrics)
+                done = index + 1
+                if self._evaluates_at(done):
+                    self.settle()
+                    self.record_evaluation(done, join(moving, frozen, kept))
+                stop = self.asked_to_stop(done)
+                if stop is not None or self._checkpoints_at(done):
+                    self.save(done, moving, frozen, kept)
+                if stop is not None:
+                    raise Stopped(done, stop)
         return join(moving, frozen, kept)
 
     def settle(self) -> None:

@@ -12,6 +12,9 @@ from freezejax.paths import PyTree, map_with_paths
 from freezejax.schedules import Phase
 from freezejax.training.config import OptimizerConfig, TrainConfig
 
+# Kernels only: the residual mix of the Parameter Golf baseline, [2, D], is two vectors.
+MUON_LEAVES = r"(.*/)?blocks/.*/kernel(/base)?"
+
 
 def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
     """Clip, then AdamW or Muon, with the learning rate `peak * shape(count)`.
@@ -49,10 +52,7 @@ def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -
 
 def _block_matrices(params: PyTree) -> PyTree:
     numbers = optax.contrib.MuonDimensionNumbers()
-    # Kernels only: the residual mix of the Parameter Golf baseline, [2, D], is two vectors.
-    return map_with_paths(
-        lambda path, _: numbers if re.fullmatch(r"(.*/)?blocks/.*/kernel(/base)?", path) else None, params
-    )
+    return map_with_paths(lambda path, _: numbers if re.fullmatch(MUON_LEAVES, path) else None, params)
 
 
 def rate_shape(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:

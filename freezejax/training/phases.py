@@ -1,12 +1,26 @@
-"""One executable per phase, the next one compiled in the background before it is needed."""
+"""The programs of a phase, compiled in the background before they are needed."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+
+from freezejax.training.tracing import Program
+
+
+class PhasePrograms(NamedTuple):
+    """What runs during a phase.
+
+    >>> PhasePrograms(step=None, prefix=None, prefix_text="").prefix is None
+    True
+    """
+
+    step: Program
+    prefix: Program | None  # the frozen prefix, where it is apart from the step
+    prefix_text: str  # its StableHLO
 
 
 class BackgroundCompiler:
-    """Compiles the program of each phase at most once, on one background thread.
+    """Compiles the program of each phase at most once, on one background thread, in the order of `prepare`.
 
     Use it as a context manager: leaving it drops what was not yet begun.
 

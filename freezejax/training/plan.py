@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from freezejax.models import Model, cross_entropy
+from freezejax.models import Model
 from freezejax.optimizer import freeze
 from freezejax.paths import PyTree
 from freezejax.random_maps import as_matrices, check_seeds_frozen, hold
@@ -16,9 +16,13 @@ from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.sharding import Layout, make_mesh
 from freezejax.training import processes
 from freezejax.training.config import TrainConfig
+from freezejax.training.crossing import Crossing
 from freezejax.training.optimizers import make_optimizer, rate_of_run
+from freezejax.training.phases import PhasePrograms
+from freezejax.training.prefix import check_one_device, frozen_prefix, make_prefix
 from freezejax.training.state import RunState, abstract_state, begin, cross
 from freezejax.training.step import Loss, make_step
+from freezejax.training.tracing import Program, traced
 
 
 class RunPlan:
@@ -50,8 +54,8 @@ class RunPlan:
             check_seeds_frozen(self.abstract_params, phase.mask)
         self.layout = None if mesh is None else Layout(mesh, self.abstract_params)
         processes.check_batch(config.batch_size // config.accumulation, mesh, "train.batch_size / train.accumulation")
+        check_one_device(config, mesh)
         self.rate = rate_of_run(config, self.phases)
-        self.loss = mean_loss(model, config)
 
     def count_offset(self, phase: Phase) -> int:
         """What the optimizer's own count lacks to the run's step: a restarted optimizer counts from zero again."""
@@ -71,7 +75,7 @@ class RunPlan:
     def step(self, index: int) -> Callable[..., Any]:
         """The pure step of a phase, see `make_step`."""
         return make_step(
-            self.loss,
+            mean_loss(self.model, self.config, self.blocks_apart(index)),
             freeze(self.optimizer(self.phases[index]), self.phases[index].mask),
             accumulation=self.config.accumulation,
             ema_decay=self.config.ema_decay,
@@ -87,6 +91,8 @@ class RunPlan:
         batch = {"inputs": sequence, "targets": sequence}
         if self.config.maps == "stored":
             frozen = jax.eval_shape(hold, frozen)
+        if self.blocks_apart(index):
+            batch["carried"] = jax.eval_shape(self.prefix(index), frozen, sequence)
         if self.layout is None:
             return state, frozen, key, scalar, batch
         replicated = self.layout.replicated
@@ -94,17 +100,23 @@ class RunPlan:
         batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.batch) for name, x in batch.items()}
         return state, self.layout.abstract(frozen), key, scalar, batch
 
-    def cross(self, state: RunState, old: Phase, new: Phase) -> RunState:
-        """The state at the first step of phase `new`; on a mesh laid out like that phase's."""
+    def blocks_apart(self, index: int) -> int:
+        """Blocks of a phase's frozen prefix that run apart from its step; 0 = all is in the step."""
+        return frozen_prefix(self.model, self.config, self.phases[index].mask)
+
+    def prefix(self, index: int) -> Callable[..., PyTree]:
+        """That prefix: `(frozen half, inputs) -> batch["carried"]` of the step."""
+        return make_prefix(self.model, self.config, self.abstract_params, self.phases[index].mask)
+
+    def crossing(self, index: int) -> Crossing:
+        """Compiled `state -> state` from the last step of the phase before to the first of this one."""
+        old, new = self.phases[index - 1 : index + 1]
+        shardings = None if self.layout is None else self.layout.shardings
 
         def over(state: RunState) -> RunState:
             return cross(state, old, new, self.optimizer(new), self.config)
 
-        if self.layout is None:
-            return over(state)
-        shardings = self.layout.shardings(jax.eval_shape(over, state))
-        crossed: RunState = jax.jit(over, out_shardings=shardings)(state)
-        return crossed
+        return Crossing(over, self.abstract_state(index - 1), shardings)
 
     def lower(self, index: int) -> jax.stages.Lowered:
         """The program of a phase, ready to be compiled; it donates the state that it changes."""
@@ -113,7 +125,23 @@ class RunPlan:
         if self.layout is not None:
             state = jax.tree.map(lambda leaf: leaf.sharding, arguments[0])
             shardings = (state, self.layout.replicated)
-        return jax.jit(self.step(index), donate_argnums=0, out_shardings=shardings).lower(*arguments)
+        step = traced(self.step(index), f"step of phase {index}")
+        return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(*arguments)
+
+    def compile(self, index: int) -> PhasePrograms:
+        """The programs of a phase."""
+        arguments = self.arguments(index)
+        step = Program(self.lower(index).compile(), self.step(index), arguments, f"step of phase {index}")
+        if not self.blocks_apart(index):
+            return PhasePrograms(step, None, "")
+        lowered, prefix_arguments = self.lower_prefix(index), (arguments[1], arguments[4]["inputs"])
+        prefix = Program(lowered.compile(), self.prefix(index), prefix_arguments, f"prefix of phase {index}")
+        return PhasePrograms(step, prefix, lowered.as_text())
+
+    def lower_prefix(self, index: int) -> jax.stages.Lowered:
+        """The program of a phase's prefix, ready to be compiled."""
+        _, frozen, _, _, batch = self.arguments(index)
+        return jax.jit(traced(self.prefix(index), f"prefix of phase {index}")).lower(frozen, batch["inputs"])
 
     def key(self) -> jax.Array:
         """Root key of the run, on every device."""
@@ -155,8 +183,10 @@ def mesh_of(config: TrainConfig) -> Mesh | None:
     return mesh if mesh.size > 1 else None
 
 
-def mean_loss(model: Model, config: TrainConfig) -> Loss:
+def mean_loss(model: Model, config: TrainConfig, blocks: int = 0) -> Loss:
     """Mean cross entropy of a batch in nats per token, with dropout, in the run's compute dtype.
+
+    With `blocks` the batch holds `carried`, what the first blocks made of the inputs, and the rest runs on it.
 
     >>> from freezejax import models
     >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
@@ -168,7 +198,11 @@ def mean_loss(model: Model, config: TrainConfig) -> Loss:
     dtype = jnp.dtype(config.compute_dtype)
 
     def loss(params: PyTree, batch: dict[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
-        logits = model.apply(params, batch["inputs"], dropout_key=dropout_key, compute_dtype=dtype)
-        return jnp.mean(cross_entropy(logits, batch["targets"]))
+        carried: Any = {"blocks": blocks, "carried": batch["carried"]} if blocks else {}
+        inputs, targets = batch["inputs"], batch["targets"]
+        found = model.apply(
+            params, inputs, dropout_key=dropout_key, compute_dtype=dtype, targets_BxT=targets, **carried
+        )
+        return jnp.mean(found)
 
     return loss

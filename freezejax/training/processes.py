@@ -107,16 +107,24 @@ def rows_of_process(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[in
     >>> rows_of_process(NamedSharding(mesh, PartitionSpec("data")), (8, 4))
     (0, 1)
     """
-    indices = [index for index in sharding.addressable_devices_indices_map(shape).values() if index is not None]
-    slices = {index[0].indices(shape[0])[:2] for index in indices}
+    slices: dict[int, set[tuple[int, int]]] = {}
+    for device, index in sharding.devices_indices_map(shape).items():
+        process: int = device.process_index  # type: ignore[attr-defined]
+        slices.setdefault(process, set()).add(index[0].indices(shape[0])[:2])
+    # Every process checks all of them: one that ended alone would leave the others waiting.
+    shares = {process: _share(process, found, shape[0]) for process, found in sorted(slices.items())}
+    return shares[jax.process_index()]
+
+
+def _share(process: int, slices: set[tuple[int, int]], rows: int) -> tuple[int, int]:
     start, stop = min(first for first, _ in slices), max(last for _, last in slices)
     covered = sum(last - first for first, last in slices)
-    if covered != stop - start or start % covered or shape[0] % covered:
+    if covered != stop - start or start % covered or rows % covered:
         raise UserError(
-            f"train.mesh: the devices of process {jax.process_index()} hold rows {sorted(slices)} of the batch, which "
+            f"train.mesh: the devices of process {process} hold rows {sorted(slices)} of the batch, which "
             "are not one block; let data * fsdp be a multiple of the number of processes"
         )
-    return start // covered, shape[0] // covered
+    return start // covered, rows // covered
 
 
 def from_rows(batch: PyTree, sharding: NamedSharding, rows: int) -> PyTree:

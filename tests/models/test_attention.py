@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freezejax.models.attention import _attend, blocked_attention, causal_attention, fused_applies
+from freezejax.models import attention
+from freezejax.models.attention import _forward_block, blocked_attention, causal_attention, fused_applies
 
 
 def plain(q_BxTxHxD, k_BxTxKxD, v_BxTxKxD):
@@ -88,34 +91,81 @@ def test_attention_that_looks_ahead_is_caught():
     assert bool((grad[:, 70:] != 0).any())
 
 
-def test_blocks_compute_five_eighths_of_the_scores():
+@pytest.mark.parametrize("backward", [False, True])
+def test_blocks_compute_five_eighths_of_the_scores(backward):
     """Switching the blocks off is seen in the compiled FLOPs."""
     (q, k, v), _ = random_qkv(1, 256, 2, 2, 16)
 
     def flops(blocks):
-        compiled = jax.jit(lambda *a: blocked_attention(*a, blocks)).lower(q, k, v).compile()
-        return compiled.cost_analysis()["flops"]
+        attend = lambda *a: blocked_attention(*a, blocks)  # noqa: E731
+        program = jax.grad(lambda *a: attend(*a).sum(), argnums=(0, 1, 2)) if backward else attend
+        return jax.jit(program).lower(q, k, v).compile().cost_analysis()["flops"]
 
     assert flops(4) / flops(1) == pytest.approx(5 / 8, abs=0.02)
 
 
+def transposed_matmuls(attend):
+    """Batched matmuls of the gradient whose result runs over keys first: the form that is slow on a CPU."""
+    length, dim = 256, 24
+    (q, k, v), _ = random_qkv(1, length, 2, 2, dim)
+    text = jax.jit(jax.grad(lambda *a: attend(*a).sum(), argnums=(0, 1, 2))).lower(q, k, v).as_text()
+    return len(re.findall(rf"dot_general.*-> tensor<1x2x(?:1x)?{length}x{dim}xf32>", text))
+
+
+def test_no_gradient_is_formed_from_transposed_scores():
+    assert transposed_matmuls(blocked_attention) == 0
+
+
+def test_counterpart_autodiff_does():
+    def attend(q, k, v):  # scores over keys of the last block of queries, as blocks of queries have it
+        scores = jnp.einsum("bthd,bshd->bhts", q[:, 192:], k)
+        return jnp.einsum("bhts,bshd->bhtd", jax.nn.softmax(scores), v)
+
+    assert transposed_matmuls(attend) > 0
+
+
 def test_a_block_reads_keys_up_to_its_own_end():
     (q, k, v), _ = random_qkv(1, 6, 1, 1, 2)
-    scaled = q.reshape(1, 6, 1, 1, 2) / 2**0.5
-    np.testing.assert_allclose(_attend(scaled[:, 4:], k, v)[:, :, 0], plain(q, k, v)[:, 4:], atol=1e-6)
+    scaled, k_first, v_first = (x.transpose(0, 2, 1, 3) for x in (q / 2**0.5, k, v))
+    out, powers, sums = _forward_block(scaled[:, :, None, 4:], k_first, v_first)
+    np.testing.assert_allclose(out[0, 0, 0], plain(q, k, v)[0, 4:, 0], atol=1e-6)
+    assert powers.shape == (1, 1, 1, 2, 6)
+    assert powers[0, 0, 0, 0, 5] == 0
+    np.testing.assert_allclose(powers.sum(axis=-1, keepdims=True), sums, rtol=1e-6)
+
+
+CUDA, CPU, TPU = "PJRT C API\ncuda 12090", "<unknown>", "PJRT C API\nTFRT TPU v5e"
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "head_dim", "wanted"),
+    ("version", "dtype", "head_dim", "wanted"),
     [
-        ("gpu", jnp.bfloat16, 64, True),
-        ("gpu", jnp.float16, 128, True),
-        ("gpu", jnp.float32, 64, False),
-        ("gpu", jnp.bfloat16, 12, False),
-        ("gpu", jnp.bfloat16, 256, False),
-        ("cpu", jnp.bfloat16, 64, False),
-        ("tpu", jnp.bfloat16, 64, False),
+        (CUDA, jnp.bfloat16, 64, True),
+        (CUDA, jnp.float16, 128, True),
+        (CUDA, jnp.float32, 64, False),
+        (CUDA, jnp.bfloat16, 12, False),
+        (CUDA, jnp.bfloat16, 256, False),
+        (CPU, jnp.bfloat16, 64, False),
+        (TPU, jnp.bfloat16, 64, False),
+        ("PJRT C API\nrocm 60300", jnp.bfloat16, 64, False),
     ],
 )
-def test_where_cudnn_applies(platform, dtype, head_dim, wanted):
-    assert fused_applies(platform, dtype, head_dim) is wanted
+def test_where_cudnn_applies(version, dtype, head_dim, wanted):
+    assert fused_applies(version, dtype, head_dim) is wanted
+
+
+def test_a_process_with_cudnn_still_lowers_the_blocked_form_for_other_platforms(monkeypatch):
+    """The platform is that of the program, not of the process; cuDNN is played by a sine."""
+    monkeypatch.setattr(attention, "fused_applies", lambda *_: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **_: jnp.sin(q))
+    (q, k, v), _ = random_qkv(1, 16, 2, 2, 8, jnp.bfloat16)
+
+    def lowered(platform):
+        loss = jax.jit(jax.grad(lambda q: causal_attention(q, k, v).astype(jnp.float32).sum()))
+        return loss.trace(q).lower(lowering_platforms=(platform,)).as_text()
+
+    assert "cosine" in lowered("cuda")
+    assert "dot_general" not in lowered("cuda")
+    for platform in ("cpu", "tpu"):
+        assert "cosine" not in lowered(platform)
+        assert "dot_general" in lowered(platform)

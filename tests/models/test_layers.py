@@ -73,6 +73,46 @@ def test_rms_norm_of_large_half_precision_values():
     np.testing.assert_allclose(layers.rms_norm(x, 1e-6), np.ones((1, 4)), rtol=1e-3)
 
 
+def assert_same_gradients(ours, plain, *args):
+    weight = jnp.cos(jnp.arange(args[0].size, dtype=jnp.float32)).reshape(args[0].shape)
+
+    def gradients(function):
+        return jax.grad(lambda *a: jnp.sum(function(*a).astype(jnp.float32) * weight), argnums=range(len(args)))(*args)
+
+    def close(a, b):
+        assert a.dtype == b.dtype
+        tolerance = 2e-5 if a.dtype == jnp.float32 else 0.05
+        np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=tolerance, atol=tolerance)
+
+    jax.tree.map(close, gradients(ours), gradients(plain))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5)])
+def test_rms_norm_gradients_are_those_of_its_definition(shape, dtype):
+    x = (3 * jax.random.normal(jax.random.key(0), shape)).astype(dtype)
+    scale = jax.random.normal(jax.random.key(1), shape[-1:])
+
+    def plain(x, scale=None):
+        wide = x.astype(jnp.float32)
+        normed = wide / jnp.sqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-3)
+        return (normed if scale is None else normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(dtype)
+
+    assert_same_gradients(lambda x, scale: layers.rms_norm(x, 1e-3, scale), plain, x, scale)
+    assert_same_gradients(lambda x: layers.rms_norm(x, 1e-3), plain, x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_geglu_and_its_gradients_are_those_of_its_definition(dtype):
+    gate = jnp.linspace(-9, 9, 601).astype(dtype)
+    up = jax.random.normal(jax.random.key(0), gate.shape).astype(dtype)
+    plain = lambda gate, up: jax.nn.gelu(gate, approximate=False) * up  # noqa: E731
+    np.testing.assert_allclose(
+        np.float32(layers.geglu(gate, up)), np.float32(plain(gate, up)), atol=3e-6 if dtype == jnp.float32 else 0.1
+    )
+    assert_same_gradients(layers.geglu, plain, gate, up)
+
+
 @given(shift=st.floats(-1e4, 1e4), spread=st.floats(0.1, 50))
 def test_cross_entropy_is_the_log_likelihood(shift, spread):
     logits = np.float32(shift + spread * np.random.default_rng(0).normal(size=(2, 3, 5)))

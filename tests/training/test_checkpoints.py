@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from freezejax.data import checksums
 from freezejax.errors import UserError
 from freezejax.training.checkpoints import Checkpoints, load_params, save_params
 
@@ -16,10 +17,6 @@ STATE = {
     "special": jnp.array([-0.0, jnp.inf, 1e-45]),
 }
 ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), STATE)
-
-
-# Tasks that Orbax leaves behind when a file cannot be read; experiments/cli.py silences them for users.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def saved(directory, *steps):
@@ -106,6 +103,28 @@ def test_a_damaged_checkpoint_is_named_in_one_line_or_not_counted(damage, tmp_pa
     shutil.rmtree(tmp_path / "2", ignore_errors=True)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(checkpoints.latest(), ABSTRACT)[1] == {"next": 1}
+
+
+def test_without_its_checksums_a_checkpoint_is_not_seen_and_is_saved_again(tmp_path):
+    saved(tmp_path, 1, 2)
+    (tmp_path / "2" / checksums.NAME).unlink()
+    garbage_data(tmp_path / "2")  # whatever stands there
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+        checkpoints.save(2, STATE, {"next": 7})
+        assert checkpoints.latest() == 2
+        state, position = checkpoints.restore(2, ABSTRACT)
+    assert position == {"next": 7}
+    assert np.array_equal(state["w"], STATE["w"])
+
+
+def test_counterpart_orbax_alone_does_not_see_a_flipped_bit(tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+    one_flipped_bit(tmp_path / "1")
+    monkeypatch.setattr(checksums, "verify", lambda *_, **__: None)
+    with Checkpoints(tmp_path) as checkpoints:
+        state, _ = checkpoints.restore(1, ABSTRACT)
+    assert any(np.asarray(state[name]).tobytes() != np.asarray(STATE[name]).tobytes() for name in STATE)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

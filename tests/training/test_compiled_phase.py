@@ -9,7 +9,7 @@ import pytest
 from freezejax import FreezeSchedule, freeze, models, partition
 from freezejax.masks import count_parameters, invert
 from freezejax.training.config import TrainConfig
-from freezejax.training.plan import RunPlan
+from freezejax.training.plan import RunPlan, mean_loss
 from freezejax.training.step import make_step
 
 # No two sizes alike, so that a shape in a program names one matrix: gate and up are 64 x 96.
@@ -56,7 +56,7 @@ def matmuls(text, shape):
 
 def lowered_text(run, index):
     phase = run.phases[index]
-    step = make_step(run.loss, freeze(run.optimizer(phase), phase.mask))
+    step = make_step(mean_loss(run.model, CONFIG), freeze(run.optimizer(phase), phase.mask))
     return jax.jit(step).lower(*arguments(run, index)).as_text()
 
 
@@ -113,7 +113,7 @@ def test_counterpart_a_clip_over_the_whole_gradient_saves_nothing(run, programs)
     tx = optax.chain(optax.clip_by_global_norm(1.0), inner)
 
     def step(params, state, key, batch):
-        value, grads = jax.value_and_grad(run.loss)(params, batch, key)
+        value, grads = jax.value_and_grad(mean_loss(run.model, CONFIG))(params, batch, key)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 

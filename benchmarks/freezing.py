@@ -1,0 +1,216 @@
+"""What freezing saves of a step: time, compiled FLOPs and memory; and what the usual optax recipes save.
+
+    python -m benchmarks.freezing --json=benchmarks/results/freezing.json
+    python -m benchmarks.freezing --write_docs
+
+The first measures and prints its tables: minutes on 2 quiet CPU cores; with --quick a toy size. The second writes the
+committed JSON's tables into the pages that quote them.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+
+from benchmarks import pages
+from benchmarks.running_step import EVERYTHING, GATE_UP, RunningStep, Sizes, optimizer, phase
+from benchmarks.tables import table, verdict
+from benchmarks.timing import compare, interleave
+from experiments import cli
+from freezejax import FreezeSchedule, scheduled_freeze, trainable_mask
+from freezejax.masks import Rule, count_parameters
+from freezejax.training.metrics import write_atomically
+from freezejax.training.plan import mean_loss
+
+RESULTS = pages.RESULTS / "freezing.json"
+PAGES = (pages.README, pages.PERFORMANCE)
+TARGET = 0.05  # of the FLOP ratio: how far the time ratio may be from it
+ALL, FROZEN = "nothing frozen", "gate and up"
+LORA = [{"pattern": r"blocks/\d+/.*/kernel", "rank": 16}]
+_MOVED_STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How large and how often."""
+
+    sizes: Sizes = dataclasses.field(default_factory=lambda: Sizes(num_layers=8))
+    rounds: int = 21
+
+
+QUICK = Settings(Sizes(4, 32, 1, 64, 2, 32), rounds=3)
+
+
+def cases(layers: int) -> dict[str, list[Rule]]:
+    """What is frozen, as rules; the first row is the reference. A prefix includes the tied embedding."""
+    prefixes = {
+        f"prefix of {share} %": [(rf"tok_emb/.*|blocks/({'|'.join(map(str, range(layers * share // 100)))})/.*", False)]
+        for share in (25, 50, 75)
+    }
+    frozen: dict[str, list[Rule]] = {
+        ALL: [],
+        "one down projection": [(rf"blocks/{layers // 2}/mlp/down/kernel", False)],
+        "all down projections": [(r"blocks/\d+/mlp/down/kernel", False)],
+        FROZEN: GATE_UP[:1],
+        "all attention kernels": [(r"blocks/\d+/attn/.*", False)],
+        **prefixes,
+    }
+    return {name: [*rules, *EVERYTHING] for name, rules in frozen.items()}
+
+
+def main() -> None:
+    """Measures, or writes the pages."""
+    if flags.FLAGS.write_docs:
+        write_docs()
+        return
+    found = measure(QUICK if flags.FLAGS.quick else Settings())
+    for name, text in write_tables(found).items():
+        print(f"\n{name}\n\n{text}")
+    if flags.FLAGS.json:
+        write_atomically(Path(flags.FLAGS.json), json.dumps(found, indent=1) + "\n")
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Everything, as it stands in the JSON."""
+    environment = pages.environment()
+    programs = {name: phase(settings.sizes, rules) for name, rules in cases(settings.sizes.num_layers).items()}
+    programs["all but adapters"] = phase(settings.sizes, [(r".*/[ab]", True), (".*", False)], lora=LORA)
+    made = recipes(settings.sizes)
+    moved = {name: _largest_change(program, GATE_UP) for name, program in made.items()}
+    everything = programs | made
+    calls = {name: lambda program=program: program.run(1) for name, program in everything.items()}
+    seconds = interleave(calls, settings.rounds, sample_seconds=0)
+    costs = {name: _costs(program) for name, program in everything.items()}
+    rows = []
+    for row in compare(seconds, ALL):
+        cost, name = costs[row["name"]], row["name"]
+        flop_ratio = cost["flops"] / costs[ALL]["flops"]
+        rows.append({**row, **cost, "flop_ratio": flop_ratio, "excess": row["ratio"] / flop_ratio - 1})
+        if name in moved:
+            rows[-1]["moved"] = moved[name]
+    return {
+        "settings": dataclasses.asdict(settings),
+        "targets": {"excess": TARGET},
+        **environment,
+        "phases": [row for row in rows if row["name"] in programs],
+        "recipes": [row for row in rows if row["name"] in made],
+    }
+
+
+def recipes(sizes: Sizes) -> dict[str, RunningStep]:
+    """Gate and up frozen the way optax's documentation and forums have it; every gradient is computed."""
+    model, base = sizes.model(), optimizer(sizes.config)
+    params = model.init(jax.random.key(0))
+    mask = trainable_mask(params, GATE_UP)
+    labels = jax.tree.map(lambda trains: "train" if trains else "freeze", mask)
+    adamw = optax.chain(*_without_clip(sizes))
+    clip = optax.clip_by_global_norm(sizes.config.optimizer.clip)
+    schedule = FreezeSchedule([(0, GATE_UP), (10**6, EVERYTHING)])
+    nothing: Callable[[Any], Any] = lambda grads: grads  # noqa: E731
+    zeroed: Callable[[Any], Any] = lambda grads: jax.tree.map(  # noqa: E731
+        lambda trains, g: jnp.where(trains, g, 0.0), mask, grads
+    )
+    forms = {
+        "clip outside multi_transform": (
+            optax.chain(clip, optax.multi_transform({"train": adamw, "freeze": optax.set_to_zero()}, labels)),
+            nothing,
+        ),
+        "optax.masked": (optax.chain(clip, optax.masked(adamw, mask)), nothing),
+        "traced mask": (scheduled_freeze(base, schedule), nothing),
+        "zeroed gradients": (base, zeroed),
+    }
+    loss = mean_loss(model, sizes.config)
+    made = {}
+    for name, (tx, change) in forms.items():
+        step = _whole_step(loss, tx, change)
+        made[name] = RunningStep(step, (params, tx.init(params)), (jax.random.key(0),), sizes)
+    return made
+
+
+def _without_clip(sizes: Sizes) -> list[optax.GradientTransformation]:
+    config = dataclasses.replace(sizes.config.optimizer, clip=0.0)
+    return [optimizer(dataclasses.replace(sizes.config, optimizer=config))]
+
+
+def _whole_step(
+    loss: Callable[..., jax.Array], tx: optax.GradientTransformation, change: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    def step(state: Any, key: jax.Array, index: jax.Array, batch: Any) -> Any:
+        params, opt_state = state
+        value, grads = jax.value_and_grad(loss)(params, batch, jax.random.fold_in(key, index))
+        updates, opt_state = tx.update(change(grads), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), {"loss": value}
+
+    return step
+
+
+def _largest_change(program: RunningStep, rules: list[Rule]) -> float:
+    """By how much a few steps change any weight that should be frozen."""
+    params = jax.tree.map(jnp.copy, program.state[0])
+    program.run(_MOVED_STEPS)
+    mask = trainable_mask(params, rules)
+    changes = jax.tree.map(lambda m, a, b: 0.0 if m else float(jnp.abs(a - b).max()), mask, params, program.state[0])
+    return max(jax.tree.leaves(changes))
+
+
+def _costs(program: RunningStep) -> dict[str, Any]:
+    memory = program.program.memory_analysis()
+    flops = program.program.cost_analysis()["flops"]
+    sizes = {"argument_bytes": memory.argument_size_in_bytes, "temporary_bytes": memory.temp_size_in_bytes}
+    weights = program.state.trainable if hasattr(program.state, "trainable") else program.state[0]
+    return {"flops": flops, **sizes, "differentiated": count_parameters(weights)}
+
+
+def write_tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """The tables by name, as they stand in the pages."""
+    return {
+        "phases": table([_line(row) | _judged(row) for row in found["phases"]]),
+        "recipes": table([_line(row) | _moves(row) for row in _compared(found)]),
+        "machine": pages.sentence(found),
+    }
+
+
+def _compared(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    ours = [row for row in found["phases"] if row["name"] in (ALL, FROZEN)]
+    return [*ours, *found["recipes"]]
+
+
+def _line(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "frozen": row["name"],
+        "weights with a gradient": f"{row['differentiated'] / 1e6:.2f} M",
+        "arguments, MiB": f"{row['argument_bytes'] / 2**20:.1f}",
+        "temporaries, MiB": f"{row['temporary_bytes'] / 2**20:.1f}",
+        "GFLOP": f"{row['flops'] / 1e9:.2f}",
+        "step, ms": f"{row['ms_median']:.0f}",
+        "FLOPs, ratio": f"{row['flop_ratio']:.3f}",
+        "time, ratio": f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",
+    }
+
+
+def _judged(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"time against FLOPs": f"{100 * row['excess']:+.0f} %: {verdict(abs(row['excess']) <= TARGET)}"}
+
+
+def _moves(row: Mapping[str, Any]) -> dict[str, str]:
+    return {f"change of a frozen weight in {_MOVED_STEPS} steps": f"{row['moved']:.1e}" if row.get("moved") else "0"}
+
+
+def write_docs() -> None:
+    """Writes the tables of the committed JSON into the pages."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    for page in PAGES:
+        write_atomically(page, pages.fill(page.read_text(encoding="utf-8"), "freezing", write_tables(found)))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("json", None, "Also write everything measured to this JSON file.")
+    flags.DEFINE_bool("quick", False, "A toy size: whether it runs, not what it costs.")
+    flags.DEFINE_bool("write_docs", False, "Only write the committed JSON's tables into the pages.")
+    cli.run(main)

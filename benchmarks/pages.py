@@ -1,0 +1,58 @@
+"""Tables of a committed JSON in the pages that quote them, and what every such JSON says of its machine."""
+
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "benchmarks" / "README.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
+
+
+def fill(page: str, kind: str, tables: Mapping[str, str]) -> str:
+    """The page with every block between `<!-- KIND: NAME -->` and `<!-- end -->` replaced by the table of that name.
+
+    >>> print(fill("<!-- times: step -->\\nold\\n<!-- end -->", "times", {"step": "new"}))
+    <!-- times: step -->
+    new
+    <!-- end -->
+    """
+    block = rf"<!-- {kind}: (\w+) -->\n.*?<!-- end -->"
+    return re.sub(
+        block, lambda found: f"<!-- {kind}: {found[1]} -->\n{tables[found[1]]}\n<!-- end -->", page, flags=re.DOTALL
+    )
+
+
+def environment(packages: Sequence[str] = ("freezejax", "jax", "jaxlib", "numpy")) -> dict[str, Any]:
+    """`machine` and `versions` of a JSON of results.
+
+    >>> sorted(environment()["machine"])
+    ['cpu_cores', 'device', 'load', 'processor']
+    """
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    name = re.search(r"model name\s*: (.*)", text)
+    return {
+        "machine": {
+            "processor": name[1] if name else platform.machine(),
+            "device": jax.devices()[0].device_kind,
+            "cpu_cores": len(os.sched_getaffinity(0)),
+            "load": os.getloadavg()[0],
+        },
+        "versions": {**{name: metadata.version(name) for name in packages}, "python": platform.python_version()},
+    }
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """Machine and versions of a JSON in one line."""
+    machine, versions = found["machine"], ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return (
+        f"{machine['processor']}, {machine['cpu_cores']} cores, load {machine['load']:.1f} before the run; {versions}."
+    )

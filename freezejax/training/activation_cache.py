@@ -1,0 +1,201 @@
+"""Activations by window of the corpus, in memory or in a file, within a bound of bytes."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from freezejax.data.atomic import atomic_file
+from freezejax.errors import UserError
+from freezejax.paths import PyTree
+
+Arrays = list[np.ndarray]
+
+_SEAL_BYTES = 16
+_ABSENT, _FOUND, _GOOD = range(3)  # what is known of a slot; found = left by another process, not yet checked
+
+
+class ActivationCache:
+    """What a fixed function made of each window, for as many windows as fit; the others are never there.
+
+    Kept are windows 0, 1, 2, ... up to the bound. Reading or writing never raises: a full disk, or a slot that
+    was half-written when a process died, is as if nothing had been kept.
+
+    Args:
+      row: shapes and dtypes of what is kept of one window, a tree of `jax.ShapeDtypeStruct`.
+      windows: windows in the corpus.
+      limit_bytes: bound of all that is kept.
+      folder: where the file goes; None keeps everything in memory.
+      fingerprint: says what the activations follow from besides a window's tokens (weights, shapes, versions).
+        A folder with another one is emptied. It may take long: it is called on a thread, unless the folder holds
+        something to compare it with.
+
+    Raises:
+      UserError: the folder cannot be made.
+
+    >>> cache = ActivationCache(jax.ShapeDtypeStruct((2,), np.float32), windows=3, limit_bytes=100)
+    >>> tokens, windows = np.arange(4).reshape(2, 2), np.array([2, 0])
+    >>> cache.get(windows, tokens) is None
+    True
+    >>> cache.put(windows, tokens, np.array([[1, 2], [3, 4]], np.float32))
+    >>> cache.get(windows[1:], tokens[1:])
+    array([[3., 4.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        row: PyTree,
+        windows: int,
+        limit_bytes: float,
+        folder: Path | None = None,
+        fingerprint: Callable[[], str] = str,
+    ) -> None:
+        """Allocates address space only; memory or disk is taken as windows come."""
+        self._row, self._structure = jax.tree.flatten(row)
+        self._folder = folder
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in self._row) + (_SEAL_BYTES if folder else 0)
+        self.capacity = min(windows, int(limit_bytes // size)) if self._row else 0
+        self._known = np.zeros(self.capacity, np.uint8)
+        self._store: _Memory | _File
+        if folder is None:
+            self._store = _Memory(self._row, self.capacity)
+            return
+        self._store = _File(folder, size, fingerprint)
+        self._known[: self._store.found] = _FOUND
+
+    def get(self, windows: np.ndarray, tokens: np.ndarray) -> PyTree | None:
+        """What was kept of some windows [B], each leaf with a leading axis B; None unless all of them are there.
+
+        `tokens` [B, ...] are those that the activations are wanted for: where others were kept they do not count.
+        """
+        if not self._fits(windows) or not self._known[windows].all():
+            return None
+        rows = self._store.read(windows, [np.empty((len(windows), *leaf.shape), leaf.dtype) for leaf in self._row])
+        for i in np.flatnonzero(self._known[windows] == _FOUND):
+            whole = rows is not None and self._store.seal(windows[i]) == _seal(tokens[i], [leaf[i] for leaf in rows])
+            self._known[windows[i]] = _GOOD if whole else _ABSENT
+        if rows is None or not self._known[windows].all():
+            return None
+        return jax.tree.unflatten(self._structure, rows)
+
+    def put(self, windows: np.ndarray, tokens: np.ndarray, activations: PyTree) -> None:
+        """Keeps activations (leading axis B) of some windows [B]; those beyond the bound are passed over."""
+        leaves = jax.tree.leaves(activations)
+        for i, window in enumerate(windows):
+            if window < self.capacity and self._known[window] != _GOOD:
+                written = self._store.write(window, tokens[i], [np.asarray(leaf[i]) for leaf in leaves])
+                self._known[window] = _GOOD if written else _ABSENT
+
+    def remove(self) -> None:
+        """Empties the cache for good, and removes its folder."""
+        self.capacity = 0
+        self._store.close()
+        if self._folder is not None:
+            remove_folder(self._folder)
+
+    def close(self) -> None:
+        """Ends its use; what is on disk stays."""
+        self._store.close()
+
+    def _fits(self, windows: np.ndarray) -> bool:
+        return bool((windows < self.capacity).all())
+
+
+class _Memory:
+    """Slots in memory."""
+
+    def __init__(self, row: list[Any], slots: int) -> None:
+        self._leaves = [np.zeros((slots, *leaf.shape), leaf.dtype) for leaf in row]
+
+    def read(self, slots: np.ndarray, out: Arrays) -> Arrays | None:
+        return [np.take(leaf, slots, axis=0, out=rows) for leaf, rows in zip(self._leaves, out, strict=True)]
+
+    def write(self, slot: int, tokens: np.ndarray, row: Arrays) -> bool:
+        for leaf, part in zip(self._leaves, row, strict=True):
+            leaf[slot] = part
+        return True
+
+    def seal(self, slot: int) -> bytes:
+        raise AssertionError("slots in memory are never another process's")
+
+    def close(self) -> None:
+        self._leaves = []
+
+
+class _File:
+    """Slots in one file, each followed by a seal over its tokens and its bytes; the fingerprint lies beside it."""
+
+    def __init__(self, folder: Path, slot_bytes: int, fingerprint: Callable[[], str]) -> None:
+        self._slot_bytes = slot_bytes
+        # One thread, whose only job is the fingerprint of a cache that begins.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
+        label, path = folder / "fingerprint", folder / "activations"
+        try:
+            fresh = not (label.is_file() and label.read_text() == fingerprint())
+            if fresh:
+                remove_folder(folder)
+                folder.mkdir(parents=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(f"{folder}: the prefix cache cannot be made there: {error.strerror}") from None
+        if fresh:
+            self._pool.submit(_write_label, label, fingerprint)
+        self.found = os.fstat(self._file).st_size // slot_bytes
+
+    def read(self, slots: np.ndarray, out: Arrays) -> Arrays | None:
+        buffers = [_bytes(rows) for rows in out]
+        try:
+            for i, slot in enumerate(slots):
+                wanted = [rows[i] for rows in buffers]
+                if os.preadv(self._file, wanted, slot * self._slot_bytes) < self._slot_bytes - _SEAL_BYTES:
+                    return None
+        except OSError:
+            return None
+        return out
+
+    def write(self, slot: int, tokens: np.ndarray, row: Arrays) -> bool:
+        parts = [*(_bytes(part[None])[0] for part in row), _seal(tokens, row)]
+        try:
+            return os.pwritev(self._file, parts, slot * self._slot_bytes) == self._slot_bytes
+        except OSError:
+            return False
+
+    def seal(self, slot: int) -> bytes:
+        return os.pread(self._file, _SEAL_BYTES, (slot + 1) * self._slot_bytes - _SEAL_BYTES)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes the folder of a cache, if it is there.
+
+    >>> remove_folder(Path("/nowhere/prefix_cache"))
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_label(path: Path, fingerprint: Callable[[], str]) -> None:
+    with atomic_file(path) as file:
+        file.write(fingerprint().encode())
+
+
+def _seal(tokens: np.ndarray, row: Arrays) -> bytes:
+    digest = hashlib.blake2b(np.ascontiguousarray(tokens, np.int64).tobytes(), digest_size=_SEAL_BYTES)
+    for part in row:
+        digest.update(_bytes(part[None])[0])
+    return digest.digest()
+
+
+def _bytes(rows: np.ndarray) -> np.ndarray:
+    """The bytes of every row [B, n]; a view."""
+    return np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)

@@ -1,0 +1,211 @@
+"""Each program is traced once: traces are counted, and a call that would need another one is refused by name."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from freezejax.errors import UserError
+from freezejax.paths import path_string
+
+_TREE = " (tree)"
+_counters: list[Counter[str]] = []
+
+
+class RetraceError(UserError):
+    """A program was called with other arguments than those it was traced or compiled for.
+
+    >>> str(RetraceError("step", ["batch/inputs: int32[8,256] -> int32[7,256]"]))
+    'step: called with other arguments than it was traced for: batch/inputs: int32[8,256] -> int32[7,256]'
+    """
+
+    def __init__(self, name: str, changes: list[str]) -> None:
+        """Takes the program's name and what changed, one line per argument."""
+        shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+        super().__init__(f"{name}: called with other arguments than it was traced for: {shown}")
+
+
+@contextlib.contextmanager
+def count_traces() -> Iterator[Counter[str]]:
+    """Counts, by name, every trace of a function made with `traced` while the block runs, on all threads.
+
+    >>> with count_traces() as traces:
+    ...     _ = jax.jit(traced(lambda x: 2 * x, "double")).lower(1.0)
+    >>> dict(traces)
+    {'double': 1}
+    """
+    counter: Counter[str] = Counter()
+    _counters.append(counter)
+    try:
+        yield counter
+    finally:
+        # By identity: two counters with the same counts are equal.
+        _counters[:] = [other for other in _counters if other is not counter]
+
+
+def traced[**P, R](fn: Callable[P, R], name: str) -> Callable[P, R]:
+    """`fn` that notes each time it runs, which under `jax.jit` is each time it is traced.
+
+    >>> traced(lambda x: x + 1, "successor")(1)
+    2
+    """
+
+    @functools.wraps(fn)
+    def noted(*args: P.args, **kwargs: P.kwargs) -> R:
+        for counter in _counters:
+            counter[name] += 1
+        return fn(*args, **kwargs)
+
+    return noted
+
+
+class OneTrace:
+    """`jax.jit(fn)` for one set of shapes: the first call fixes them, a call with others is refused before it traces.
+
+    Shapes, dtypes, weak types, shardings, values of static arguments and the structure of trees all count.
+
+    >>> import jax.numpy as jnp
+    >>> add = OneTrace(lambda x, y: x + y, "add")
+    >>> add(jnp.ones(2), jnp.ones(2))
+    Array([2., 2.], dtype=float32)
+    >>> add(jnp.ones(2), 1.0)
+    Traceback (most recent call last):
+    ...
+    freezejax.training.tracing.RetraceError: add: called with other arguments than it was traced for: \
+y: float32[2] -> weak float32[] (a Python float)
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], name: str, static_argnums: tuple[int, ...] = (), out_shardings: Any = None
+    ) -> None:
+        """Takes the function, its name in counts and errors, which arguments are static, and where results go."""
+        self.name, self._names, self._static = name, _parameter_names(fn), static_argnums
+        self._jitted = jax.jit(traced(fn, name), static_argnums=static_argnums, out_shardings=out_shardings)
+        self._known: tuple[Any, ...] | None = None
+        self._description: dict[str, str] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """The result. Raises RetraceError where the arguments are not like those of the first call."""
+        shown = tuple(_Static(repr(arg)) if i in self._static else arg for i, arg in enumerate(args))
+        leaves, structure = jax.tree.flatten(shown)
+        found = (structure, *map(_kind, leaves))
+        if self._known is None:
+            self._known, self._description = found, describe(shown, self._names)
+        elif found != self._known and (lines := changes(self._description, describe(shown, self._names))):
+            raise RetraceError(self.name, lines)
+        return self._jitted(*args)
+
+
+class Program:
+    """An executable compiled ahead of time, whose refusal of other arguments names them.
+
+    >>> import jax.numpy as jnp
+    >>> x = jax.ShapeDtypeStruct((8, 256), jnp.int32)
+    >>> double = lambda batch: 2 * batch["inputs"]
+    >>> program = Program(jax.jit(double).lower({"inputs": x}).compile(), double, ({"inputs": x},), "double")
+    >>> program({"inputs": jnp.ones((7, 256), jnp.int32)})
+    Traceback (most recent call last):
+    ...
+    freezejax.training.tracing.RetraceError: double: called with other arguments than it was traced for: \
+batch/inputs: int32[8,256] -> int32[7,256]
+    """
+
+    def __init__(self, compiled: Any, fn: Callable[..., Any], arguments: tuple[Any, ...], name: str) -> None:
+        """Takes the executable, the function it was made of, the abstract arguments and a name for errors."""
+        self.compiled, self.name = compiled, name
+        self._names = _parameter_names(fn)
+        self._description = describe(arguments, self._names)
+
+    def __call__(self, *args: Any) -> Any:
+        """The result; costs nothing beyond the executable's own call."""
+        try:
+            return self.compiled(*args)
+        except (TypeError, ValueError) as error:
+            found = changes(self._description, describe(args, self._names))
+            if not found:
+                raise
+            raise RetraceError(self.name, found) from error
+
+
+def describe(args: tuple[Any, ...], names: list[str]) -> dict[str, str]:
+    """What decides about a trace, by argument path; static fields of a tree stand under the argument's name.
+
+    >>> import numpy as np
+    >>> found = describe(({"inputs": np.zeros((8, 256), np.int32)}, 3), ["batch", "index"])
+    >>> {path: text for path, text in found.items() if not path.endswith(" (tree)")}
+    {'batch/inputs': 'int32[8,256]', 'index': 'weak int32[] (a Python int)'}
+    """
+    found, trees = {}, {}
+    for name, arg in zip(names, args, strict=False):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
+            found["/".join(part for part in (name, path_string(path)) if part)] = _text(leaf)
+        trees[name + _TREE] = str(jax.tree.structure(arg))
+    return found | trees
+
+
+def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """One line per argument that differs. Shardings are told of only where nothing else differs, trees likewise.
+
+    >>> changes({"x": "int32[8]"}, {"x": "int32[7]", "y": "int32[]"})
+    ['x: int32[8] -> int32[7]', 'y: absent -> int32[]']
+    """
+    lines: list[str] = []
+    moved: list[str] = []
+    for path in dict.fromkeys([*before, *now]):
+        old, new = before.get(path, "absent"), now.get(path, "absent")
+        if path.endswith(_TREE):
+            lines += [_line(path, old, new)] if old != new and not lines else []
+            continue
+        (old, _, where), (new, _, there) = old.partition(" on "), new.partition(" on ")
+        if old != new:
+            lines.append(_line(path, old, new))
+        elif where and there and where != there:  # an abstract argument, or one on the host, need not have one
+            moved.append(_line(path, f"{old} on {where}", f"{new} on {there}"))
+    return lines or moved
+
+
+def _line(path: str, old: str, new: str) -> str:
+    old, new = (old, new) if len(old) + len(new) < 200 else _around_first_difference(old, new)
+    return f"{path}: {old} -> {new}"
+
+
+def _around_first_difference(old: str, new: str) -> tuple[str, str]:
+    at = next((i for i, (a, b) in enumerate(itertools.zip_longest(old, new)) if a != b), 0)
+    start = max(0, at - 40)
+    return f"...{old[start : at + 60]}...", f"...{new[start : at + 60]}..."
+
+
+def _parameter_names(fn: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(fn).parameters)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """Stands for a static argument; a leaf to JAX, unlike what it may hold."""
+
+    value: str
+
+
+def _kind(leaf: Any) -> Any:
+    """What decides about a trace, cheaply, as something to compare."""
+    if isinstance(leaf, jax.Array):
+        return leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding
+    return (leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf if isinstance(leaf, _Static) else type(leaf)
+
+
+def _text(leaf: Any) -> str:
+    if isinstance(leaf, _Static):
+        return f"static {leaf.value}"
+    if not hasattr(leaf, "shape"):
+        kind = {bool: "bool", int: "weak int32", float: "weak float32", complex: "weak complex64"}
+        return f"{kind.get(type(leaf), '')}[] (a Python {type(leaf).__name__})"
+    weak = "weak " if getattr(leaf, "weak_type", False) else ""
+    text = f"{weak}{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    sharding = getattr(leaf, "sharding", None)
+    return text if sharding is None else f"{text} on {sharding}"

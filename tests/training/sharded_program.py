@@ -1,0 +1,280 @@
+"""Run by test_sharded.py in a process of its own: runs of the real loop on 8 simulated devices. Prints JSON."""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from freezejax import FreezeSchedule, models, sharding
+from freezejax.data import ByteTable
+from freezejax.models import Model
+from freezejax.random_maps import map_weights
+from freezejax.sharding import Layout, make_mesh
+from freezejax.training.config import TrainConfig
+from freezejax.training.evaluation import make_evaluator
+from freezejax.training.interrupts import Stopped, StopSignal
+from freezejax.training.loop import train
+from freezejax.training.plan import RunPlan
+from freezejax.training.state import fingerprint
+
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
+VOCAB = 64
+TOKENS = np.where(np.arange(4000) % 4 == 0, np.random.default_rng(0).integers(0, 61, 4000), np.arange(4000) * 7 % 61)
+ALL, SEEDS = (".*", True), (".*/root", False)
+GATE_UP = (r".*/(gate|up|fc)/kernel", False)
+ATTENTION = (r".*/attn/.*", False)
+MAPS = [{"pattern": r".*/(gate|up|fc)/kernel", "scale": "gain"}]
+LORA = [{"pattern": r".*/(up|out|fc|proj)/kernel", "rank": 4}]
+GOLF = {"family": "parameter_golf", "num_kv_heads": 2, "num_layers": 2}
+MUON = {"name": "muon", "learning_rate": 5e-3}
+FREEZE_THAW = ((0, [ALL]), (2, [GATE_UP, ALL]), (4, [ATTENTION, ALL]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One run: what the model is, how it trains, what from when on, and the meshes it is held to."""
+
+    model: Mapping[str, Any]
+    train: Mapping[str, Any]
+    schedule: Any = FREEZE_THAW
+    meshes: tuple[tuple[int, int, int], ...] = ((2, 2, 2),)
+
+    def build(self) -> tuple[Model, TrainConfig, FreezeSchedule]:
+        sizes = {"family": "geglu", "vocab_size": VOCAB, "num_layers": 1, "model_dim": 32, "num_heads": 4}
+        rope = {} if "family" in self.model else {"rope_dims": 8}
+        fields = {"steps": 5, "batch_size": 16, "seq_len": 16, "log_every": 1, "eval_every": 2, **self.train}
+        fields["optimizer"] = {"learning_rate": 3e-3, **fields.get("optimizer", {})}
+        model = models.build(**{**sizes, **rope, **self.model})
+        return model, TrainConfig.from_mapping(fields), FreezeSchedule(list(self.schedule))
+
+
+CASES = {
+    "geglu, AdamW": Case({}, {}, ((0, [ALL]), (2, [GATE_UP, ALL])), MESHES),
+    "golf, Muon": Case({**GOLF, "num_layers": 1}, {"optimizer": MUON}, ((0, [ALL]), (2, [GATE_UP, ALL])), MESHES),
+    "golf, parts, dropout, mean weights": Case({**GOLF, "dropout": 0.2}, {"accumulation": 2, "ema_decay": 0.9}),
+    "geglu, q k v apart, Muon, kept moments, mean weights": Case(
+        {"separate_qkv": True}, {"optimizer": MUON, "on_thaw": "keep", "ema_decay": 0.9}
+    ),
+    "golf, bfloat16": Case(GOLF, {"compute_dtype": "bfloat16"}, ((0, [GATE_UP, ALL]),)),
+    "geglu, sizes that do not divide": Case(
+        {"model_dim": 36, "num_heads": 3, "mlp_mult": 1.75, "rope_dims": 4, "vocab_size": 61},
+        {},
+        ((0, [GATE_UP, ALL]),),
+        ((1, 8, 1), (2, 2, 2), (1, 1, 8)),
+    ),
+    **{
+        f"geglu, maps of each {mode} under adapters": Case(
+            {"maps": MAPS, "lora": LORA, "dropout": 0.1},
+            {"maps": mode, "accumulation": 2 if mode == "layer" else 1},
+            ((0, [SEEDS, (r".*/(a|b|gain)", True), (".*", False)]),),
+        )
+        for mode in ("layer", "step", "stored")
+    },
+}
+RESUMED = Case(
+    {},
+    {"steps": 6, "eval_every": 5, "on_thaw": "keep", "ema_decay": 0.9},
+    ((0, [ALL]), (2, [GATE_UP, ALL]), (4, [ALL])),
+)
+
+
+class Records:
+    """Losses of every step and figures of every evaluation; asks for a stop after `stop_at` updates."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop, self.stop_at = StopSignal(), stop_at
+        self.losses: dict[int, float] = {}
+        self.evaluations: dict[int, float] = {}
+
+    def begin(self, step: int) -> None:
+        self.begun = step
+        self._ask(step)
+
+    def write(self, record: dict[str, Any]) -> None:
+        if "loss" in record:
+            self.losses[record["step"]] = record["loss"]
+            self._ask(record["step"])
+        else:
+            self.evaluations[record["step"]] = record["val_ce"]
+
+    def _ask(self, step: int) -> None:
+        if step + 1 == self.stop_at:
+            self.stop.received = 15
+
+    def close(self) -> None:
+        pass
+
+
+def run(case: Case, mesh: Mesh | None, directory: Path, stop_at: int | None = None) -> tuple[Records, Any]:
+    """`(records, final parameters)`; no parameters where it was stopped."""
+    model, config, schedule = case.build()
+    layout = None if mesh is None else Layout(mesh, jax.eval_shape(model.init, jax.random.key(0)))
+    table = ByteTable(np.ones(VOCAB, np.int64), np.zeros(VOCAB, bool), np.zeros(VOCAB, bool))
+    held_out = TOKENS[: 24 * 16 + 1].astype(np.uint16)
+    dtype = config.compute_dtype
+    score = make_evaluator(model.apply, held_out, table, batch_size=16, seq_len=16, compute_dtype=dtype, layout=layout)
+    records = Records(stop_at)
+    try:
+        found = train(
+            model,
+            TOKENS.astype(np.uint16),
+            config,
+            schedule,
+            directory,
+            mesh=mesh,
+            evaluate=lambda params: score(params)._asdict(),
+            sinks=[records],
+            stop=records.stop,
+        )
+    except Stopped:
+        return records, None
+    return records, found.params
+
+
+def largest_difference(one: Any, other: Any) -> float:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(float(np.abs(np.float64(a) - np.float64(b)).max()) for a, b in pairs)
+
+
+def differences(found: tuple[Records, Any], expected: tuple[Records, Any]) -> dict[str, float]:
+    """Of losses (over the steps that were run), evaluations and final parameters."""
+    (records, params), (wanted, wanted_params) = found, expected
+    return {
+        "losses": largest_difference(records.losses, {step: wanted.losses[step] for step in records.losses}),
+        "evaluations": largest_difference(
+            records.evaluations, {step: wanted.evaluations[step] for step in records.evaluations}
+        ),
+        "params": largest_difference(params, wanted_params),
+    }
+
+
+def law_10(directory: Path) -> dict[str, Any]:
+    """Every case on its meshes against one device."""
+    found: dict[str, Any] = {}
+    for name, case in CASES.items():
+        alone = run(case, None, directory / name)
+        found[name] = {
+            "steps": sorted(alone[0].losses),
+            "change": alone[0].losses[5] - alone[0].losses[1],
+            "meshes": {},
+        }
+        for sizes in case.meshes:
+            here = run(case, make_mesh(*sizes), directory / name / str(sizes))
+            found[name]["meshes"][str(sizes)] = differences(here, alone)
+    return found
+
+
+def law_9(directory: Path) -> dict[str, Any]:
+    """Stopped on one mesh one step after a freeze, with a thaw to come, and continued on others."""
+    first = make_mesh(8, 1, 1)
+    whole = run(RESUMED, first, directory / "whole")
+    stopped, _ = run(RESUMED, first, directory / "stopped", stop_at=3)
+    found: dict[str, Any] = {"steps before": sorted(stopped.losses)}
+    for name, mesh in {
+        "(8, 1, 1)": first,
+        "(2, 2, 2)": make_mesh(2, 2, 2),
+        "(1, 8, 1)": make_mesh(1, 8, 1),
+        "one device": None,
+    }.items():
+        shutil.copytree(directory / "stopped", directory / name)
+        resumed = run(RESUMED, mesh, directory / name)
+        equal = fingerprint(resumed[1]) == fingerprint(whole[1])
+        steps = sorted(resumed[0].losses)
+        found[name] = {"steps": steps, "same bits": equal, "differences": differences(resumed, whole)}
+    return found
+
+
+def storage() -> dict[str, Any]:
+    """What one device holds of a state, and what a step does to the buffers that it is given."""
+    model, config, schedule = Case({"num_layers": 2}, {"ema_decay": 0.9}, ((0, [GATE_UP, ALL]),)).build()
+    plan = RunPlan(model, config, schedule, make_mesh(1, 8, 1))
+    state = plan.begin()
+    moving, frozen = state.split(plan.phases[0].mask)
+    batch = {name: np.zeros((16, 16), np.int32) for name in ("inputs", "targets")}
+    placed = jax.device_put(batch, plan.layout.batch)
+    before = pointers(frozen)
+    sizes = {"params": shares(moving[0]), "frozen": shares(frozen), "moments and mean": shares(moving[1:])}
+    moving_bytes = sum(map(shard_bytes, jax.tree.leaves(moving)))
+    program = plan.lower(0).compile()
+    after, _ = program(moving, frozen, plan.key(), np.int32(0), placed)
+    return {
+        "before": sizes,
+        "after": {"params": shares(after.trainable), "moments and mean": shares(after[1:])},
+        "donated": all(leaf.is_deleted() for leaf in jax.tree.leaves(moving) if leaf.size > 1),
+        "frozen stay": not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen)) and pointers(frozen) == before,
+        "frozen returned": len(jax.tree.leaves(after)) - len(jax.tree.leaves(moving)),
+        "aliased": program.memory_analysis().alias_size_in_bytes,
+        "moving": moving_bytes,
+        "stored maps": [shard_bytes(leaf) * 8 / leaf.nbytes for leaf in stored_maps()],
+    }
+
+
+def stored_maps() -> list[jax.Array]:
+    case = CASES["geglu, maps of each stored under adapters"]
+    plan = RunPlan(*case.build(), make_mesh(2, 2, 2))
+    held = plan.held(plan.begin().split(plan.phases[0].mask)[1])
+    return [weight.levels for weight in map_weights(held)]
+
+
+def shard_bytes(leaf: jax.Array) -> int:
+    return max(shard.data.nbytes for shard in leaf.addressable_shards)
+
+
+def shares(tree: Any) -> dict[str, int]:
+    """Bytes of a tree, and of its part on one device."""
+    leaves = jax.tree.leaves(tree)
+    return {"all": sum(leaf.nbytes for leaf in leaves), "device": sum(map(shard_bytes, leaves))}
+
+
+def pointers(tree: Any) -> list[int]:
+    shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
+    return [shard.data.unsafe_buffer_pointer() for shard in shards]
+
+
+def counterparts(directory: Path) -> dict[str, Any]:
+    """The differences that law 10 would show, were the gradient of a kernel that of one shard of the rows."""
+    case = CASES["geglu, AdamW"]
+    alone = run(case, None, directory / "counterpart")
+
+    def rows_of_one_shard(stored: Any, saved: Any, grad: jax.Array) -> Any:
+        x_grad, _ = sharding._sharded_backward(stored, saved, grad)
+        own = grad.shape[0] // 8
+        _, kernel_grad = sharding._sharded_backward(stored, (saved[0][:own], saved[1]), grad[:own])
+        return x_grad, kernel_grad
+
+    kept = sharding._sharded_matmul
+    unsummed = jax.custom_vjp(kept.fun, nondiff_argnums=(2,))
+    unsummed.defvjp(sharding._sharded_forward, rows_of_one_shard)
+    found = {}
+    with mock.patch.object(sharding, "_sharded_matmul", unsummed):
+        found["not summed"] = differences(run(case, make_mesh(8, 1, 1), directory / "unsummed"), alone)
+    return found
+
+
+def main() -> None:
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_disable_most_optimizations", True)  # of LLVM: compiling is nearly all of the time
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", f"{folder}/xla")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+        directory = Path(folder)
+        found = {
+            "law 10": law_10(directory / "10"),
+            "law 9": law_9(directory / "9"),
+            "storage": storage(),
+            "counterparts": counterparts(directory),
+        }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

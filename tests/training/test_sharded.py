@@ -1,0 +1,82 @@
+"""Laws 9 and 10 on 8 simulated devices: a mesh, or a change of mesh, changes a run by rounding errors alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training import sharded_program
+from tests.training.sharded_program import CASES
+
+LOSSES, PARAMS = 1e-5, 1e-4  # largest differences in float32; Adam divides a rounding error by its own size
+BFLOAT16_LOSSES, BFLOAT16_PARAMS = 1e-3, 5e-3
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What 8 devices did: the number of devices is fixed when jax starts, hence a process of its own."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-W", "error", sharded_program.__file__]
+    child = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def is_close(found, losses=LOSSES, params=PARAMS):
+    return found["losses"] < losses and found["evaluations"] < losses and found["params"] < params
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_loss_evaluation_and_weight_is_that_of_one_device(name, found):
+    case = found["law 10"][name]
+    assert case["steps"] == [1, 2, 3, 4, 5]
+    assert abs(case["change"]) > 100 * LOSSES  # it did train
+    assert len(case["meshes"]) == len(CASES[name].meshes)
+    bounds = (BFLOAT16_LOSSES, BFLOAT16_PARAMS) if "bfloat16" in name else (LOSSES, PARAMS)
+    for mesh, differences in case["meshes"].items():
+        assert is_close(differences, *bounds), (mesh, differences)
+
+
+def test_counterpart_a_gradient_of_one_shard_alone_is_seen(found):
+    differences = found["counterparts"]["not summed"]
+    assert differences["losses"] > 100 * LOSSES
+    assert differences["evaluations"] > 100 * LOSSES
+    assert differences["params"] > 10 * PARAMS
+    assert differences["losses"] > BFLOAT16_LOSSES
+
+
+def test_a_run_stopped_after_a_freeze_goes_on_on_any_mesh(found):
+    runs = found["law 9"]
+    assert runs.pop("steps before") == [1, 2, 3]
+    for mesh, resumed in runs.items():
+        assert resumed["steps"] == [4, 5, 6], mesh
+        assert is_close(resumed["differences"]), (mesh, resumed)
+    assert runs["(8, 1, 1)"]["same bits"]
+    assert not runs["one device"]["same bits"]  # the float tolerance is needed
+
+
+def test_weights_moments_and_mean_are_divided_over_the_devices(found):
+    """Over fsdp=8 all but the vectors: scales and counts are on every device."""
+    storage = found["storage"]
+    for when, kinds in (
+        ("before", ("params", "frozen", "moments and mean")),
+        ("after", ("params", "moments and mean")),
+    ):
+        for kind in kinds:
+            share = storage[when][kind]
+            assert share["all"] / 8 <= share["device"] < share["all"] / 6, (when, kind, share)
+    assert storage["after"]["params"] == storage["before"]["params"]
+    assert storage["stored maps"] == [2.0] * len(storage["stored maps"])  # over fsdp=2 and tensor=2, alike along data
+    assert storage["stored maps"]
+
+
+def test_what_trains_is_donated_and_what_is_frozen_stays_where_it_is(found):
+    storage = found["storage"]
+    assert storage["donated"]
+    assert storage["frozen stay"]
+    assert storage["frozen returned"] == 0
+    assert storage["aliased"] == storage["moving"]
