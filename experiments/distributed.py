@@ -1,7 +1,10 @@
 """How the processes of one run find each other: explicit flags, or what a cluster says in the environment."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 
 import jax
 from absl import flags
@@ -10,11 +13,17 @@ from freezejax.errors import UserError
 
 
 def define_flags() -> None:
-    """Defines `--distributed`, `--coordinator`, `--num_processes` and `--process_id`."""
+    """Defines `--distributed`, `--coordinator`, `--num_processes`, `--process_id` and `--join_timeout`."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the cluster does not tell.")
     flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator.")
     flags.DEFINE_integer("process_id", None, "Number of this process, from 0, with --coordinator.")
-    flags.DEFINE_enum("distributed", "auto", ["auto", "off"], "auto: as Slurm, Open MPI or a TPU pod say; off: alone.")
+    flags.DEFINE_integer("join_timeout", 300, "Seconds that the processes of a run wait for each other.", lower_bound=1)
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ["auto", "on", "off"],
+        "auto: as Slurm, Open MPI or a TPU pod say in the environment; on: as jax finds out; off: alone.",
+    )
 
 
 def start() -> None:
@@ -25,15 +34,18 @@ def start() -> None:
     """
     coordinator, count, index = flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
     if coordinator is None and count is None and index is None:
-        if flags.FLAGS.distributed == "auto" and cluster(os.environ) is not None:
+        mode = flags.FLAGS.distributed
+        if mode == "on" or (mode == "auto" and cluster(os.environ) is not None):
             _join()
         return
     if coordinator is None or count is None or index is None:
         raise UserError("--coordinator, --num_processes and --process_id belong together: give all three")
+    if count < 1:
+        raise UserError(f"--num_processes={count}: expected 1 or more")
     if not 0 <= index < count:
         raise UserError(f"--process_id={index}: expected 0 to {count - 1}, for --num_processes={count}")
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator={coordinator}: expected HOST:PORT, such as node0:12345")
     _join(coordinator_address=coordinator, num_processes=count, process_id=index)
 
@@ -56,9 +68,30 @@ def _join(**arguments: object) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     if jax.config.jax_platforms == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    where = arguments.get("coordinator_address", "the coordinator that the environment names")
+    seconds = flags.FLAGS.join_timeout
+    missing = f"not all processes of the run have come to {where} within --join_timeout={seconds} seconds"
     try:
-        jax.distributed.initialize(**arguments)  # type: ignore[arg-type]
+        # Its own timeout ends in an abort with a stack trace, so ours must come first.
+        with _ends_after(seconds, f"{missing}; --distributed=off runs alone"):
+            jax.distributed.initialize(**arguments, initialization_timeout=seconds + 60)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
-        where = arguments.get("coordinator_address", "the coordinator that the environment names")
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise UserError(f"--coordinator: {where} cannot be reached ({reason}); --distributed=off runs alone") from None
+        raise UserError(f"--coordinator: {where} cannot be used ({reason}); --distributed=off runs alone") from None
+
+
+@contextlib.contextmanager
+def _ends_after(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process in one line, exit code 2, if the block takes longer; jax waits in C++, deaf to exceptions."""
+
+    def end() -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
