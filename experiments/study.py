@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, distributed, report, summary, terminal
+from experiments import cli, distributed, dry_run, report, summary, terminal
 from experiments.matching import abstract
 from experiments.progress import Progress
 from experiments.results import codec_rules, finish, make_evaluate
@@ -31,16 +31,17 @@ _MAY_CHANGE = ("config/seeds", "config/base_seeds", "config/variants", "config/t
 
 
 def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
-    """Runs the study of the flags: every run not yet finished, then summary and report."""
-    config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir).absolute()
+    """Runs the study of the flags: every run not yet finished, then summary and report; or with --dry_run its costs."""
+    config = flags.FLAGS.config
+    if flags.FLAGS.dry_run:
+        vocab_size = config.model.vocab_size or load_corpus(config).tokenizer.vocab_size
+        study = select(make_study(config, vocab_size), config.variants)
+        dry_run.print_costs(study, config, flags.FLAGS.hardware, flags.FLAGS.efficiency)
+        return
+    workdir = Path(flags.FLAGS.workdir).absolute()
     distributed.start()
     cli.use_compilation_cache()
-    corpus = data.load(
-        config.data.path,
-        tokenizer=config.data.tokenizer,
-        val_fraction=config.data.val_fraction,
-        cache_dir=str(cli.cache_dir() / "data"),
-    )
+    corpus = load_corpus(config)
     whole = make_study(config, corpus.tokenizer.vocab_size)
     study = select(whole, config.variants)
     check(study, config, corpus)
@@ -53,6 +54,16 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
             run_one(variant, run, config, corpus, workdir, progress, stop)
             processes.on_main(lambda: summary.write(whole, config, corpus, workdir))
     processes.on_main(lambda: conclude(whole, config, corpus, workdir))
+
+
+def load_corpus(config: ConfigDict) -> data.Corpus:
+    """The text a study trains and scores on, prepared once and kept in the user's cache."""
+    return data.load(
+        config.data.path,
+        tokenizer=config.data.tokenizer,
+        val_fraction=config.data.val_fraction,
+        cache_dir=str(cli.cache_dir() / "data"),
+    )
 
 
 def conclude(study: Study, config: ConfigDict, corpus: data.Corpus, workdir: Path) -> None:

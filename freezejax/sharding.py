@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
-from freezejax.random_maps import MapWeight
+from freezejax.random_maps import MapWeight, hold
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # axes that split the rows of a batch
@@ -98,7 +98,7 @@ class Layout:
 
     @functools.cached_property
     def _specs(self) -> dict[str, tuple[tuple[int, ...], P]]:
-        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(hold, self.params))  # with maps that are stored
         return {
             jax.tree_util.keystr(path): (leaf.shape, spec_of(_name(path), leaf.shape, self.mesh))
             for path, leaf in leaves
@@ -137,13 +137,14 @@ class Layout:
         return NamedSharding(self.mesh, P())
 
     def with_maps(self, params: PyTree) -> PyTree:
-        """The tree with its random maps told which shard to draw."""
+        """The tree with its random maps told which shard to draw; stored ones are gathered over `fsdp`."""
 
         def one(path: Any, leaf: Any) -> Any:
             if not isinstance(leaf, MapWeight):
                 return leaf
-            spec = used_spec(spec_of(_name(path), leaf.map.shape, self.mesh))
-            return dataclasses.replace(leaf, sharding=NamedSharding(self.mesh, spec))
+            used = NamedSharding(self.mesh, used_spec(spec_of(_name(path), leaf.map.shape, self.mesh)))
+            levels = None if leaf.levels is None else jax.lax.with_sharding_constraint(leaf.levels, used)
+            return dataclasses.replace(leaf, sharding=used, levels=levels)
 
         return jax.tree_util.tree_map_with_path(one, params, is_leaf=lambda leaf: isinstance(leaf, MapWeight))
 

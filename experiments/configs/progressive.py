@@ -9,6 +9,10 @@ Scales (after the colon), with the time all 22 variants take:
   cpu    3 seeds, at most 60 minutes on 2 CPU cores per corpus; give --config.data.path=FOLDER of FineWeb
          shards or of .txt books. Expected: results/progressive/.
   h100   the paper's sizes: 3,000 steps of 64 x 512 tokens on FineWeb sp1024 or sp4096, 3 seeds, one H100.
+  h100x8 the same batch, split over the 8 GPUs of one node.
+  v5e    the same batch, split over 8 TPU v5e chips.
+
+What of the last three fits, and how long a run takes by prediction: docs/preflight.md.
 """
 
 from ml_collections import ConfigDict
@@ -16,10 +20,11 @@ from ml_collections import ConfigDict
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 
+_PAPER_SIZES = ((6, 192, 6), (8, 256, 4), (12, 384, 6))
 _SIZES = {  # layers, width, heads of the small, medium and large model
     "tiny": ((2, 32, 2), (3, 48, 2), (4, 64, 2)),
     "cpu": ((3, 96, 3), (4, 128, 4), (5, 160, 5)),
-    "h100": ((6, 192, 6), (8, 256, 4), (12, 384, 6)),  # the paper's
+    **dict.fromkeys(("h100", "h100x8", "v5e"), _PAPER_SIZES),
 }
 
 
@@ -27,7 +32,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     """Config of one scale; every field may be set as --config.FIELD=VALUE."""
     if scale not in _SIZES:
         raise UserError(f"--config: no scale {scale!r}; {nearest(scale, _SIZES)}")
-    tiny, h100 = scale == "tiny", scale == "h100"
+    tiny, paper = scale == "tiny", _SIZES[scale] == _PAPER_SIZES
     config = ConfigDict()
     config.experiment = "progressive"
     config.scale = scale
@@ -42,7 +47,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.data.val_fraction = 0.1  # of each text; shards bring their own validation
     # Validation windows to score, spread evenly over the text; 0 = all. (The paper scores 200.)
     config.data.val_sequences = 256 if tiny else 512 if scale == "cpu" else 2_048
-    config.data.eval_batch_size = 64 if h100 else 16  # sequences
+    config.data.eval_batch_size = 64 if paper else 16  # sequences
 
     config.model = ConfigDict()
     config.model.family = "geglu"  # geglu or parameter_golf
@@ -65,19 +70,25 @@ def get_config(scale: str = "cpu") -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 80 if tiny else 400 if scale == "cpu" else 3_000
-    config.train.batch_size = 64 if h100 else 8  # sequences
+    config.train.batch_size = 64 if paper else 8  # sequences
     config.train.seq_len = 64 if tiny else 128 if scale == "cpu" else 512  # tokens
     config.train.accumulation = 1  # microbatches per step
+    config.train.mesh = ConfigDict()  # how many devices split what; -1 = what the others leave
+    config.train.mesh.data = -1  # rows of the batch
+    config.train.mesh.fsdp = 1  # rows of the batch, and weights, gradients and optimizer state
+    config.train.mesh.tensor = 1  # weights, and activations inside a block
     config.train.ema_decay = 0.0  # 0 = off
-    config.train.compute_dtype = "bfloat16" if h100 else "float32"
+    config.train.compute_dtype = "bfloat16" if paper else "float32"
     config.train.maps = "layer"  # random maps are drawn in each layer and pass; or once per step, or stored
+    config.train.prefix_cache = "off"  # frozen first blocks: off = in the step; recompute, memory or disk = apart
+    config.train.prefix_cache_gib = 4.0  # bound of what is kept of them
     config.train.on_thaw = "restart"  # or keep
     config.train.log_every = 10  # steps
-    config.train.eval_every = 500 if h100 else 100 if scale == "cpu" else 40  # steps
-    config.train.checkpoint_every = 500 if h100 else 200 if scale == "cpu" else 40  # steps
+    config.train.eval_every = 500 if paper else 100 if scale == "cpu" else 40  # steps
+    config.train.checkpoint_every = 500 if paper else 200 if scale == "cpu" else 40  # steps
     config.train.optimizer = ConfigDict()
     config.train.optimizer.name = "adamw"  # or muon
-    config.train.optimizer.learning_rate = 3e-4 if h100 else 1e-3 if scale == "cpu" else 3e-3
+    config.train.optimizer.learning_rate = 3e-4 if paper else 1e-3 if scale == "cpu" else 3e-3
     config.train.optimizer.adam_learning_rate = 1e-3  # muon's other leaves
     config.train.optimizer.weight_decay = 0.1
     config.train.optimizer.b1 = 0.9

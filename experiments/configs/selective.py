@@ -10,6 +10,8 @@ Scales (after the colon), with the time all 36 variants take:
          on 2 CPU cores per corpus; give --config.data.path=FOLDER of FineWeb shards or of .txt books.
          Expected: results/selective/.
   h100   the paper's sizes: 3,000 steps of 64 x 512 tokens on FineWeb sp1024, 3 x 2 seeds, one H100.
+  h100x8 the same batch, split over the 8 GPUs of one node.
+  v5e    the same batch, split over 8 TPU v5e chips.
 
 What is not set here is as in experiments/configs/progressive.py.
 """

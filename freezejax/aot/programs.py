@@ -1,0 +1,68 @@
+"""Compiles a lowered step for devices that are not there, and says what came of it."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+from freezejax.aot.hlo import Collective, collectives
+from freezejax.aot.topologies import Topology
+
+# Whether a Triton kernel is faster than cuBLAS is decided by timing both, which nothing here can; calls of cuBLAS
+# compile in a third of the time, and what the devices exchange is the same.
+_OPTIONS: dict[str, dict[str, bool | str]] = {"cuda": {"xla_gpu_enable_triton_gemm": False}, "tpu": {}}
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+class Program(NamedTuple):
+    """What the compiler made of one program; bytes and FLOPs are of one device and step.
+
+    >>> Program(3, 2, 0.5, (), None).fits
+    False
+    """
+
+    peak: int  # bytes it needs at once: arguments, results and temporaries
+    limit: int  # bytes it may take
+    seconds: float  # of compilation
+    collectives: Sequence[Collective]  # none where the compiler gave up
+    flops: float | None  # None where the compiler does not count them
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory of the device is enough."""
+        return self.peak <= self.limit
+
+
+def compile_for(lowered: jax.stages.Lowered, topology: Topology) -> Program:
+    """Compiles a program lowered on a mesh of the topology's devices.
+
+    Too large a program is no error: the GPU compiler does not care, the TPU compiler gives up and says what it needs.
+    """
+    limit = topology.chip.limit
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=_OPTIONS[topology.chip.platform])
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Program(max(needed_bytes(str(error)), limit + 1), limit, time.perf_counter() - start, (), None)
+    seconds = time.perf_counter() - start
+    memory, text, costs = compiled.memory_analysis(), compiled.as_text(), compiled.cost_analysis()
+    assert memory is not None
+    assert text is not None
+    flops = None if costs is None else costs.get("flops")
+    return Program(memory.peak_memory_in_bytes, limit, seconds, tuple(collectives(text)), flops)
+
+
+def needed_bytes(message: str) -> int:
+    """Bytes that the TPU compiler says a program needs; 0 if it does not say so.
+
+    >>> needed_bytes("the total memory required for HLO temporaries (1.5G) exceeds available HBM (15.75G)")
+    1610612736
+    """
+    match = re.search(r"([\d.]+)([KMGT]?)B?\W+exceeds available", message) or re.search(
+        r"Used ([\d.]+)([KMGT]?)B? of", message
+    )
+    return 0 if match is None else round(float(match[1]) * 2 ** _UNITS[match[2]])

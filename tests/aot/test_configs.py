@@ -1,0 +1,76 @@
+"""The scales for accelerators: the paper's sizes on every machine, and the budget of Parameter Golf by prediction."""
+
+import pytest
+
+from experiments import preflight
+from experiments.configs import parameter_golf, progressive, selective
+from experiments.matching import abstract
+from experiments.results import codec_rules
+from freezejax import artifact, cost, models
+from freezejax.errors import UserError
+from freezejax.training.config import TrainConfig
+
+STUDIES = {"progressive": progressive, "selective": selective}
+MACHINES = {"h100": 1, "h100x8": 8, "v5e": 8}
+CONTROL = "trained_medium_same_maps"  # of the same size as what fits, and trained: over the budget of bytes
+
+
+@pytest.mark.parametrize("scale", MACHINES)
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_machine_trains_the_papers_sizes_on_the_same_batch(study, scale):
+    config, paper = STUDIES[study].get_config(scale), STUDIES[study].get_config("h100")
+    assert config.scale == scale
+    config.scale = "h100"
+    assert config.to_json() == paper.to_json()
+    sizes = [(size.num_layers, size.model_dim, size.num_heads) for size in config.sizes.values()]
+    assert sorted(sizes) == [(6, 192, 6), (8, 256, 4), (12, 384, 6)]
+    assert (config.train.steps, config.train.batch_size, config.train.seq_len) == (3000, 64, 512)
+    assert config.train.batch_size % MACHINES[scale] == config.data.eval_batch_size % MACHINES[scale] == 0
+
+
+@pytest.fixture(scope="module")
+def golf():
+    """Config and the variants it runs, by name."""
+    config = parameter_golf.get_config()
+    variants = preflight.chosen(preflight.make_study(config), config.variants)
+    return config, {variant.name: variant for variant in variants}
+
+
+def stored(config, variant):
+    """Bytes where the compressor gains nothing."""
+    packing = {"codec": codec_rules(config), "compressor": config.artifact.compressor}
+    return artifact.predict_size(abstract(variant.model), model=variant.model, **packing).high
+
+
+def seconds(variant):
+    run = TrainConfig.from_mapping(variant.train)
+    found = cost.predict(models.build(**variant.model), run, variant.schedule, mesh={"data": 8})
+    return sum(phase.steps * cost.estimate_seconds(phase, cost.hardware_named("h100"), 0.2) for phase in found.phases)
+
+
+def test_parameter_golf_fits_its_bytes(golf):
+    config, variants = golf
+    limit = parameter_golf.BUDGET - parameter_golf.CODE
+    sizes = {name: stored(config, variant) for name, variant in variants.items()}
+    assert len(sizes) == 5
+    assert sizes.pop(CONTROL) > parameter_golf.BUDGET
+    assert max(sizes.values()) <= limit
+    assert min(sizes.values()) > 0.85 * limit  # and uses them
+
+
+def test_parameter_golf_fits_its_minutes_at_a_fifth_of_the_peak(golf):
+    _, variants = golf
+    taken = {name: seconds(variant) for name, variant in variants.items()}
+    assert max(taken.values()) <= parameter_golf.SECONDS
+    assert max(taken.values()) > 0.85 * parameter_golf.SECONDS
+
+
+def test_parameter_golf_has_two_scales():
+    assert preflight.make_study(_with_bytes(parameter_golf.get_config("tiny"))).name == "selective"
+    with pytest.raises(UserError, match="no scale 'h100'; nearest: h100x8"):
+        parameter_golf.get_config("h100")
+
+
+def _with_bytes(config):
+    config.model.vocab_size = 256
+    return config

@@ -1,0 +1,132 @@
+"""Preflight as a user starts it: a small and a large config for 8 H100s and 8 TPU v5e, and bad input."""
+
+import json
+import re
+
+import jax
+import pytest
+
+from experiments import preflight
+from experiments.configs import selective
+from experiments.matching import abstract
+from freezejax.errors import UserError
+from freezejax.paths import leaf_paths
+
+PREFLIGHT = "experiments.preflight"
+SMALL = (  # two phases: the whole model, then gate and up frozen
+    "--config=experiments/configs/progressive.py:tiny",
+    "--config.model.vocab_size=256",
+    "--config.train.mesh.fsdp=8",
+    "--variant=progressive_small",
+)
+LARGE = (  # 12 layers, the paper's largest, with random maps
+    "--config=experiments/configs/selective.py:h100x8",
+    "--config.model.vocab_size=1024",
+    "--variant=selective_large",
+)
+MACHINES = ("h100:1x1x8", "v5e:2x4")
+
+
+def preflights(start, tmp_path, *arguments, **environment):
+    path = tmp_path / "found.json"
+    ended = start(PREFLIGHT, *arguments, f"--json={path}", **environment)
+    return ended, json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.mark.parametrize("topology", MACHINES)
+def test_a_small_config(topology, compiler, start, tmp_path):
+    compiler(topology)
+    ended, found = preflights(start, tmp_path, *SMALL, f"--topology={topology}", "--price_per_hour=2.5")
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"1 variants, 2 phases, 2 distinct programs", ended.stdout)
+    assert "Everything fits." in ended.stdout
+    assert "$" in ended.stdout
+    assert [use["start"] for row in found["programs"] for use in row["phases"]] == [0, 27]
+    full, frozen = (row["sent_bytes"] for row in found["programs"])
+    assert full["all-gather"] == frozen["all-gather"] > 0
+    reduced = [sum(sent.get(kind, 0) for kind in ("reduce-scatter", "all-reduce")) for sent in (full, frozen)]
+    assert reduced[1] < reduced[0]
+    assert found["variants"][0]["seconds"] == pytest.approx(sum(_seconds(row) for row in found["programs"]))
+
+
+def _seconds(row):
+    return sum(use["stop"] - use["start"] for use in row["phases"]) * row["step_seconds"]
+
+
+@pytest.mark.parametrize("topology", MACHINES)
+def test_a_large_config(topology, compiler, start, tmp_path):
+    compiler(topology)
+    ended, found = preflights(start, tmp_path, *LARGE, f"--topology={topology}")
+    assert ended.returncode == 0, ended.stderr
+    (program,) = found["programs"]
+    assert program["fits"]
+    assert 0.2 * 2**30 < program["peak_bytes"] < found["limit_bytes"]
+    # Rows are split and weights are not: each device sends the gradient of what trains twice around the ring, and that
+    # of the tied embedding once more in bfloat16, because the compilers sum its two parts apart.
+    assert sum(program["sent_bytes"].values()) == pytest.approx(2 * 4 * _trained_weights() * 7 / 8, rel=0.03)
+
+
+def _trained_weights():
+    config = selective.get_config("h100x8")
+    config.model.vocab_size = 1024
+    (variant,) = preflight.chosen(preflight.make_study(config), "selective_large")
+    params = abstract(variant.model)
+    leaves = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
+    return sum(leaf.size for path, leaf in leaves if not path.endswith("/root"))
+
+
+TOO_LITTLE = {"h100:1x1x8": ((), "0.00001"), "v5e:2x4": (("--config.train.batch_size=262144",), "1")}
+
+
+@pytest.mark.parametrize("topology", MACHINES)
+def test_what_does_not_fit_is_said_and_is_exit_code_1(topology, compiler, start, tmp_path):
+    """The GPU compiler takes a program of any size, here more than a share of the memory; the TPU compiler gives up."""
+    compiler(topology)
+    arguments, share = TOO_LITTLE[topology]
+    machine = (*arguments, f"--topology={topology}")
+    ended, found = preflights(start, tmp_path, *SMALL, *machine, XLA_PYTHON_CLIENT_MEM_FRACTION=share)
+    assert ended.returncode == 1, ended.stderr
+    assert "Does not fit: progressive_small, steps 0 to 27" in ended.stdout
+    assert not found["fits"]
+    assert found["programs"][0]["peak_bytes"] > found["limit_bytes"]
+
+
+BAD = {
+    ("--topology=h100:8",): "expected slices x hosts x GPUs, as h100:1x1x8",
+    ("--topology=",): "no chip ''",
+    ("--efficiency=2",): "efficiency=2",
+    ("--price_per_hour=-1",): "price_per_hour",
+    ("--config.train.mesh.fsdp=3",): "train.mesh",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, compiler, start):
+    compiler("h100:1x1x8")
+    ended = start(PREFLIGHT, *SMALL, *arguments)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.count("\n") == 1
+    assert BAD[arguments] in ended.stderr
+
+
+def test_bad_names_are_told():
+    config = selective.get_config("tiny")
+    config.model.vocab_size = 256
+    study = preflight.make_study(config)
+    with pytest.raises(UserError, match="--variant: no variant is named 'baselin'; nearest: baseline"):
+        preflight.chosen(study, "baselin")
+    config.experiment = "selectiv"
+    with pytest.raises(UserError, match=r"config\.experiment='selectiv': no study is named so"):
+        preflight.make_study(config)
+
+
+def test_the_largest_and_named_variants_in_the_studys_order():
+    config = selective.get_config("tiny")
+    config.model.vocab_size = 256
+    study = preflight.make_study(config)
+    assert [variant.name for variant in preflight.chosen(study, "largest, selective_small")] == [
+        "selective_small",
+        "trained_large",
+    ]
+    assert len(preflight.chosen(study, "")) == len(study.variants)

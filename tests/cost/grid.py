@@ -1,0 +1,82 @@
+"""Training steps that the prediction is held to; sizes are others than those it was calibrated on."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.cost_programs import ADAPTERS, ALL, ATTENTION, GATE_UP, SEEDS, Case, prefix
+
+GEGLU: dict[str, Any] = {"family": "geglu", "vocab_size": 300, "num_layers": 2, "model_dim": 112, "num_heads": 4}
+GOLF: dict[str, Any] = {**GEGLU, "family": "parameter_golf", "num_kv_heads": 2}
+MAPS = [{"pattern": r"blocks/\d+/mlp/(gate|up|fc)/kernel"}]
+LORA = [{"pattern": "blocks/.*/kernel", "rank": 6}]
+MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+WHOLE = os.environ.get("FREEZEJAX_WHOLE_COST_GRID") == "1"
+
+
+def one_device() -> list[Case]:
+    """A part of the grid; with FREEZEJAX_WHOLE_COST_GRID=1 all of it."""
+    odd = {"batch_size": 3, "seq_len": 83}
+    part = [
+        Case("geglu, nothing frozen", GEGLU, {}, ALL),
+        Case("geglu, gate and up", GEGLU, odd, GATE_UP),
+        Case("geglu, all but adapters", {**GEGLU, "lora": LORA}, {}, ADAPTERS),
+        Case("geglu, maps per layer", {**GEGLU, "maps": MAPS}, {}, SEEDS),
+        Case("geglu, maps once per step", {**GEGLU, "maps": MAPS}, {"maps": "step"}, SEEDS),
+        Case("geglu, maps stored", {**GEGLU, "maps": MAPS}, {"maps": "stored"}, SEEDS),
+        Case("golf, nothing frozen", GOLF, odd, ALL),
+        Case("golf, attention", {**GOLF, "num_layers": 3}, {}, ATTENTION),
+        Case("golf, prefix", {**GOLF, "num_layers": 3}, {}, prefix(2)),
+        Case("golf, muon", {**GOLF, "num_layers": 1}, {"optimizer": {"name": "muon"}}, ALL),
+    ]
+    return [*part, *_rest()] if WHOLE else part
+
+
+def _rest() -> Iterator[Case]:
+    sizes = [
+        ({"model_dim": 72, "num_heads": 2, "vocab_size": 91, "num_layers": 3}, {"batch_size": 5, "seq_len": 101}),
+        ({"model_dim": 160, "num_layers": 4, "vocab_size": 517}, {"batch_size": 2, "seq_len": 192}),
+    ]
+    for base in (GEGLU, GOLF):
+        family = base["family"]
+        for model, train in sizes:
+            model = {**base, **model}
+            layers = model["num_layers"]
+            masks = {"nothing": ALL, "gate up": GATE_UP, "attention": ATTENTION, "prefix": prefix(layers // 2)}
+            masks |= {"blocks": prefix(layers), "kernels": [(".*/kernel", False), *ALL]}
+            for mask, rules in masks.items():
+                yield Case(f"{family} {model['model_dim']} {mask}", model, train, rules)
+            for mode in ("layer", "step", "stored"):
+                yield Case(
+                    f"{family} {model['model_dim']} maps {mode}",
+                    {**model, "maps": MAPS},
+                    {**train, "maps": mode},
+                    SEEDS,
+                )
+            yield Case(f"{family} {model['model_dim']} adapters", {**model, "lora": LORA}, train, ADAPTERS)
+            both = {**model, "maps": MAPS, "lora": LORA}
+            yield Case(f"{family} {model['model_dim']} adapters on maps", both, train, ADAPTERS)
+            yield Case(f"{family} {model['model_dim']} muon", model, {**train, "optimizer": {"name": "muon"}}, GATE_UP)
+            yield Case(f"{family} {model['model_dim']} dropout", {**model, "dropout": 0.1}, train, ALL)
+            yield Case(f"{family} {model['model_dim']} average", model, {**train, "ema_decay": 0.9}, ALL)
+    separate = {**GEGLU, "separate_qkv": True}
+    for name in ("q", "k", "v", "out"):
+        yield Case(f"geglu, {name} frozen", separate, {}, [(rf"blocks/\d+/attn/{name}/.*", False), *ALL])
+        yield Case(f"geglu, only {name}", separate, {}, [(rf"blocks/\d+/attn/{name}/.*", True), (".*", False)])
+
+
+def meshes() -> list[Case]:
+    """Steps over 8 devices; with FREEZEJAX_WHOLE_COST_GRID=1 of both families, and more masks."""
+    train = {"batch_size": 16, "seq_len": 72}
+    masks = {"gate up": GATE_UP, "prefix": prefix(1)} if WHOLE else {"gate up": GATE_UP}
+    found = []
+    for base in (GEGLU, GOLF):
+        for mesh in MESHES:
+            model = {**base, "vocab_size": 320}
+            found += [
+                Case(f"{base['family']} {mesh} {mask}", model, train, rules, mesh) for mask, rules in masks.items()
+            ]
+            if WHOLE:
+                found.append(Case(f"{base['family']} {mesh} nothing", model, train, ALL, mesh))
+                found.append(Case(f"{base['family']} {mesh} maps", {**model, "maps": MAPS}, train, SEEDS, mesh))
+    return found

@@ -1,0 +1,118 @@
+"""What of the backward pass a mask leaves, and that bad input is told in one line."""
+
+import dataclasses
+
+import jax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freezejax import FreezeSchedule, UserError, cost, models
+from freezejax.cost.layout import MeshShape
+from freezejax.cost.sites import liveness, sites_of
+from freezejax.paths import leaf_paths
+from freezejax.training.config import TrainConfig
+from tests.cost.grid import ALL, GEGLU, GOLF, prefix
+
+CONFIG = TrainConfig(steps=4, batch_size=8, seq_len=64)
+LEAVES = [f"blocks/{i}/{leaf}" for i in (0, 1) for leaf in ("ln1/scale", "attn/qkv/kernel", "mlp/up/kernel")]
+LEAVES += ["tok_emb/embedding", "ln_f/scale"]
+
+
+def predict(model, rules, config=CONFIG, **more):
+    return cost.predict(models.build(**model), config, FreezeSchedule([(0, rules)]), **more).phases[0]
+
+
+@given(st.sets(st.sampled_from(LEAVES)), st.sampled_from(LEAVES))
+def test_freezing_more_never_costs_more(trainable, also_frozen):
+    names = sorted(trainable)
+    rules = [(name, True) for name in names] + [(".*", False)]
+    fewer = [(name, True) for name in names if name != also_frozen] + [(".*", False)]
+    more, less = predict(GEGLU, rules), predict(GEGLU, fewer)
+    assert less.flops <= more.flops
+    assert less.argument_bytes <= more.argument_bytes
+    assert less.gradient_bytes <= more.gradient_bytes
+
+
+def test_nothing_below_the_lowest_trainable_leaf_has_a_backward_pass():
+    model = models.build(**{**GOLF, "num_layers": 4})
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    phase = FreezeSchedule([(0, prefix(3))]).phases(params, 2)[0]
+    trains = dict(zip(leaf_paths(params), jax.tree.leaves(phase.mask), strict=True))
+    sites = sites_of(model.config, params)
+    blocks = {site.block for site, live in zip(sites, liveness(sites, trains), strict=True) if live.any}
+    # The second half weighs what the first half pushed: its weights train from block 2 on.
+    assert blocks == {2, 3, 4}
+
+
+@pytest.mark.parametrize("model", [GEGLU, GOLF, {**GEGLU, "separate_qkv": True}], ids=["geglu", "golf", "separate"])
+def test_every_parameter_belongs_to_a_site(model):
+    built = models.build(**model)
+    params = jax.eval_shape(built.init, jax.random.key(0))
+    assert {site.leaf for site in sites_of(built.config, params)} - {""} == set(leaf_paths(params))
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_devices_share_the_work_and_frozen_weights_are_never_reduced(mesh):
+    model = {**GEGLU, "vocab_size": 320}
+    alone, spread = predict(model, ALL), predict(model, ALL, mesh=mesh)
+    assert spread.devices == 8
+    assert 0.99 * alone.matmul_flops <= 8 * spread.matmul_flops < 1.3 * alone.matmul_flops
+    head_alone = [(".*embedding", True), (".*", False)]
+    frozen = predict(model, head_alone, mesh=mesh).collective_bytes
+    trained = spread.collective_bytes
+    assert frozen["reduce-scatter"] < 0.5 * trained["reduce-scatter"] or mesh == {"data": 8}
+    assert frozen["all-gather"] == pytest.approx(trained["all-gather"], rel=0.35)
+
+
+def test_seeded_weights_are_never_gathered():
+    rules = [(".*/root", False), *ALL]
+    stored = predict(GEGLU, ALL, mesh={"fsdp": 8}).collective_bytes
+    every = [{"pattern": ".*/kernel"}]
+    seeded = predict({**GEGLU, "maps": every}, rules, mesh={"fsdp": 8})
+    embedding = 300 * 112 * 4
+    assert stored["all-gather"] > 5 * embedding
+    # 8 does not divide the vocabulary of 300, so the embedding is whole on every device.
+    assert seeded.collective_bytes["all-gather"] == 0
+
+
+def test_accumulation_draws_maps_in_every_microbatch_and_gathers_again():
+    model, rules = {**GEGLU, "maps": [{"pattern": ".*/(gate|up)/kernel"}]}, [(".*/root", False), *ALL]
+    twice = dataclasses.replace(CONFIG, accumulation=2)
+    assert predict(model, rules, twice).flops > predict(model, rules).flops
+    held = dataclasses.replace(CONFIG, maps="step")
+    held_twice = dataclasses.replace(held, accumulation=2)
+    assert predict(model, rules, held_twice).flops == predict(model, rules, held).flops
+    once = predict(model, rules, mesh={"fsdp": 2}).collective_bytes
+    again = predict(model, rules, twice, mesh={"fsdp": 2}).collective_bytes
+    assert again == {kind: 2 * size for kind, size in once.items()}
+
+
+def test_stored_bytes_follow_the_codec():
+    assert predict(GEGLU, ALL, codec="int4").stored_bytes < predict(GEGLU, ALL, codec="int8").stored_bytes
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"fdsp": 8}, "there is no axis 'fdsp'; nearest: fsdp"),
+        ({"fsdp": 0}, "fsdp=0: expected an integer of at least 1"),
+        ({"data": 3}, "train.batch_size=8: expected a multiple of accumulation x data x fsdp = 3"),
+    ],
+    ids=["axis", "size", "batch"],
+)
+def test_bad_mesh_is_told(mesh, message):
+    with pytest.raises(UserError, match=message):
+        predict(GEGLU, ALL, mesh=mesh)
+
+
+def test_unknown_model_is_told():
+    with pytest.raises(UserError, match="no sites are known for a model of config dict"):
+        sites_of({}, {})
+
+
+def test_axes_that_do_not_divide_are_dropped():
+    shape = MeshShape(fsdp=4, tensor=2)
+    assert shape.ways("blocks/0/mlp/down/kernel", (64, 32)) == 8
+    assert shape.ways("blocks/0/mlp/down/kernel", (64, 33)) == 2
+    assert shape.ways("ln_f/scale", (32,)) == 1
