@@ -53,10 +53,10 @@ def start() -> None:
 def cluster(environment: Mapping[str, str]) -> str | None:
     """Which cluster runs this as one of several processes, if any.
 
-    >>> cluster({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}), cluster({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"})
+    >>> cluster({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "4"}), cluster({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"})
     ('Slurm', None)
     """
-    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")  # of srun; SLURM_NTASKS stands in the shell of sbatch, too
     if "SLURM_JOB_ID" in environment and tasks != "1":
         return "Slurm"
     if environment.get("OMPI_COMM_WORLD_SIZE", "1") != "1":

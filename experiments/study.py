@@ -38,6 +38,9 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
         study = select(make_study(config, vocab_size), config.variants)
         dry_run.print_costs(study, config, flags.FLAGS.hardware, flags.FLAGS.efficiency)
         return
+    for name in ("hardware", "efficiency"):
+        if flags.FLAGS[name].present:
+            raise UserError(f"--{name} is of --dry_run: give both, or neither")
     workdir = Path(flags.FLAGS.workdir).absolute()
     distributed.start()
     cli.use_compilation_cache()

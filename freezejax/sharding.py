@@ -44,7 +44,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     >>> make_mesh().shape
     OrderedDict({'data': 1, 'fsdp': 1, 'tensor': 1})
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:  # process after process, so that each has whole rows of the batch
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     for axis, size in sizes.items():
         if size < 1 and size != -1:

@@ -40,21 +40,22 @@ class Chip(NamedTuple):
     def limit(self) -> int:
         """Bytes per device that a program may take.
 
-        Of a GPU JAX takes 0.75, or `$XLA_PYTHON_CLIENT_MEM_FRACTION`; the rest is for NCCL, cuDNN and the driver.
+        Of a GPU JAX takes 0.75, or `$XLA_CLIENT_MEM_FRACTION`; the rest is for NCCL, cuDNN and the driver.
 
         Raises:
           UserError: that variable is not a number in (0, 1].
         """
         if self.platform != "cuda":
             return self.memory
-        text = os.environ.get(_GPU_SHARE, "0.75")
+        name = next((name for name in _GPU_SHARE if name in os.environ), _GPU_SHARE[0])
+        text = os.environ.get(name, "0.75")
         share = float(text) if re.fullmatch(r"\d*\.?\d+", text) else 0.0
         if not 0 < share <= 1:
-            raise UserError(f"${_GPU_SHARE}={text!r}: expected a number in (0, 1]")
+            raise UserError(f"${name}={text!r}: expected a number in (0, 1]")
         return int(share * self.memory)
 
 
-_GPU_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_GPU_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is the first's old name
 _GPU_PACKAGES = ("jax_plugins.xla_cuda12", "nvidia.cuda_nvcc")
 # Of the H100 `device_memory_size` of its description; of TPUs what their compiler names where a program is too large.
 CHIPS = {

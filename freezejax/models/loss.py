@@ -17,7 +17,7 @@ def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array, softcap: floa
 
     Computed in float32 and safe for logits of any finite size. The backward pass keeps the logits as they
     came and one number per token; capped logits and probabilities are computed again, so no second
-    [B, T, V] array waits for it. Targets outside [0, V) give NaN.
+    [B, T, V] array waits for it. A target of V or more gives NaN.
 
     Args:
       logits_BxTxV: [..., V].
@@ -64,11 +64,11 @@ def head_cross_entropy(
     Array([[1.3862944, 1.3862944]], dtype=float32)
     """
     B, T, _ = x_BxTxD.shape
-    kernel_DxV = embedding_VxD.astype(x_BxTxD.dtype).T
 
     def of_slice(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, targets = part
-        return cross_entropy(matmul(x, kernel_DxV), targets, softcap)
+        # Cast in here, so that the slices' gradients of the embedding are summed in its own dtype.
+        return cross_entropy(matmul(x, embedding_VxD.astype(x.dtype).T), targets, softcap)
 
     slices = count_slices(T, B * T * embedding_VxD.shape[0])
     if slices == 1:

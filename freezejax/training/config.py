@@ -109,7 +109,7 @@ class TrainConfig:
         _one_of("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         _one_of("train.maps", self.maps, ("layer", "step", "stored"))
         _one_of("train.prefix_cache", self.prefix_cache, ("off", "recompute", "memory", "disk"))
-        _check("train.prefix_cache_gib", self.prefix_cache_gib, self.prefix_cache_gib >= 0, "0 or more")
+        _check("train.prefix_cache_gib", self.prefix_cache_gib, 0 <= self.prefix_cache_gib < 2**30, "0 to 2^30")
         _one_of("train.on_thaw", self.on_thaw, ("restart", "keep"))
         divides = self.batch_size % self.accumulation == 0
         _check("train.accumulation", self.accumulation, divides, f"a divisor of batch_size={self.batch_size}")

@@ -113,8 +113,10 @@ class _Run:
 
     def start(self) -> tuple[int, int, RunState]:
         """`(updates so far, phase of the last of them, state)`, from the newest checkpoint or afresh."""
-        plan, step = self.plan, self.checkpoints.latest()
-        if step is None:
+        plan = self.plan
+        # As process 0 sees it: on a network's file system another may see a new file late.
+        step = processes.agree(-1 if (found := self.checkpoints.latest()) is None else found)
+        if step < 0:
             return 0, 0, plan.begin()
         index = max(i for i, phase in enumerate(self.phases) if phase.start < max(step, 1))
         state, position = self.checkpoints.restore(step, plan.abstract_state(index))

@@ -171,7 +171,7 @@ def phase_batches(
       directory: of the run; "disk" keeps its file there.
 
     Raises:
-      UserError: the folder of the cache cannot be made.
+      UserError: the folder of the cache cannot be made, or the memory is too small.
     """
     if programs.prefix is None:
         remove_folder(directory / FOLDER)  # left by a run that was killed at the end of an earlier phase
@@ -197,7 +197,13 @@ def _make_cache(
     row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), carried)
     limit = config.prefix_cache_gib * 2**30
     if config.prefix_cache == "memory":
-        return ActivationCache(row, windows, limit)
+        try:
+            return ActivationCache(row, windows, limit)
+        except MemoryError:
+            raise UserError(
+                f"train.prefix_cache_gib={config.prefix_cache_gib}: this machine's memory is smaller; lower it, or use "
+                "train.prefix_cache='disk'"
+            ) from None
     return ActivationCache(row, windows, limit, folder, lambda: _origin(programs.prefix_text, frozen))
 
 

@@ -23,16 +23,16 @@ def is_main() -> bool:
 
 
 def on_main(action: Callable[[], object]) -> None:
-    """Does something in process 0 alone, and returns when it is done; a user's mistake found there ends all processes.
+    """Does something in process 0 alone, and returns when it is done; an error there ends all processes.
 
     >>> on_main(lambda: print("once"))
     once
     """
-    error: UserError | None = None
+    error: Exception | None = None
     if is_main():
         try:
             action()
-        except UserError as found:
+        except Exception as found:  # of any kind, a full disk for instance: the others would wait for ever
             error = found
     if agree(error is not None):
         raise error or UserError("process 0 has stopped; the reason stands in its own output")

@@ -56,12 +56,12 @@ def test_the_h100_of_the_plugin_has_the_memory_that_the_limit_is_a_share_of(comp
     compiler("h100:1x1x8")
     description = topologies.h100_description(topologies._cuda_library())
     assert f"device_memory_size: {aot.CHIPS['h100'].memory}\n" in description
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".5")
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", ".5")
     assert aot.CHIPS["h100"].limit == aot.CHIPS["h100"].memory // 2
 
 
 @pytest.mark.parametrize("share", ["0", "1.5", "much"])
 def test_a_bad_share_of_memory_is_told(share, monkeypatch):
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", share)
     with pytest.raises(UserError, match="expected a number in"):
         _ = aot.CHIPS["h100"].limit

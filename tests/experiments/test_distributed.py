@@ -9,7 +9,7 @@ from absl import flags
 from experiments import distributed
 from freezejax.errors import UserError
 
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "4"}
 ARGUMENTS = ("experiments.progressive", "--config=experiments/configs/progressive.py:tiny")
 
 
@@ -18,7 +18,7 @@ ARGUMENTS = ("experiments.progressive", "--config=experiments/configs/progressiv
     [
         ({}, None),
         (SLURM, "Slurm"),
-        ({**SLURM, "SLURM_NTASKS": "1"}, None),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, None),  # a shell of sbatch, without srun
         ({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, None),  # one task of a larger allocation
         ({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}, "Slurm"),
         ({"SLURM_NTASKS": "4"}, None),  # left over in a shell, no job
