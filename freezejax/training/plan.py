@@ -131,7 +131,12 @@ class RunPlan:
     def compile(self, index: int) -> PhasePrograms:
         """The programs of a phase."""
         arguments = self.arguments(index)
-        step = Program(self.lower(index).compile(), self.step(index), arguments, f"step of phase {index}")
+        compiled = self.lower(index).compile()
+        if index > 0 and self.layout is None and jax.default_backend() == "cpu":
+            # XLA's CPU backend sets its matmuls up when a program first runs, which takes up to two steps: now, on
+            # this thread, not at the boundary. (On an accelerator a second state might not fit.)
+            compiled(*jax.tree.map(_zeros, arguments))
+        step = Program(compiled, self.step(index), arguments, f"step of phase {index}")
         if not self.blocks_apart(index):
             return PhasePrograms(step, None, "")
         lowered, prefix_arguments = self.lower_prefix(index), (arguments[1], arguments[4]["inputs"])
@@ -171,6 +176,12 @@ class RunPlan:
 
         drawn: PyTree = jax.jit(draw, out_shardings=layout.shardings(shapes))(frozen)
         return drawn
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def mesh_of(config: TrainConfig) -> Mesh | None:

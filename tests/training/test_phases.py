@@ -1,12 +1,15 @@
 """The next phase is compiled ahead, equal phases share a program, and an error comes out where it is waited for."""
 
 import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from freezejax import FreezeSchedule, models
+from freezejax.training.config import TrainConfig
 from freezejax.training.phases import BackgroundCompiler
 from freezejax.training.plan import RunPlan
 
@@ -85,3 +88,29 @@ def test_a_phase_in_which_nothing_trains_changes_nothing(run, entries, tmp_path)
     assert jax.tree.all(jax.tree.map(np.array_equal, first, last))
     assert [r["trainable_share"] for r in recorder.records if "loss" in r] == [1.0] * 6 + [0.0] * 6
     assert jax.tree.all(jax.tree.map(jnp.array_equal, found.params, last))
+
+
+def test_later_phases_have_run_once_before_their_boundary(monkeypatch):
+    """On a CPU the first run of a program sets its matmuls up; counterpart: on another backend none is run ahead."""
+    ran = []
+
+    class Noted:
+        def __init__(self, compiled):
+            self.compiled = compiled
+
+        def __call__(self, *arguments):
+            ran.append(jax.tree.map(jnp.shape, arguments[4]))
+            return self.compiled(*arguments)
+
+    schedule = FreezeSchedule([(0, [(".*", True)]), (2, [(".*/up/kernel", False), (".*", True)])])
+    model = models.build("geglu", vocab_size=16, num_layers=1, model_dim=16, num_heads=1)
+    plan = RunPlan(model, TrainConfig(steps=4, batch_size=2, seq_len=8), schedule)
+    lower = plan.lower
+    monkeypatch.setattr(plan, "lower", lambda index: SimpleNamespace(compile=lambda: Noted(lower(index).compile())))
+    plan.compile(0)
+    assert ran == []
+    plan.compile(1)
+    assert ran == [{"inputs": (2, 8), "targets": (2, 8)}]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    plan.compile(1)
+    assert len(ran) == 1
