@@ -20,20 +20,20 @@ for _ in range(8):
     before = faults()
     jax.block_until_ready(step(x))
     found.append(faults() - before)
-print(done, min(found))  # on a busy machine threads may still get new blocks in some steps
+print(done, sorted(found)[4], sum(found))
 """
 
 
 def faults_per_step(mode):
     command = [sys.executable, "-c", PROGRAM, mode]
-    done, faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return done, int(faults)
+    done, median, total = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return done, int(median), int(total)
 
 
 def test_a_step_faults_no_pages_in():
-    done, faults = faults_per_step("keep")
+    done, median, _ = faults_per_step("keep")
     if done == "False":
         pytest.skip("not glibc on Linux, or jax has an accelerator")
-    assert faults < 500
-    # The counterpart: by default all of them, each step.
-    assert faults_per_step("default")[1] > 4000
+    assert median < 500  # on a busy machine a thread may still get a new block now and then
+    # The counterpart: by default all of them, in most steps; glibc's own threshold moves.
+    assert faults_per_step("default")[2] > 4000
