@@ -132,8 +132,8 @@ def load(name: str) -> Topology:
         raise UserError(f"compiling for {name} needs {' and '.join(missing)}; {_INSTALL}")
     try:
         devices = _gpus(shape) if chip.platform == "cuda" else _tpus(name)
-    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:  # the second where a plugin has no topologies
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"topology {name!r}: the compiler refuses it: {reason}; expected {chip.shape}") from None
     if len(devices) != math.prod(shape):
         raise UserError(f"topology {name!r}: the compiler made {len(devices)} devices of it")
