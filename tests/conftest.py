@@ -3,6 +3,10 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the suite's time is LLVM at work on programs that run for milliseconds. XLA's own passes, which decide what is
+# computed, held and sent, stay; JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with all of them. Commands that tests start as a
+# user does (tests/experiments, tests/aot) have all of them anyway.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 from hypothesis import HealthCheck, settings

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess]:
     """`start(module, *arguments, **environment)`: the command as a user starts it, its exit code and output."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "FREEZEJAX_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)  # the programs that a user gets
 
     def run(module: str, *arguments: str, **more: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", module, *arguments]

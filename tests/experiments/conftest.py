@@ -50,8 +50,9 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "FREEZEJAX_CACHE": str(cache), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    cache, inherited = tmp_path_factory.mktemp("cache"), {**os.environ}
+    inherited.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)  # the programs that a user runs
+    return {**inherited, "FREEZEJAX_CACHE": str(cache), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ def start(environment):
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
         settings = {**environment, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        settings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling for 4 devices is most of the time
         command = [sys.executable, "-m", MODULE, f"--workdir={workdir}", *FIELDS, *arguments]
         joined = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"] if processes > 1 else []
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
