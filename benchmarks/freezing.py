@@ -32,6 +32,7 @@ RESULTS = pages.RESULTS / "freezing.json"
 PAGES = (pages.README, pages.PERFORMANCE)
 TARGET = 0.05  # of the FLOP ratio: how far the time ratio may be from it
 ALL, FROZEN = "nothing frozen", "gate and up"
+ADAPTERS, SCALES = "all but adapters", "all but norm scales"
 LORA = [{"pattern": r"blocks/\d+/.*/kernel", "rank": 16}]
 _MOVED_STEPS = 3
 
@@ -80,10 +81,10 @@ def measure(settings: Settings) -> dict[str, Any]:
     """Everything, as it stands in the JSON."""
     environment = pages.environment()
     programs = {name: phase(settings.sizes, rules) for name, rules in cases(settings.sizes.num_layers).items()}
-    programs["all but adapters"] = phase(settings.sizes, [(r".*/[ab]", True), (".*", False)], lora=LORA)
+    programs[ADAPTERS] = phase(settings.sizes, [(r".*/[ab]", True), (".*", False)], lora=LORA)
     made = recipes(settings.sizes)
     moved = {name: _largest_change(program, GATE_UP) for name, program in made.items()}
-    everything = programs | made
+    everything = programs | made | {SCALES: phase(settings.sizes, [(r".*/scale", True), (".*", False)])}
     calls = {name: lambda program=program: program.run(1) for name, program in everything.items()}
     seconds = interleave(calls, settings.rounds, sample_seconds=0)
     costs = {name: _costs(program) for name, program in everything.items()}
@@ -100,7 +101,18 @@ def measure(settings: Settings) -> dict[str, Any]:
         **environment,
         "phases": [row for row in rows if row["name"] in programs],
         "recipes": [row for row in rows if row["name"] in made],
+        "adapters": rates({row["name"]: row for row in rows}),
     }
+
+
+def rates(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How fast the parts of a step with adapters run: what it shares with one without, and what it has beside."""
+    parts = {
+        ALL: (rows[ALL]["flops"], rows[ALL]["ms_median"]),
+        SCALES: (rows[SCALES]["flops"], rows[SCALES]["ms_median"]),
+        "what adapters add to that": tuple(rows[ADAPTERS][key] - rows[SCALES][key] for key in ("flops", "ms_median")),
+    }
+    return [{"name": name, "flops": flops, "ms": ms} for name, (flops, ms) in parts.items()]
 
 
 def recipes(sizes: Sizes) -> dict[str, RunningStep]:
@@ -172,6 +184,7 @@ def write_tables(found: Mapping[str, Any]) -> dict[str, str]:
     return {
         "phases": table([_line(row) | _judged(row) for row in found["phases"]]),
         "recipes": table([_line(row) | _moves(row) for row in _compared(found)]),
+        "adapters": table([_rate(row) for row in found["adapters"]]),
         "machine": pages.sentence(found),
     }
 
@@ -191,6 +204,17 @@ def _line(row: Mapping[str, Any]) -> dict[str, str]:
         "step, ms": f"{row['ms_median']:.0f}",
         "FLOPs, ratio": f"{row['flop_ratio']:.3f}",
         "time, ratio": f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",
+    }
+
+
+def _rate(row: Mapping[str, Any]) -> dict[str, str]:
+    gflop, seconds = row["flops"] / 1e9, row["ms"] / 1e3
+    name = f"step, {row['name']} frozen" if row["name"] == SCALES else row["name"]
+    return {
+        "part": name,
+        "GFLOP": f"{gflop:.2f}",
+        "ms": f"{row['ms']:.0f}",
+        "GFLOP per second": f"{gflop / seconds:.0f}",
     }
 
 

@@ -4,7 +4,8 @@
     python -m benchmarks.step --torch_python=torch/bin/python --json=benchmarks/results/step.json
     python -m benchmarks.step --write_docs
 
-PyTorch lives in an environment and a process of its own, `benchmarks/torch_step.py`. Never do both sides run at once.
+PyTorch lives in an environment and in processes of its own, `benchmarks/torch_step.py`: one with glibc's defaults, one
+that keeps freed memory as freezejax does. Never do two programs run at once.
 The second command takes some minutes on 2 quiet CPU cores; with --quick a toy size. The third writes the committed
 JSON's tables into the pages that quote them.
 """
@@ -32,6 +33,7 @@ from freezejax import trainable_mask
 from freezejax.errors import UserError
 from freezejax.models.importers import state_to_torch, torch_name
 from freezejax.paths import leaf_paths
+from freezejax.training import host_memory
 from freezejax.training.metrics import write_atomically
 
 RESULTS = pages.RESULTS / "step.json"
@@ -39,7 +41,13 @@ PAGES = (pages.README, pages.PERFORMANCE)
 TARGET, WISH = 1.0, 0.8  # times the faster PyTorch step
 TOLERANCE = 1e-4  # of the losses of both sides
 CASES = {"everything trained": EVERYTHING, "gate and up frozen": GATE_UP}
-SIDES = ("freezejax", "torch", "torch.compile")
+KEPT = ", freed memory kept"
+SIDES = ("freezejax", "torch", "torch.compile", f"torch{KEPT}", f"torch.compile{KEPT}")
+CASES = {"everything trained": EVERYTHING, "gate and up frozen": GATE_UP}
+KEPT = ", freed memory kept"
+SIDES = ("freezejax", "torch", "torch.compile", f"torch{KEPT}", f"torch.compile{KEPT}")
+# What freezejax asks of glibc (training/host_memory.py), by the names of mallopt(3), for PyTorch's process.
+KEEP = {"ARENA_MAX": 1, "MMAP_MAX_": 0, "TRIM_THRESHOLD_": 2**31 - 1, "TOP_PAD_": 2**26}
 _CHILD = Path(__file__).with_name("torch_step.py")
 
 Losses = Callable[[int], list[float]]  # runs so many steps
@@ -78,9 +86,12 @@ def measure(settings: Settings, torch_python: str) -> dict[str, Any]:
       UserError: PyTorch cannot be started, or the two sides do not compute the same losses.
     """
     environment = pages.environment()
-    with torch_process(torch_python, settings) as (version, torch_side):
+    with (
+        torch_process(torch_python, settings) as (version, defaults),
+        torch_process(torch_python, settings, keep=True) as (_, kept),
+    ):
         programs = {(case, "freezejax"): phase(settings.sizes, rules).run for case, rules in CASES.items()}
-        programs |= torch_side
+        programs |= defaults | {(case, side + KEPT): run for (case, side), run in kept.items()}
         differences = check_losses(programs, settings.checked_steps)
         calls = {key: lambda run=run: run(settings.steps) for key, run in programs.items()}  # type: ignore[misc]
         seconds = interleave(calls, settings.rounds, sample_seconds=0)  # type: ignore[arg-type]
@@ -118,8 +129,12 @@ def check_losses(programs: Mapping[tuple[str, str], Losses], steps: int) -> dict
 
 
 @contextmanager
-def torch_process(python: str, settings: Settings) -> Iterator[tuple[str, dict[tuple[str, str], Losses]]]:
-    """PyTorch's version and its programs, by case and side, in a process that waits while we run.
+def torch_process(
+    python: str, settings: Settings, *, keep: bool = False
+) -> Iterator[tuple[str, dict[tuple[str, str], Losses]]]:
+    """PyTorch's version and its programs, by case and side, in a process that waits while others run.
+
+    With `keep` its C library keeps freed memory.
 
     Raises:
       UserError: `python` does not start, or has no torch.
@@ -127,8 +142,10 @@ def torch_process(python: str, settings: Settings) -> Iterator[tuple[str, dict[t
     with tempfile.TemporaryDirectory() as folder:
         names = write_orders(Path(folder), settings)
         command = [python, str(_CHILD), folder]
+        kept = {f"MALLOC_{name}": str(value) for name, (_, value) in host_memory.KEEP.items()} if keep else {}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         try:
-            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            child = subprocess.Popen(command, env={**os.environ, **kept}, **pipes)
         except OSError as error:
             raise UserError(f"--torch_python={python} does not start: {error.strerror}") from error
         with child:

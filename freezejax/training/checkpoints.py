@@ -65,8 +65,9 @@ class Checkpoints:
         """
         try:
             checksums.verify(self._folder(step), "not as it was saved", everything=True)
-            state = self._checkpointer.load(step, _placed(abstract))
-            return state, self._checkpointer.metadata(step).custom_metadata["data"]
+            saved = self._checkpointer.metadata(step)
+            _check_shapes(saved.metadata, abstract)
+            return self._checkpointer.load(step, _placed(abstract)), saved.custom_metadata["data"]
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged checkpoint
             raise UserError(
                 f"checkpoint {self._folder(step)} cannot be restored ({_reason(error)}); "
@@ -122,9 +123,22 @@ def load_params(path: str | Path, abstract: PyTree) -> PyTree:
         raise UserError(f"{path}: no saved parameters here; has the run finished?")
     try:
         checksums.verify(path, "not as they were saved", everything=True)
+        _check_shapes(ocp.metadata(path).metadata, abstract)
         return ocp.load(path, _placed(abstract))
     except Exception as error:
         raise UserError(f"{path}: parameters cannot be read as this model ({_reason(error)})") from error
+
+
+def _check_shapes(saved: PyTree, abstract: PyTree) -> None:
+    """Refuses another model before Orbax does, which leaves coroutines behind where it stumbles."""
+    shapes, wanted = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree.leaves_with_path, (saved, abstract))
+    )
+    for path in sorted(shapes.keys() | wanted.keys()):
+        if shapes.get(path) != wanted.get(path):
+            here, there = (f"has the shape {tree[path]}" if path in tree else "is absent" for tree in (shapes, wanted))
+            raise ValueError(f"{path} {here}; in this model it {there}")
 
 
 def _placed(abstract: PyTree) -> PyTree:

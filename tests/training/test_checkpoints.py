@@ -1,5 +1,6 @@
 """Checkpoints: the newest two, never a torn one, and a damaged one told in one line."""
 
+import gc
 import shutil
 
 import jax
@@ -127,14 +128,20 @@ def test_counterpart_orbax_alone_does_not_see_a_flipped_bit(tmp_path, monkeypatc
     assert any(np.asarray(state[name]).tobytes() != np.asarray(STATE[name]).tobytes() for name in STATE)
 
 
-# Tasks that Orbax leaves behind when it stumbles; users cannot get there, as a folder's config says its model.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+OTHER_MODELS = {
+    r"\(w has the shape \(4096,\); in this model it has the shape \(7,\)\)": {
+        "w": jax.ShapeDtypeStruct((7,), jnp.float32)
+    },
+    r"\(v is absent; in this model it has the shape \(1,\)\)": {"v": jax.ShapeDtypeStruct((1,), jnp.float32)},
+}
+
+
+@pytest.mark.parametrize("message", OTHER_MODELS)
+def test_a_checkpoint_of_another_model_is_refused_by_name(message, tmp_path):
     saved(tmp_path, 1)
-    other = {**ABSTRACT, "w": jax.ShapeDtypeStruct((7,), jnp.float32)}
-    for wrong in (other, {"v": ABSTRACT["w"]}):
-        with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="cannot be restored"):
-            checkpoints.restore(1, wrong)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=f"cannot be restored {message}"):
+        checkpoints.restore(1, {**ABSTRACT, **OTHER_MODELS[message]})
+    gc.collect()  # Orbax, where it finds the difference itself, leaves coroutines behind that complain now
 
 
 def test_the_loop_tells_a_damaged_checkpoint_in_one_line(run, entries, tmp_path):
@@ -158,8 +165,9 @@ def test_parameters_are_replaced_whole_and_damage_is_told(tmp_path):
     shutil.copytree(path, tmp_path / "params.orbax-checkpoint-tmp")
     save_params(path, {"w": jnp.full(4096, 2.0)})
     assert bool((load_params(path, abstract)["w"] == 2).all())
-    with pytest.raises(UserError, match="cannot be read as this model"):
+    with pytest.raises(UserError, match=r"cannot be read as this model \(w has the shape \(4096,\)"):
         load_params(path, {"w": jax.ShapeDtypeStruct((5,), jnp.float32)})
+    gc.collect()
     garbage_data(path)
     with pytest.raises(UserError, match="cannot be read as this model"):
         load_params(path, abstract)
