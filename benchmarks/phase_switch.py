@@ -40,6 +40,7 @@ from freezejax.training.tracing import Program
 RESULTS = pages.RESULTS / "phase_switch.json"
 PAGES = (pages.README, pages.PERFORMANCE)
 TARGET = 1.0  # steps lost at a boundary
+NEAR = 10  # steps after a boundary over which the loss is counted
 EVERYTHING = [(".*", True)]
 PHASES = {
     "all": EVERYTHING,
@@ -123,7 +124,6 @@ def arguments(settings: Settings) -> tuple[models.Model, TrainConfig, FreezeSche
         steps=settings.steps * len(PHASES),
         batch_size=settings.batch_size,
         seq_len=settings.seq_len,
-        log_every=settings.steps,
     )
     return model, config, FreezeSchedule([(i * settings.steps, rules) for i, rules in enumerate(PHASES.values())])
 
@@ -132,8 +132,10 @@ def stalls(settings: Settings) -> list[dict[str, Any]]:
     """One run of the loop: what each boundary cost it.
 
     Every step is waited for, so that its end is known: nothing of a boundary can hide behind the step before it.
-    `between_ms` is the time from the end of the last step of a phase to the start of the first step of the next,
-    `excess_ms` what that first step takes above the median of its phase, `stall_steps` both in units of this median.
+    `between_ms` is the time from the end of the last step of a phase to the start of the first step of the next.
+    `lost_ms` is the time from that end to the end of the first ten steps of the next phase, less ten times the median
+    of these ten: what compiling in the background slows alike on both sides of the boundary is not of the boundary.
+    `stall_steps` is that in units of `step_ms`, the median over the whole phase.
     """
     spans: list[tuple[float, float]] = []
     call = Program.__call__
@@ -153,14 +155,16 @@ def stalls(settings: Settings) -> list[dict[str, Any]]:
     for number, (before, name) in enumerate(itertools.pairwise(PHASES), start=1):
         at = number * settings.steps
         step = float(np.median(seconds[at + 1 : at + settings.steps]))
-        between, excess = spans[at][0] - spans[at - 1][1], seconds[at] - step
+        near, end = float(np.median(seconds[at : at + NEAR])), spans[at - 1][1]
+        lost = spans[at + NEAR - 1][1] - end - NEAR * near
         rows.append(
             {
                 "boundary": f"{before} -> {name}",
                 "step_ms": 1e3 * step,
-                "between_ms": 1e3 * between,
-                "excess_ms": 1e3 * float(excess),
-                "stall_steps": float(between + excess) / step,
+                "near_ms": 1e3 * near,
+                "between_ms": 1e3 * (spans[at][0] - end),
+                "lost_ms": 1e3 * lost,
+                "stall_steps": lost / step,
                 "until_first_step_s": spans[0][0] - begin,
             }
         )
@@ -228,8 +232,8 @@ def _stalls(rows: Sequence[Mapping[str, Any]], target: float) -> str:
                 "compilation cache": cache,
                 "boundary": boundary,
                 "step, ms": f"{middle['step_ms']:.0f}",
+                "first 10 steps, ms": f"{middle['near_ms']:.0f}",
                 "between, ms": f"{middle['between_ms']:.1f}",
-                "excess of the first step, ms": f"{middle['excess_ms']:.0f}",
                 "lost, steps": f"{middle['stall_steps']:.2f} ({low:.2f} to {high:.2f})",
                 "target": f"{target:.0f}: {verdict(middle['stall_steps'] <= target)}",
             }

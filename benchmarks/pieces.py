@@ -76,7 +76,7 @@ def _print_memory(form: str, sizes: Sizes) -> None:
     if form == KEPT:
         host_memory.keep_freed_memory()
     program = phase(sizes)
-    program.run(3)
+    program.run(2 * _STEPS)  # until the heap has grown to what overlapping steps need
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.process_time()
     program.run(_STEPS)
     after, cpu = resource.getrusage(resource.RUSAGE_SELF), time.process_time() - start

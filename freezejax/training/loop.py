@@ -181,7 +181,6 @@ class _Run:
                     "step": step,
                     "phase": self.phases.index(phase),
                     "trainable_share": share,
-                    "learning_rate": float(self.plan.rate(step - 1)) * self.config.optimizer.learning_rate,
                     "tokens_per_second": self.config.tokens_per_step / seconds,
                     **values,
                 }

@@ -81,6 +81,8 @@ class RunPlan:
             ema_decay=self.config.ema_decay,
             hold_maps=self.config.maps == "step",
             layout=self.layout,
+            # Worked out beside the loop, it would wait for whatever is being compiled in the background.
+            rate=lambda index: self.config.optimizer.learning_rate * self.rate(index),
         )
 
     def arguments(self, index: int) -> tuple[Any, ...]:

@@ -35,6 +35,7 @@ def make_step(
     ema_decay: float = 0.0,
     hold_maps: bool = False,
     layout: Layout | None = None,
+    rate: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[..., tuple[StepState, dict[str, jax.Array]]]:
     """Pure step `(state, frozen, key, index, batch) -> (state, metrics)`.
 
@@ -45,6 +46,7 @@ def make_step(
       ema_decay: decay of the average of the weights; 0 keeps none.
       hold_maps: random maps are drawn once, at the start of the step, not in every layer and pass.
       layout: how parameters and batch lie on a mesh, if there is one.
+      rate: learning rate at a step's index, to be among the metrics.
 
     The step takes the root key and the step's index, so a resumed run draws the dropout masks of the
     uninterrupted one. Metrics: `loss`, and `grad_norm` over trainable leaves, before the clip.
@@ -78,6 +80,8 @@ def make_step(
         if state.ema is not None:
             ema = jax.tree.map(lambda m, leaf: m + (1.0 - ema_decay) * (leaf - m), state.ema, trainable)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        if rate is not None:
+            metrics["learning_rate"] = rate(index)
         return StepState(trainable, opt_state, ema), metrics
 
     return step

@@ -114,3 +114,40 @@ def test_later_phases_have_run_once_before_their_boundary(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     plan.compile(1)
     assert len(ran) == 1
+
+
+class Compiles:
+    """A sink that notes what the main thread has compiled by the start and by each record; it may compile, too."""
+
+    def __init__(self, own=False):
+        self.own, self.count, self.seen = own, 0, []
+
+    def note(self, event, seconds, **_):
+        main = threading.current_thread() is threading.main_thread()
+        self.count += main and event == "/jax/core/compile/backend_compile_duration"
+
+    def begin(self, step):
+        self.seen.append(self.count)
+
+    def write(self, record):
+        if self.own:
+            float(jnp.cos(jnp.ones(len(self.seen) + 1)).sum())
+        self.seen.append(self.count)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the loop", "counterpart"])
+def test_the_loop_compiles_nothing_beside_its_programs(own, run, entries, tmp_path):
+    """XLA compiles one program after the other: the loop would wait for what is compiled in the background."""
+    sink = Compiles(own)
+    jax.clear_caches()  # what earlier tests compiled
+    jax.monitoring.register_event_duration_secs_listener(sink.note)
+    try:
+        run(tmp_path, entries["thaw"], sinks=[sink], ema_decay=0.9)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(sink.note)
+    assert len(sink.seen) == 13
+    assert sink.seen[0] > 0  # the state
+    assert (sink.seen[-1] > sink.seen[0]) == own
