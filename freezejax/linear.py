@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def linear(x: jax.Array, weight: Any) -> jax.Array:
@@ -12,40 +13,40 @@ def linear(x: jax.Array, weight: Any) -> jax.Array:
       x: float32 or bfloat16 [..., in].
       weight: an array [in, out], used in the dtype of `x`, or a callable pytree such as `MapWeight`.
 
-    >>> import jax.numpy as jnp
     >>> linear(jnp.ones((1, 3)), jnp.ones((3, 2)))
     Array([[3., 3.]], dtype=float32)
     """
     if callable(weight):
         found: jax.Array = weight(x)
         return found
-    return matmul(x, weight.astype(x.dtype))
+    return matmul(x, weight)
 
 
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
-    """`x @ kernel`: [..., in] -> [..., out], with a backward whose layouts XLA's CPU matmuls like.
+    """`x @ kernel`: [..., in] -> [..., out], in the dtype of `x`; the kernel's gradient is of its own dtype throughout.
 
-    Autodiff would form the kernel's gradient from the transposed output gradient, which XLA recomputes in
-    that layout, a fifth of the whole step of a small model; here the input is what gets transposed. The
+    Autodiff would form the kernel's gradient from the transposed output gradient, which XLA recomputes in that
+    layout, a fifth of the whole step of a small model; here the input is what gets transposed. Autodiff would also
+    round the gradient of a float32 kernel to bfloat16 where `x` is, and devices would sum what is rounded. The
     gradient of a kernel that is not differentiated is dead code and leaves no matmul behind.
 
-    >>> import jax.numpy as jnp
     >>> jax.grad(lambda w: matmul(jnp.ones((5, 2)), w).sum())(jnp.ones((2, 1)))
     Array([[5.],
            [5.]], dtype=float32)
     """
-    return x @ kernel_IxO
+    return x @ kernel_IxO.astype(x.dtype)
 
 
 def _matmul_forward(x, kernel_IxO):
-    return x @ kernel_IxO, (x, kernel_IxO)
+    return matmul(x, kernel_IxO), (x, kernel_IxO)
 
 
 def _matmul_backward(saved, grad):
     x, kernel_IxO = saved
     x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    return (grad_NxO @ kernel_IxO.T).reshape(x.shape), x_NxI.T @ grad_NxO
+    kernel_grad = jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32).astype(kernel_IxO.dtype)
+    return (grad_NxO @ kernel_IxO.astype(x.dtype).T).reshape(x.shape), kernel_grad
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

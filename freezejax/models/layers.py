@@ -56,7 +56,7 @@ class Embedding(nnx.Module):
         embedding_VxD = self.embedding[...]
         if targets_BxT is not None:
             return head_cross_entropy(x_BxTxD, embedding_VxD, targets_BxT, softcap)
-        return capped(matmul(x_BxTxD, embedding_VxD.astype(x_BxTxD.dtype).T), softcap)
+        return capped(matmul(x_BxTxD, embedding_VxD.T), softcap)
 
 
 class RMSNorm(nnx.Module):

@@ -67,8 +67,7 @@ def head_cross_entropy(
 
     def of_slice(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, targets = part
-        # Cast in here, so that the slices' gradients of the embedding are summed in its own dtype.
-        return cross_entropy(matmul(x, embedding_VxD.astype(x.dtype).T), targets, softcap)
+        return cross_entropy(matmul(x, embedding_VxD.T), targets, softcap)
 
     slices = count_slices(T, B * T * embedding_VxD.shape[0])
     if slices == 1:

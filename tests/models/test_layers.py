@@ -143,3 +143,20 @@ def test_cross_entropy_of_half_precision_is_float32():
 
 def test_a_target_out_of_range_is_not_silent():
     assert bool(jnp.isnan(cross_entropy(jnp.zeros((1, 1, 4)), jnp.full((1, 1), 4))).all())
+
+
+def test_the_gradient_of_a_float32_kernel_is_not_rounded_to_bfloat16():
+    x_NxI, grad_NxO = (jax.random.normal(jax.random.key(i), (64, n), jnp.bfloat16) for i, n in enumerate((8, 12)))
+    kernel_IxO = jax.random.normal(jax.random.key(2), (8, 12))
+
+    def gradient(form):
+        y, pull = jax.vjp(lambda kernel: form(x_NxI, kernel), kernel_IxO)
+        assert y.dtype == jnp.bfloat16
+        return pull(grad_NxO)[0]
+
+    wide = x_NxI.astype(jnp.float32).T @ grad_NxO.astype(jnp.float32)
+    np.testing.assert_allclose(gradient(layers.matmul), wide, rtol=1e-5, atol=1e-5)
+    # The counterpart: by autodiff the product has the dtype of its arguments, and the cast comes after.
+    rounded = gradient(lambda x, kernel: x @ kernel.astype(x.dtype))
+    assert rounded.dtype == jnp.float32
+    assert float(jnp.abs(rounded - wide).max()) > 1e-3
