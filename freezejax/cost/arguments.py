@@ -82,13 +82,13 @@ def optimizer_bytes(leaves: list[Leaf], config: TrainConfig) -> int:
 def argument_bytes(model_config: Any, params: PyTree, leaves: list[Leaf], config: TrainConfig, mesh: MeshShape) -> int:
     """Bytes of the arguments of the compiled step: parameters, optimizer state, batch, keys, and stored maps.
 
-    What the step does not read is no argument of the program: without dropout there is no key and no step index;
-    of stored maps the root is not read.
+    What the step does not read is no argument of the program: without dropout there is no key; of stored maps the
+    root is not read.
     """
-    total = sum(leaf.bytes for leaf in leaves) + optimizer_bytes(leaves, config)
+    total = sum(leaf.bytes for leaf in leaves) + optimizer_bytes(leaves, config) + 4  # the index of the step
     total += 2 * 4 * config.batch_size * config.seq_len // mesh.batch_ways  # int32 inputs and targets
     if model_config.dropout:
-        total += 8 + 4  # the root key, the index of the step
+        total += 8  # the root key
     if config.maps == "stored":
         for weight in map_weights(params):
             total += 4 * math.prod(weight.map.shape) // mesh.ways(f"{weight.map.name}/levels", weight.map.shape) - 8
