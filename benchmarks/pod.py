@@ -110,6 +110,7 @@ def _rows(settings: Settings, case: Case) -> Iterator[dict[str, Any]]:
             **{"topology": case.topology, "data": case.data, "fsdp": case.fsdp, "form": form},
             "gathered_bytes": sent.get("all-gather", 0),
             "reduced_bytes": sum(sent.get(kind, 0) for kind in REDUCE),
+            "reduced_dtypes": sorted({found.dtype for found in program.collectives if found.kind in REDUCE}),
             "sent_bytes": sum(sent.values()),
             "mlp_kernels": _of_mlp(program.collectives, settings, case),
             "peak_bytes": program.peak,

@@ -55,6 +55,11 @@ def test_counterpart_freezing_in_the_optimizer_reduces_everything(found):
     assert rows[RECIPE]["reduced_bytes"] == pytest.approx(rows[FULL]["reduced_bytes"], rel=0.01)
 
 
+def test_devices_sum_in_float32_although_they_compute_in_bfloat16(found):
+    rows, _ = found
+    assert all(row["reduced_dtypes"] == ["f32"] for row in rows.values())
+
+
 def test_what_freezing_saves_is_the_gradients_of_gate_and_up_to_the_byte(found):
     """No gradient hides in an array of another shape: compilers join small ones before they exchange them."""
     rows, case = found
