@@ -13,7 +13,8 @@ from ml_collections import config_flags
 
 from experiments import distributed, dry_run
 from freezejax.errors import UserError
-from freezejax.training import host_memory
+from freezejax.paths import nearest
+from freezejax.training import accelerators, host_memory
 from freezejax.training.interrupts import NonFinite, Stopped
 
 _BAD_INPUT = 2
@@ -55,11 +56,22 @@ def run(main: Callable[[], None]) -> None:
             print(f"{error}; run the same command again to go on from there", file=sys.stderr)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted; run the same command again to resume from the last checkpoint", 130)
+            # At once: the end of the interpreter would wait for what compiles, and XLA's threads do not survive it.
+            print("error: interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
 
     logging.set_verbosity(logging.WARNING)
+    choose_platform()
     host_memory.keep_freed_memory()
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def choose_platform() -> None:
+    """Keeps jax on the CPU where plugins of accelerators are installed and no device is: it would say so at length."""
+    if not jax.config.jax_platforms and accelerators.plugin_installed() and not accelerators.device_present():
+        jax.config.update("jax_platforms", "cpu")
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -75,15 +87,27 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _plain(error: Exception) -> str:
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return _no_such_flag(error.flagname)
     lines = [line.strip() for line in str(error).replace("\\'", "'").replace("\\n", "\n").splitlines() if line.strip()]
-    if isinstance(error, AttributeError) and (name := re.fullmatch(r"\W*(\w+)\W*", str(error))) is not None:
-        return _no_such_field(name[1])  # ml_collections says no more than the name
+    text = " ".join(lines)
+    # ml_collections says no more than the name, or the name and another one
+    if isinstance(error, AttributeError) and (name := re.fullmatch(r'\W*(\w+)\W*(Did you mean "(\w+)".*)?', text)):
+        return _no_such_field(name[1]) + (f"; nearest: {name[3]}" if name[3] else "")
     if "Failed loading config file" in str(error):
         return f"--config: {lines[-1].partition('] ')[2] or lines[-1]}"
     for line in reversed(lines):  # the last line of a traceback that ml_collections put in the message
         if (found := re.match(r"[\w.]*(?:Error|Exception): (.*)", line)) is not None:
             return found[1]
-    return " ".join(lines).strip("'") or type(error).__name__
+    quoted = re.fullmatch(r"'([^']*)'", text)  # as a KeyError has it
+    return (quoted[1] if quoted else text) or type(error).__name__
+
+
+def _no_such_flag(name: str) -> str:
+    field = f"; a field of the config is --config.{name}=VALUE" if "config" in flags.FLAGS else ""
+    modules = flags.FLAGS.flags_by_module_dict().items()
+    own = [f.name for module, of_it in modules if module.startswith(("experiments", sys.argv[0])) for f in of_it]
+    return f"there is no flag --{name}; {nearest(name, own)}{field}"
 
 
 def _no_such_field(name: str) -> str:

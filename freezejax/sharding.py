@@ -54,11 +54,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
         raise UserError(f"train.mesh.{open_axes[1]}=-1: only one axis can be what the others leave")
+    if len(devices) % known if open_axes else known != len(devices):
+        product = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != -1)
+        raise UserError(
+            f"train.mesh: {product} {'does not divide' if open_axes else 'is not'} the {len(devices)} devices"
+        )
     if open_axes:
         sizes[open_axes[0]] = len(devices) // known
-    if math.prod(sizes.values()) != len(devices):
-        product = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise UserError(f"train.mesh: {product} is not the number of devices, {len(devices)}")
     # Not jax.make_mesh: it knows no devices of a topology description, and its axes are Explicit by default.
     return Mesh(np.array(devices).reshape(tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * 3)
 

@@ -1,16 +1,14 @@
 """Memory of the CPU backend between two steps: kept by the process, not handed back to the kernel."""
 
 import ctypes
-import importlib.util
 import sys
-from pathlib import Path
 
 import jax
 
+from freezejax.training.accelerators import device_present, plugin_installed
+
 # Parameter of mallopt(3), by the name that glibc's environment variables have after MALLOC_: (number, value).
 KEEP = {"ARENA_MAX": (-8, 1), "MMAP_MAX_": (-4, 0), "TRIM_THRESHOLD_": (-1, 2**31 - 1), "TOP_PAD_": (-2, 2**26)}
-_ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin", "libtpu")
-_DEVICE_FILES = ("nvidia*", "dxg", "kfd", "accel*", "vfio/*")  # of GPUs (dxg: in WSL 2) and TPUs, under /dev
 
 
 def keep_freed_memory() -> bool:
@@ -29,15 +27,10 @@ def keep_freed_memory() -> bool:
     >>> keep_freed_memory() in (True, False)
     True
     """
-    if sys.platform != "linux" or _may_use_an_accelerator():
+    cpu_alone = jax.config.jax_platforms == "cpu" or not (plugin_installed() and device_present())
+    if not (sys.platform == "linux" and cpu_alone):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
     return all(library.mallopt(number, value) for number, value in KEEP.values())
-
-
-def _may_use_an_accelerator() -> bool:
-    if jax.config.jax_platforms == "cpu" or not any(map(importlib.util.find_spec, _ACCELERATORS)):
-        return False
-    return any(any(Path("/dev").glob(pattern)) for pattern in _DEVICE_FILES)  # the compilers alone are no device

@@ -2,8 +2,11 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
+
+SAME = 0.5  # seconds: `uv run` and `timeout` pass on a signal that the whole group of processes got
 
 
 class Stopped(Exception):
@@ -49,19 +52,21 @@ class StopSignal:
 def catch_signals() -> Iterator[StopSignal]:
     """Inside, the first SIGINT or SIGTERM only sets `received`; a second one interrupts at once.
 
-    Must be entered on the main thread.
+    Within half a second of the first it is no second one. Must be entered on the main thread.
 
     >>> with catch_signals() as stop:
     ...     signal.raise_signal(signal.SIGTERM)
     ...     stop.received == signal.SIGTERM
     True
     """
-    stop = StopSignal()
+    stop, first = StopSignal(), 0.0
 
     def note(number: int, _: FrameType | None) -> None:
-        if stop.received is not None:
+        nonlocal first
+        if stop.received is None:
+            stop.received, first = number, time.monotonic()
+        elif time.monotonic() - first > SAME:
             raise KeyboardInterrupt
-        stop.received = number
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -13,10 +13,12 @@ SMALL = [
 ]
 # What is wrong, and what the line must say.
 BAD = {
-    ("--nosuchflag=1",): "nosuchflag",
+    ("--wrkdir=1",): "there is no flag --wrkdir; nearest: workdir",
+    ("--variants=baseline",): "a field of the config is --config.variants=VALUE",
     ("--config.nosuch=1",): "no field 'nosuch'",
     ("--config.train.sed=1",): "--config.train.sed=1: the config has no field 'sed'",
-    ("--config.train.steps=abc",): "steps=abc",
+    ("--config.train.stepz=3",): "--config.train.stepz=3: the config has no field 'stepz'; nearest: steps",
+    ("--config.train.steps=abc",): "--config.train.steps=abc: invalid literal for int() with base 10: 'abc'\n",
     ("--config.train.steps=0",): "train.steps=0",
     ("--config.train.steps=1",): "phases overlap",
     ("--config.seeds=0",): "config.seeds=0",

@@ -2,11 +2,8 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
-
-from freezejax.training import host_memory
 
 PROGRAM = """
 import resource, sys
@@ -40,14 +37,3 @@ def test_a_step_faults_no_pages_in():
     assert median < 500  # on a busy machine a thread may still get a new block now and then
     # The counterpart: by default all of them, in most steps; glibc's own threshold moves.
     assert faults_per_step("default")[2] > 4000
-
-
-@pytest.mark.parametrize(
-    ("platforms", "device", "expected"), [("", "null", True), ("", "none", False), ("cpu", "null", False)]
-)
-def test_compilers_of_accelerators_are_no_accelerator(platforms, device, expected, monkeypatch):
-    """The preflight extra brings plugins; the C library is left alone only where there is a device for them."""
-    monkeypatch.setattr(host_memory, "_ACCELERATORS", ("sys",))
-    monkeypatch.setattr(host_memory, "_DEVICE_FILES", (device,))
-    monkeypatch.setattr(host_memory, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms=platforms)))
-    assert host_memory._may_use_an_accelerator() is expected

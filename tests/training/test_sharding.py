@@ -134,9 +134,9 @@ def test_what_the_others_leave(sizes, expected):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((3, 1, 1), r"train\.mesh: data=3 x fsdp=1 x tensor=1 is not the number of devices, 8"),
-        ((-1, 3, 1), "is not the number of devices, 8"),
-        ((-1, 16, 1), "is not the number of devices, 8"),
+        ((3, 1, 1), r"train\.mesh: data=3 x fsdp=1 x tensor=1 is not the 8 devices"),
+        ((-1, 3, 1), r"train\.mesh: fsdp=3 x tensor=1 does not divide the 8 devices"),
+        ((-1, 16, 1), "fsdp=16 x tensor=1 does not divide the 8 devices"),
         ((-1, -1, 1), r"train\.mesh\.fsdp=-1: only one axis can be what the others leave"),
         ((8, 0, 1), r"train\.mesh\.fsdp=0: expected 1 or more"),
         ((8, 1, -2), r"train\.mesh\.tensor=-2: expected 1 or more"),
