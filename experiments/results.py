@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from experiments.evaluators import Evaluators
 from experiments.variants import Run, Variant
 from freezejax import artifact, describe
 from freezejax.data import Corpus
 from freezejax.masks import count_parameters, intersection, invert
 from freezejax.paths import PyTree
 from freezejax.random_maps import count_seeded
-from freezejax.sharding import Layout
 from freezejax.training.config import TrainConfig
-from freezejax.training.evaluation import Apply, Evaluation, make_evaluator
 from freezejax.training.loop import TrainResult
 from freezejax.training.metrics import read_json_lines, write_atomically
 from freezejax.training.state import fingerprint
@@ -27,7 +25,13 @@ PACKED = "model.fjax"  # in the folder of a run
 
 
 def finish(
-    variant: Variant, run: Run, found: TrainResult, config: ConfigDict, corpus: Corpus, directory: Path
+    variant: Variant,
+    run: Run,
+    found: TrainResult,
+    config: ConfigDict,
+    corpus: Corpus,
+    directory: Path,
+    evaluators: Evaluators,
 ) -> dict[str, Any]:
     """Writes the packed file and result.json of a run whose training has ended; returns the latter.
 
@@ -38,6 +42,7 @@ def finish(
       config: of the study.
       corpus: what the packed weights are scored on.
       directory: of the run; holds its metrics.jsonl.
+      evaluators: of the study.
     """
     train_config = TrainConfig.from_mapping(variant.train)
     last = [record for record in read_json_lines(directory / "metrics.jsonl") if "val_ce" in record][-1]
@@ -48,7 +53,7 @@ def finish(
         "tokenizer_sha256": corpus.tokenizer.fingerprint,
         **{field: last[field] for field in ("val_ce", "val_bpb", "tokens", "bytes")},
         **sizes(variant, found.params),
-        **pack(variant, found.params, config, corpus, directory),
+        **pack(variant, found.params, config, corpus, directory, evaluators),
         "params_sha256": fingerprint(found.params),
         "steps": found.steps,
         "train_tokens": found.steps * train_config.tokens_per_step,
@@ -59,7 +64,9 @@ def finish(
     return result
 
 
-def pack(variant: Variant, params: PyTree, config: ConfigDict, corpus: Corpus, directory: Path) -> dict[str, Any]:
+def pack(
+    variant: Variant, params: PyTree, config: ConfigDict, corpus: Corpus, directory: Path, evaluators: Evaluators
+) -> dict[str, Any]:
     """Packs the weights into `directory/model.fjax`, loads that file and scores what it holds.
 
     Returns:
@@ -70,8 +77,8 @@ def pack(variant: Variant, params: PyTree, config: ConfigDict, corpus: Corpus, d
     notes = {"seq_len": variant.train["seq_len"]}  # for experiments.evaluate
     options: dict[str, Any] = {"model": dict(variant.model), "codec": codec, "tokenizer": tokenizer, "notes": notes}
     saved = artifact.save(path, params, compressor=compressor, **options)
-    apply, loaded, _ = artifact.load(path)
-    scored = make_evaluate(apply, variant, config, corpus)(loaded)
+    apply, loaded, metadata = artifact.load(path)
+    scored = evaluators.of(metadata["model"], apply, variant)(loaded)
     return {
         "packed_ce": scored.val_ce,
         "packed_bpb": scored.val_bpb,
@@ -86,32 +93,6 @@ def pack(variant: Variant, params: PyTree, config: ConfigDict, corpus: Corpus, d
 def codec_rules(config: ConfigDict) -> list[tuple[str, str]]:
     """Codec of every leaf: adapters have one of their own, because they lose more at few bits."""
     return [(r".*/(a|b)", config.artifact.adapter_codec), (".*", config.artifact.codec)]
-
-
-def make_evaluate(
-    apply: Apply, variant: Variant, config: ConfigDict, corpus: Corpus, layout: Layout | None = None
-) -> Callable[[PyTree], Evaluation]:
-    """The evaluation of a run, of the weights as trained and of those from a file alike."""
-    train_config = TrainConfig.from_mapping(variant.train)
-    return make_evaluator(
-        apply,
-        corpus.val,
-        corpus.tokenizer.byte_table(),
-        batch_size=config.data.eval_batch_size,
-        seq_len=train_config.seq_len,
-        compute_dtype=train_config.compute_dtype,
-        layout=layout,
-        every=every_window(len(corpus.val), train_config.seq_len, config.data.val_sequences),
-    )
-
-
-def every_window(tokens: int, seq_len: int, wanted: int) -> int:
-    """Stride over validation windows that keeps at least `wanted` of them; 0 wants all.
-
-    >>> every_window(10_001, 10, 0), every_window(10_001, 10, 300)
-    (1, 3)
-    """
-    return max(1, (tokens - 1) // seq_len // wanted) if wanted else 1
 
 
 def sizes(variant: Variant, params: PyTree) -> dict[str, int]:

@@ -11,9 +11,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, distributed, dry_run, report, summary, terminal
+from experiments.evaluators import Evaluators
 from experiments.matching import abstract
 from experiments.progress import Progress
-from experiments.results import codec_rules, finish, make_evaluate
+from experiments.results import codec_rules, finish
 from experiments.variants import Run, Study, Variant, select
 from freezejax import artifact, data, models
 from freezejax.errors import UserError
@@ -49,12 +50,12 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
     study = select(whole, config.variants)
     check(study, config, corpus)
     processes.on_main(lambda: claim_workdir(workdir, config, corpus))
-    runs = list(study.runs(config.seeds, config.base_seeds))
+    runs, evaluators = list(study.runs(config.seeds, config.base_seeds)), Evaluators(config, corpus)
     with catch_signals() as stop, Progress(len(runs), quiet=not processes.is_main()) as progress:
         for variant, run in runs:
             if (number := processes.largest(stop.received or 0)) > 0:
                 raise Stopped(None, number)
-            run_one(variant, run, config, corpus, workdir, progress, stop)
+            run_one(variant, run, config, corpus, workdir, progress, stop, evaluators)
             processes.on_main(lambda: summary.write(whole, config, corpus, workdir))
     processes.on_main(lambda: conclude(whole, config, corpus, workdir))
 
@@ -159,6 +160,7 @@ def run_one(
     workdir: Path,
     progress: Progress,
     stop: StopSignal,
+    evaluators: Evaluators,
 ) -> None:
     """Trains, evaluates, packs and records one run, unless its result is there."""
     directory = run_directory(workdir, *run)
@@ -168,7 +170,7 @@ def run_one(
     train_config = TrainConfig.from_mapping({**variant.train, "seed": run.seed, "base_seed": run.base_seed})
     model, mesh = models.build(**variant.model), mesh_of(train_config)
     layout = None if mesh is None else Layout(mesh, abstract(variant.model))
-    evaluate = make_evaluate(model.apply, variant, config, corpus, layout)
+    evaluate = evaluators.of(variant.model, model.apply, variant, layout)
     sinks: list[Sink] = []
     if processes.is_main():
         sinks = [JsonLines(directory / "metrics.jsonl"), progress.run(run.title, train_config)]
@@ -188,7 +190,7 @@ def run_one(
     save_params(directory / "params", found.params, layout)
 
     def conclude_run() -> None:
-        finish(variant, run, found, config, corpus, directory)
+        finish(variant, run, found, config, corpus, directory, evaluators)
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
     processes.on_main(conclude_run)
