@@ -8,24 +8,19 @@ committed JSON's tables into the pages that quote them.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from absl import flags
 
-from benchmarks import pages
+from benchmarks import command, pages
 from benchmarks.running_step import EVERYTHING, GATE_UP, RunningStep, Sizes, optimizer, phase
 from benchmarks.tables import table, verdict
 from benchmarks.timing import compare, interleave
-from experiments import cli
 from freezejax import FreezeSchedule, scheduled_freeze, trainable_mask
 from freezejax.masks import Rule, count_parameters
-from freezejax.training.metrics import write_atomically
 from freezejax.training.plan import mean_loss
 
 RESULTS = pages.RESULTS / "freezing.json"
@@ -64,18 +59,6 @@ def cases(layers: int) -> dict[str, list[Rule]]:
         **prefixes,
     }
     return {name: [*rules, *EVERYTHING] for name, rules in frozen.items()}
-
-
-def main() -> None:
-    """Measures, or writes the pages."""
-    if flags.FLAGS.write_docs:
-        write_docs()
-        return
-    found = measure(QUICK if flags.FLAGS.quick else Settings())
-    for name, text in write_tables(found).items():
-        print(f"\n{name}\n\n{text}")
-    if flags.FLAGS.json:
-        write_atomically(Path(flags.FLAGS.json), json.dumps(found, indent=1) + "\n")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -227,15 +210,5 @@ def _moves(row: Mapping[str, Any]) -> dict[str, str]:
     return {f"change of a frozen weight in {_MOVED_STEPS} steps": f"{row['moved']:.1e}" if row.get("moved") else "0"}
 
 
-def write_docs() -> None:
-    """Writes the tables of the committed JSON into the pages."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for page in PAGES:
-        write_atomically(page, pages.fill(page.read_text(encoding="utf-8"), "freezing", write_tables(found)))
-
-
 if __name__ == "__main__":
-    flags.DEFINE_string("json", None, "Also write everything measured to this JSON file.")
-    flags.DEFINE_bool("quick", False, "A toy size: whether it runs, not what it costs.")
-    flags.DEFINE_bool("write_docs", False, "Only write the committed JSON's tables into the pages.")
-    cli.run(main)
+    command.run(RESULTS, PAGES, lambda quick: measure(QUICK if quick else Settings()), write_tables)

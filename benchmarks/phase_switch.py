@@ -9,7 +9,6 @@ The first runs the training loop itself several times and prints its tables: min
 
 import dataclasses
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,18 +20,15 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from benchmarks import pages
+from benchmarks import command, pages
 from benchmarks.tables import table, verdict
 from benchmarks.timing import compare, interleave
-from experiments import cli
 from freezejax import FreezeSchedule, models
 from freezejax.training.batches import Batches
 from freezejax.training.config import TrainConfig
 from freezejax.training.loop import train
-from freezejax.training.metrics import write_atomically
 from freezejax.training.plan import RunPlan
 from freezejax.training.state import cross
 from freezejax.training.tracing import Program
@@ -65,18 +61,6 @@ class Settings:
 
 
 QUICK = Settings({"num_layers": 3, "model_dim": 16, "num_heads": 1}, 2, 16, 10, 1, 3)
-
-
-def main() -> None:
-    """Measures, or writes the pages."""
-    if flags.FLAGS.write_docs:
-        write_docs()
-        return
-    found = measure(QUICK if flags.FLAGS.quick else Settings())
-    for name, text in write_tables(found).items():
-        print(f"\n{name}\n\n{text}")
-    if flags.FLAGS.json:
-        write_atomically(Path(flags.FLAGS.json), json.dumps(found, indent=1) + "\n")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -264,20 +248,5 @@ def _first_runs(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def write_docs() -> None:
-    """Writes the tables of the committed JSON into the pages."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for page in PAGES:
-        write_atomically(page, pages.fill(page.read_text(encoding="utf-8"), "phase_switch", write_tables(found)))
-
-
-def define_flags() -> None:
-    """Flags of this command; not at import, so that tests may import the module beside others."""
-    flags.DEFINE_string("json", None, "Also write everything measured to this JSON file.")
-    flags.DEFINE_bool("quick", False, "A toy size: whether it runs, not what it costs.")
-    flags.DEFINE_bool("write_docs", False, "Only write the committed JSON's tables into the pages.")
-
-
 if __name__ == "__main__":
-    define_flags()
-    cli.run(main)
+    command.run(RESULTS, PAGES, lambda quick: measure(QUICK if quick else Settings()), write_tables)

@@ -9,7 +9,6 @@ committed JSON's tables into the pages that quote them. Losses must be the same 
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,17 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
-from benchmarks import pages
+from benchmarks import command, pages
 from benchmarks.tables import table, verdict
 from benchmarks.timing import compare, interleave
-from experiments import cli
 from freezejax import FreezeSchedule, models
 from freezejax.models.layers import rms_norm
 from freezejax.training.batches import Batches
 from freezejax.training.config import TrainConfig
-from freezejax.training.metrics import write_atomically
 from freezejax.training.plan import RunPlan
 from freezejax.training.prefix import phase_batches
 
@@ -63,18 +59,6 @@ class Settings:
 
 _TINY = {"num_layers": 4, "model_dim": 16, "num_heads": 1, "num_kv_heads": 1, "vocab_size": 256}
 QUICK = Settings({"parameter_golf": _TINY}, 2, 16, 4, 3)
-
-
-def main() -> None:
-    """Measures, or writes the pages."""
-    if flags.FLAGS.write_docs:
-        write_docs()
-        return
-    found = measure(QUICK if flags.FLAGS.quick else Settings())
-    for name, text in write_tables(found).items():
-        print(f"\n{name}\n\n{text}")
-    if flags.FLAGS.json:
-        write_atomically(Path(flags.FLAGS.json), json.dumps(found, indent=1) + "\n")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -194,20 +178,5 @@ def _steps(rows: Sequence[Mapping[str, Any]], target: float) -> str:
     return table(lines)
 
 
-def write_docs() -> None:
-    """Writes the tables of the committed JSON into the pages."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for page in PAGES:
-        write_atomically(page, pages.fill(page.read_text(encoding="utf-8"), "prefix_cache", write_tables(found)))
-
-
-def define_flags() -> None:
-    """Flags of this command; not at import, so that tests may import the module beside others."""
-    flags.DEFINE_string("json", None, "Also write everything measured to this JSON file.")
-    flags.DEFINE_bool("quick", False, "A toy size: whether it runs, not what it costs.")
-    flags.DEFINE_bool("write_docs", False, "Only write the committed JSON's tables into the pages.")
-
-
 if __name__ == "__main__":
-    define_flags()
-    cli.run(main)
+    command.run(RESULTS, PAGES, lambda quick: measure(QUICK if quick else Settings()), write_tables)

@@ -24,17 +24,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks import pages, pieces
+from benchmarks import command, pages, pieces
 from benchmarks.running_step import EVERYTHING, GATE_UP, Sizes, phase
 from benchmarks.tables import table, verdict
 from benchmarks.timing import compare, interleave
-from experiments import cli
 from freezejax import trainable_mask
 from freezejax.errors import UserError
 from freezejax.models.importers import state_to_torch, torch_name
 from freezejax.paths import leaf_paths
 from freezejax.training import host_memory
-from freezejax.training.metrics import write_atomically
 
 RESULTS = pages.RESULTS / "step.json"
 PAGES = (pages.README, pages.PERFORMANCE)
@@ -65,18 +63,6 @@ class Settings:
 
 
 QUICK = Settings(Sizes(2, 32, 1, 64, 2, 32), rounds=3, steps=1, checked_steps=3, compiled=False)
-
-
-def main() -> None:
-    """Measures, or writes the pages."""
-    if flags.FLAGS.write_docs:
-        write_docs()
-        return
-    found = measure(QUICK if flags.FLAGS.quick else Settings(), flags.FLAGS.torch_python)
-    for name, text in write_tables(found).items():
-        print(f"\n{name}\n\n{text}")
-    if flags.FLAGS.json:
-        write_atomically(Path(flags.FLAGS.json), json.dumps(found, indent=1) + "\n")
 
 
 def measure(settings: Settings, torch_python: str) -> dict[str, Any]:
@@ -252,16 +238,11 @@ def _ratio(row: Mapping[str, Any]) -> str:
     return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
 
 
-def write_docs() -> None:
-    """Writes the tables of the committed JSON into the pages."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for page in PAGES:
-        write_atomically(page, pages.fill(page.read_text(encoding="utf-8"), "step", write_tables(found)))
-
-
 if __name__ == "__main__":
-    flags.DEFINE_string("json", None, "Also write everything measured to this JSON file.")
     flags.DEFINE_string("torch_python", "python", "Python of an environment that has torch and numpy.")
-    flags.DEFINE_bool("quick", False, "A toy size: whether it runs, not what it costs.")
-    flags.DEFINE_bool("write_docs", False, "Only write the committed JSON's tables into the pages.")
-    cli.run(main)
+    command.run(
+        RESULTS,
+        PAGES,
+        lambda quick: measure(QUICK if quick else Settings(), flags.FLAGS.torch_python),
+        write_tables,
+    )

@@ -106,7 +106,12 @@ def _plain(error: Exception) -> str:
 def _no_such_flag(name: str) -> str:
     field = f"; a field of the config is --config.{name}=VALUE" if "config" in flags.FLAGS else ""
     modules = flags.FLAGS.flags_by_module_dict().items()
-    own = [f.name for module, of_it in modules if module.startswith(("experiments", sys.argv[0])) for f in of_it]
+    own = [
+        f.name
+        for module, of_it in modules
+        if module.startswith(("experiments", "benchmarks", sys.argv[0]))
+        for f in of_it
+    ]
     return f"there is no flag --{name}; {nearest(name, own)}{field}"
 
 
