@@ -45,9 +45,9 @@ def open_tfds(name: str, cache_dir: str | Path) -> TfdsCorpus:
     builder = next((b for b in builders if os.path.isdir(b.data_dir)), builders[0])
     try:
         sources = {split: builder.as_data_source(split=split) for split in ("train", "validation")}
-    # What TFDS raises for a split, version or file that is not there, and (the second last) for a corpus that was
+    # What TFDS raises for a split, version or file that is not there, and (a RuntimeError) for a corpus that was
     # prepared in a format without random access, such as TFRecord.
-    except (KeyError, ValueError, OSError, NotImplementedError, AssertionError):
+    except (KeyError, ValueError, OSError, RuntimeError, AssertionError):
         raise UserError(
             f"tfds:{name}: not prepared in {' or '.join(data_dirs)}; with network and TensorFlow run "
             f"import tensorflow_datasets as tfds; tfds.data_source({name!r}, data_dir={data_dirs[-1]!r})"
