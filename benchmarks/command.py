@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks import pages
-from experiments import cli
+from experiments.engine import cli
 from freezejax.training.metrics import write_atomically
 
 Tables = Callable[[Mapping[str, Any]], dict[str, str]]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from freezejax import RandomMap
-from freezejax.random_maps import RECIPES
+from freezejax.weights import RECIPES
 
 # A power of two above, and not: the two cases of the Hadamard recipe.
 SHAPES = ((512, 2048), (192, 384))

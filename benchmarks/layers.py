@@ -7,8 +7,8 @@ import jax
 
 from benchmarks.timing import compare, interleave
 from freezejax import RandomMap
-from freezejax.linear import linear
-from freezejax.random_maps import MapWeight, hold
+from freezejax.weights import MapWeight, hold
+from freezejax.weights.linear import linear
 
 Shape = tuple[int, int]
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from benchmarks.training_step import abstract_step
-from freezejax.random_maps import map_weights
+from freezejax.weights import map_weights
 
 PLATFORMS = ("cuda", "tpu")
 # [192, 384]: a shape that nothing else in the model has.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from benchmarks.training_step import abstract_step
 from freezejax import RandomMap
-from freezejax.linear import linear
 from freezejax.paths import named_key
-from freezejax.random_maps import MapWeight, hold
+from freezejax.weights import MapWeight, hold
+from freezejax.weights.linear import linear
 
 FORMS = ("stored", "step", "layer", "naive")
 JUDGED = "layers with gelu"

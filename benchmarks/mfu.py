@@ -21,7 +21,7 @@ from benchmarks import pages
 from benchmarks.running_step import EVERYTHING, GATE_UP, Sizes, phase
 from benchmarks.tables import table
 from benchmarks.timing import compare, interleave
-from experiments import cli
+from experiments.engine import cli
 from freezejax import FreezeSchedule, cost
 from freezejax.errors import UserError
 from freezejax.training.config import TrainConfig

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 
 from benchmarks.running_step import Sizes, phase
 from benchmarks.timing import compare, interleave
+from experiments.engine import host_memory
 from freezejax.models import layers
 from freezejax.models.attention import blocked_attention
-from freezejax.training import host_memory
 
 _STEPS = 5
 KEPT = "kept"

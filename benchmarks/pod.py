@@ -21,8 +21,8 @@ import optax
 from absl import flags
 
 from benchmarks.tables import table
-from experiments import cli
-from experiments.matching import ALL_TRAIN, SEEDS_FROZEN, random_map
+from experiments.engine import cli
+from experiments.engine.matching import ALL_TRAIN, SEEDS_FROZEN, random_map
 from freezejax import aot, freeze, models
 from freezejax.errors import UserError
 from freezejax.schedules import FreezeSchedule, Phase

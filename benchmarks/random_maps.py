@@ -20,10 +20,10 @@ import jax
 from absl import flags
 
 from benchmarks import distributions, layers, lowering, memory, roofline, tables
-from experiments import cli
+from experiments.engine import cli
 from freezejax.errors import UserError
-from freezejax.random_maps import RECIPES
 from freezejax.training.metrics import write_atomically
+from freezejax.weights import RECIPES
 
 _JSON = flags.DEFINE_string("json", None, "Also write everything measured to this JSON file.")
 _QUICK = flags.DEFINE_bool("quick", False, "A toy size: whether it runs, not what it costs.")

@@ -28,11 +28,11 @@ from benchmarks import command, pages, pieces
 from benchmarks.running_step import EVERYTHING, GATE_UP, Sizes, phase
 from benchmarks.tables import table, verdict
 from benchmarks.timing import compare, interleave
+from experiments.engine import host_memory
 from freezejax import trainable_mask
 from freezejax.errors import UserError
 from freezejax.models.importers import state_to_torch, torch_name
 from freezejax.paths import leaf_paths
-from freezejax.training import host_memory
 
 RESULTS = pages.RESULTS / "step.json"
 PAGES = (pages.README, pages.PERFORMANCE)
@@ -44,7 +44,7 @@ SIDES = ("freezejax", "torch", "torch.compile", f"torch{KEPT}", f"torch.compile{
 CASES = {"everything trained": EVERYTHING, "gate and up frozen": GATE_UP}
 KEPT = ", freed memory kept"
 SIDES = ("freezejax", "torch", "torch.compile", f"torch{KEPT}", f"torch.compile{KEPT}")
-# What freezejax asks of glibc (training/host_memory.py), by the names of mallopt(3), for PyTorch's process.
+# What freezejax asks of glibc (experiments/engine/host_memory.py), by the names of mallopt(3), for PyTorch's process.
 KEEP = {"ARENA_MAX": 1, "MMAP_MAX_": 0, "TRIM_THRESHOLD_": 2**31 - 1, "TOP_PAD_": 2**26}
 _CHILD = Path(__file__).with_name("torch_step.py")
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from freezejax import freeze, models, partition, trainable_mask
-from freezejax.random_maps import count_seeded, hold
 from freezejax.training.config import TrainConfig
 from freezejax.training.optimizers import make_optimizer
 from freezejax.training.plan import mean_loss
 from freezejax.training.step import StepState, make_step
+from freezejax.weights import count_seeded, hold
 
 
 def abstract_step(

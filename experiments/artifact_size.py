@@ -16,13 +16,13 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
+from experiments.engine import cli
 from freezejax import artifact, models
 from freezejax.artifact import budget
 from freezejax.errors import UserError
 from freezejax.masks import count_parameters
-from freezejax.random_maps import count_seeded
 from freezejax.training.metrics import write_atomically
+from freezejax.weights import count_seeded
 
 _BUDGET = flags.DEFINE_integer("budget", 16_000_000, "Code and model bytes allowed, decimal.", lower_bound=1)
 _CODE = flags.DEFINE_list("code", None, "Files or folders of code to count; default: the freezejax package.")

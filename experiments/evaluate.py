@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from experiments import cli
-from experiments.study import TOKENIZER, run_directory
+from experiments.engine import cli
+from experiments.engine.study import TOKENIZER, run_directory
 from freezejax import artifact, data, models
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, nearest

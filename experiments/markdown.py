@@ -10,9 +10,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli
-from experiments.tables import is_packed
-from experiments.terminal import with_ci
+from experiments.engine import cli
+from experiments.report.tables import is_packed
+from experiments.report.terminal import with_ci
 from freezejax.errors import UserError
 
 _SUMMARY = flags.DEFINE_string("summary", None, "A summary.json.")

@@ -20,9 +20,9 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import cli
-from experiments.preflight_report import Row, Use, as_json, costs, ending, header, line
-from experiments.variants import Study, Variant
+from experiments.engine import cli
+from experiments.engine.variants import Study, Variant
+from experiments.report.preflight_report import Row, Use, as_json, costs, ending, header, line
 from freezejax import aot, cost, data, models
 from freezejax.errors import UserError
 from freezejax.paths import nearest

@@ -2,14 +2,14 @@
 
     python -m experiments.progressive --config=experiments/configs/progressive.py:tiny --workdir=DIR
 
-This file says what is compared, as data. experiments/study.py runs it; freezejax/training/loop.py trains.
+This file says what is compared, as data. experiments/engine/study.py runs it; freezejax/training/loop.py trains.
 """
 
 from ml_collections import ConfigDict
 
-from experiments import cli, study
-from experiments.matching import ALL_TRAIN, SEEDS_FROZEN, match_bytes, random_map, stored_bytes
-from experiments.variants import Contrast, Paper, Study, Variant
+from experiments.engine import cli, study
+from experiments.engine.matching import ALL_TRAIN, SEEDS_FROZEN, match_bytes, random_map, stored_bytes
+from experiments.engine.variants import Contrast, Paper, Study, Variant
 from freezejax.errors import UserError
 from freezejax.schedules import FreezeSchedule
 

@@ -2,15 +2,15 @@
 
     python -m experiments.selective --config=experiments/configs/selective.py:tiny --workdir=DIR
 
-This file says what is compared, as data. experiments/study.py runs it; freezejax/training/loop.py trains.
+This file says what is compared, as data. experiments/engine/study.py runs it; freezejax/training/loop.py trains.
 """
 
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import cli, study
-from experiments.matching import (
+from experiments.engine import cli, study
+from experiments.engine.matching import (
     ALL_TRAIN,
     SEEDS_FROZEN,
     match_bytes,
@@ -19,8 +19,8 @@ from experiments.matching import (
     step_flops,
     stored_bytes,
 )
-from experiments.results import codec_rules
-from experiments.variants import Contrast, Paper, Study, Variant
+from experiments.engine.results import codec_rules
+from experiments.engine.variants import Contrast, Paper, Study, Variant
 from freezejax.errors import UserError
 
 

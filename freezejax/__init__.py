@@ -5,8 +5,8 @@ from freezejax.errors import UserError
 from freezejax.masks import trainable_mask
 from freezejax.optimizer import freeze, migrate, scheduled_freeze
 from freezejax.partition import apply_updates, combine, partition, value_and_grad
-from freezejax.random_maps import RandomMap
 from freezejax.schedules import FreezeSchedule, Phase, by_groups, layer_by_layer
+from freezejax.weights import RandomMap
 
 __all__ = [
     "FreezeSchedule",

@@ -11,8 +11,8 @@ from freezejax.errors import UserError
 from freezejax.masks import check_static
 from freezejax.optimizer import state_owners
 from freezejax.paths import PyTree, leaf_paths
-from freezejax.random_maps import as_matrices
 from freezejax.schedules import FreezeSchedule, Phase
+from freezejax.weights import as_matrices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
-from freezejax.random_maps import MapWeight, hold
+from freezejax.weights import MapWeight, hold
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # axes that split the rows of a batch
@@ -170,7 +170,7 @@ class Layout:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ShardedKernel:
-    """A kernel [in, out] in shards; called like a matrix product, see `freezejax.linear`.
+    """A kernel [in, out] in shards; called like a matrix product, see `freezejax.weights.linear`.
 
     >>> ShardedKernel(jnp.ones((4, 6)), NamedSharding(make_mesh(), P("fsdp", "tensor")))(jnp.ones((2, 3, 4))).shape
     (2, 3, 6)

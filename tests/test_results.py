@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.markdown import tables
-from experiments.statistics import Interval, verdict
+from experiments.report.statistics import Interval, verdict
 from freezejax import models
 
 ROOT = Path(__file__).parents[1]

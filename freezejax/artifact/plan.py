@@ -13,7 +13,7 @@ from freezejax.artifact.codecs import CODECS, row_shape
 from freezejax.artifact.packing import bits_of, packed_size
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, leaf_paths, nearest
-from freezejax.random_maps import release
+from freezejax.weights import release
 
 SMALL = 4096  # tensors of at most this many elements stay float16: their scales would cost as much as they save
 ROOT_WORDS = 2  # uint32 words of a threefry key

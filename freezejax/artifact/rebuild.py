@@ -18,7 +18,7 @@ from freezejax.artifact.header import Header
 from freezejax.artifact.plan import Tensor, is_root, stored_leaves
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, leaf_paths, nearest
-from freezejax.random_maps import MapWeight, RandomMap, map_weights, release
+from freezejax.weights import MapWeight, RandomMap, map_weights, release
 
 
 def model_of(header: Header) -> tuple[models.Model, PyTree]:

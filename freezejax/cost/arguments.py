@@ -11,9 +11,9 @@ import numpy as np
 
 from freezejax.cost.layout import MeshShape
 from freezejax.paths import PyTree, leaf_paths
-from freezejax.random_maps import map_weights
 from freezejax.training.config import TrainConfig
 from freezejax.training.optimizers import MUON_LEAVES
+from freezejax.weights import map_weights
 
 _COUNT = 4  # bytes of a step count; AdamW and the learning rate each have one
 _COEFFICIENTS = 12  # bytes of the three coefficients that Muon's state holds

@@ -21,9 +21,9 @@ from freezejax.errors import UserError
 from freezejax.masks import count_parameters
 from freezejax.models import Model
 from freezejax.paths import PyTree, leaf_paths
-from freezejax.random_maps import as_matrices
 from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.training.config import TrainConfig
+from freezejax.weights import as_matrices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freezejax.adapters import LoraWeight
 from freezejax.cost.layout import ONE_DEVICE, MeshShape
 from freezejax.errors import UserError
 from freezejax.models import GegluConfig, ParameterGolfConfig
 from freezejax.models.config import mlp_width
 from freezejax.paths import PyTree
-from freezejax.random_maps import MapWeight
+from freezejax.weights import MapWeight
+from freezejax.weights.lora import LoraWeight
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.models import geglu, importers, parameter_golf, weight_kinds
+from freezejax.fields import make_config
+from freezejax.models import geglu, importers, parameter_golf
 from freezejax.models.attention import causal_attention
 from freezejax.models.base import Model, Params, count
-from freezejax.models.config import make_config
 from freezejax.models.geglu import GegluConfig
 from freezejax.models.loss import cross_entropy
 from freezejax.models.parameter_golf import ParameterGolfConfig
-from freezejax.models.weight_kinds import Rules
 from freezejax.paths import nearest
+from freezejax.weights import rules
+from freezejax.weights.rules import Rules
 
 __all__ = [
     "FAMILIES",
@@ -42,8 +43,8 @@ def build(family: str, *, maps: Rules = (), lora: Rules = (), **config: Any) -> 
 
     Args:
       family: 'geglu' or 'parameter_golf'.
-      maps: which kernels are random maps, see `weight_kinds.MapRule`; plain mappings, as in a config.
-      lora: which kernels carry a low-rank adapter, see `weight_kinds.LoraRule`.
+      maps: which kernels are random maps, see `rules.MapRule`; plain mappings, as in a config.
+      lora: which kernels carry a low-rank adapter, see `rules.LoraRule`.
       **config: fields of `GegluConfig` or `ParameterGolfConfig`.
 
     Raises:
@@ -58,7 +59,8 @@ def build(family: str, *, maps: Rules = (), lora: Rules = (), **config: Any) -> 
     freezejax.errors.UserError: there is no model family 'gegelu'; nearest: geglu
     """
     config_class, module, _ = _family(family)
-    return weight_kinds.attach(module.build(make_config(config_class, config)), maps, lora)
+    model: Model = module.build(make_config(config_class, config))
+    return model._replace(init=rules.attach(model.init, maps, lora))
 
 
 def from_torch(

@@ -11,8 +11,9 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
+from freezejax.fields import check_number, check_positive
 from freezejax.models import attention, base, layers
-from freezejax.models.config import check_dropout, check_heads, check_number, check_positive, mlp_width
+from freezejax.models.config import check_dropout, check_heads, mlp_width
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from freezejax.linear import linear, matmul
 from freezejax.models.loss import capped, head_cross_entropy
 from freezejax.paths import named_key
+from freezejax.weights.linear import linear, matmul
 
 
 def parameter(*shape: int) -> nnx.Param[Any]:
@@ -23,7 +23,7 @@ def parameter(*shape: int) -> nnx.Param[Any]:
 class Linear(nnx.Module):
     """`x @ kernel` without bias; kernel [in, out], used in the dtype of `x`.
 
-    The kernel may be a random map or carry an adapter, see `freezejax.linear`.
+    The kernel may be a random map or carry an adapter, see `freezejax.weights.linear`.
 
     >>> Linear(3, 2)(jnp.ones((1, 3))).shape
     (1, 2)

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from freezejax.linear import matmul
+from freezejax.weights.linear import matmul
 
 SLICE = 2**24  # logits: 64 MiB in float32; a loop over fewer is not worth its start
 MOST_SLICES = 8  # the gradient of the logits then takes an eighth of what they take

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from freezejax.models import Model
 from freezejax.optimizer import freeze
 from freezejax.paths import PyTree
-from freezejax.random_maps import as_matrices, check_seeds_frozen, hold
 from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.sharding import Layout, make_mesh
 from freezejax.training import processes
@@ -23,6 +22,7 @@ from freezejax.training.prefix import check_one_device, frozen_prefix, make_pref
 from freezejax.training.state import RunState, abstract_state, begin, cross
 from freezejax.training.step import Loss, make_step
 from freezejax.training.tracing import Program, traced
+from freezejax.weights import as_matrices, check_seeds_frozen, hold
 
 
 class RunPlan:

@@ -22,12 +22,12 @@ from freezejax.errors import UserError
 from freezejax.models import Model
 from freezejax.partition import combine, partition
 from freezejax.paths import PyTree
-from freezejax.random_maps import hold
 from freezejax.training.activation_cache import ActivationCache, remove_folder
 from freezejax.training.batches import Batches
 from freezejax.training.config import TrainConfig
 from freezejax.training.phases import PhasePrograms
 from freezejax.training.state import fingerprint
+from freezejax.weights import hold
 
 FOLDER = "prefix_cache"  # in the folder of a run
 

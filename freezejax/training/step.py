@@ -9,8 +9,8 @@ import optax
 
 from freezejax.partition import apply_updates, combine
 from freezejax.paths import PyTree, named_key
-from freezejax.random_maps import hold
 from freezejax.sharding import Layout
+from freezejax.weights import hold
 
 Loss = Callable[[PyTree, dict[str, jax.Array], jax.Array], jax.Array]
 

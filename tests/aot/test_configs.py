@@ -4,8 +4,8 @@ import pytest
 
 from experiments import preflight
 from experiments.configs import parameter_golf, progressive, selective
-from experiments.matching import abstract
-from experiments.results import codec_rules
+from experiments.engine.matching import abstract
+from experiments.engine.results import codec_rules
 from freezejax import artifact, cost, models
 from freezejax.errors import UserError
 from freezejax.training.config import TrainConfig

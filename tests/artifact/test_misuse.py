@@ -9,7 +9,7 @@ import pytest
 
 from freezejax import artifact, models
 from freezejax.errors import UserError
-from freezejax.random_maps import MapWeight, RandomMap
+from freezejax.weights import MapWeight, RandomMap
 
 CONFIG = {
     **{"family": "geglu", "num_layers": 1, "model_dim": 96, "num_heads": 3},

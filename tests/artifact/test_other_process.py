@@ -17,7 +17,7 @@ import pytest
 
 from freezejax import artifact, models
 from freezejax.paths import leaf_paths, map_with_paths
-from freezejax.random_maps import RECIPES, map_weights
+from freezejax.weights import RECIPES, map_weights
 from tests.artifact.conftest import GEGLU, moved
 
 RECIPE_OF = {"mlp/gate": "normal", "mlp/up": "uniform", "mlp/down": "rademacher", "attn/out": "hadamard"}
@@ -37,7 +37,7 @@ from pathlib import Path
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from freezejax import artifact
 from freezejax.paths import leaf_paths
-from freezejax.random_maps import map_weights
+from freezejax.weights import map_weights
 
 assert jax.device_count() == 8
 folder = Path(sys.argv[1])

@@ -8,7 +8,7 @@ from freezejax import artifact, models
 from freezejax.artifact import container, header
 from freezejax.artifact.encode import quantize_leaf
 from freezejax.artifact.plan import plan
-from freezejax.random_maps import MapWeight, RandomMap
+from freezejax.weights import MapWeight, RandomMap
 
 RULES = [(".*/(a|b)", "int8"), (".*", "int6")]
 CODED = sorted(set(artifact.COMPRESSORS) - {"none"})

@@ -12,7 +12,7 @@ from freezejax import artifact, models
 from freezejax.artifact import store
 from freezejax.errors import UserError
 from freezejax.paths import leaf_paths
-from freezejax.random_maps import hold
+from freezejax.weights import hold
 
 RULES = [(".*/(a|b)", "int8"), (".*", "int6")]
 

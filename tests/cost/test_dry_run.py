@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import dry_run, progressive, selective
+from experiments import progressive, selective
 from experiments.configs import progressive as progressive_config
 from experiments.configs import selective as selective_config
-from experiments.variants import select
+from experiments.engine import dry_run
+from experiments.engine.variants import select
 from freezejax import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FORKS = """
 import json, os, runpy, sys, traceback
-import experiments.study, freezejax.data.builder, grain, sentencepiece
+import experiments.engine.study, freezejax.data.builder, grain, sentencepiece
 for line in sys.stdin:
     module, arguments, out, err = json.loads(line)
     if (child := os.fork()) == 0:

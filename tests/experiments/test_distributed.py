@@ -6,7 +6,7 @@ import jax
 import pytest
 from absl import flags
 
-from experiments import distributed
+from experiments.engine import distributed
 from freezejax.errors import UserError
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "4"}

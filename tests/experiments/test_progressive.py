@@ -4,17 +4,17 @@ import jax
 import pytest
 
 from experiments.configs.progressive import get_config
-from experiments.matching import SEEDS_FROZEN, stored_bytes
+from experiments.engine.matching import SEEDS_FROZEN, stored_bytes
+from experiments.engine.results import sizes
+from experiments.engine.variants import Variant, select
 from experiments.progressive import make_study
-from experiments.results import sizes
-from experiments.variants import Variant, select
 from freezejax import models
 from freezejax.errors import UserError
 from freezejax.masks import count_parameters
 from freezejax.paths import leaf_paths
-from freezejax.random_maps import map_weights
 from freezejax.schedules import FreezeSchedule
 from freezejax.training.config import TrainConfig
+from freezejax.weights import map_weights
 
 SCALES = {"tiny": 256, "cpu": 1024, "h100": 4096}  # and a vocabulary
 

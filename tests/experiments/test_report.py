@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import report, summary
 from experiments.configs.progressive import get_config
-from experiments.curves import curves_of
-from experiments.plots import COLOR, render, spread
-from experiments.statistics import interval
-from experiments.timeline import timelines
-from experiments.variants import Contrast, Paper, Study, Variant
+from experiments.engine import summary
+from experiments.engine.variants import Contrast, Paper, Study, Variant
+from experiments.report import page
+from experiments.report.curves import curves_of
+from experiments.report.plots import COLOR, render, spread
+from experiments.report.statistics import interval
+from experiments.report.timeline import timelines
 from freezejax.schedules import FreezeSchedule
 
 STEPS, FREEZE_AT = 400, 133
@@ -292,5 +293,5 @@ def row(name: str, phases: list[dict], seeded: int = 0) -> dict:
 
 
 def written(found: dict, workdir: Path) -> str:
-    report.write(found, workdir)
+    page.write(found, workdir)
     return (workdir / "report.html").read_text(encoding="utf-8")

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from experiments.configs.selective import get_config
-from experiments.matching import abstract, step_flops, stored_bytes
-from experiments.results import codec_rules
+from experiments.engine.matching import abstract, step_flops, stored_bytes
+from experiments.engine.results import codec_rules
 from experiments.selective import make_study
 from freezejax import models
 from freezejax.errors import UserError
 from freezejax.paths import leaf_paths, map_with_paths
-from freezejax.random_maps import MapWeight, count_seeded, map_weights
 from freezejax.training.config import TrainConfig
+from freezejax.weights import MapWeight, count_seeded, map_weights
 
 SCALES = {"tiny": 256, "cpu": 1024, "h100": 1024}  # and a vocabulary
 PAPER = {  # difference to the paper's baseline in percent

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.statistics import Interval, interval, paired_effect_pct, verdict
+from experiments.report.statistics import Interval, interval, paired_effect_pct, verdict
 
 VALUES = st.lists(st.floats(0.5, 9.0), min_size=2, max_size=8)
 

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import markdown, summary, terminal
+from experiments import markdown
 from experiments.configs.progressive import get_config
-from experiments.curves import curves_of
-from experiments.statistics import interval, paired_over_seeds
-from experiments.tables import contrasts_table, rows_table
-from experiments.variants import Contrast, Paper, Run, Study, Variant
+from experiments.engine import summary
+from experiments.engine.variants import Contrast, Paper, Run, Study, Variant
+from experiments.report import terminal
+from experiments.report.curves import curves_of
+from experiments.report.statistics import interval, paired_over_seeds
+from experiments.report.tables import contrasts_table, rows_table
 from freezejax.schedules import FreezeSchedule
 
 FIELDS = {

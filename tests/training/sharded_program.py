@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from freezejax import FreezeSchedule, models, sharding
 from freezejax.data import ByteTable
 from freezejax.models import Model
-from freezejax.random_maps import map_weights
 from freezejax.sharding import Layout, make_mesh
 from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import make_evaluator
@@ -24,6 +23,7 @@ from freezejax.training.interrupts import Stopped, StopSignal
 from freezejax.training.loop import train
 from freezejax.training.plan import RunPlan
 from freezejax.training.state import fingerprint
+from freezejax.weights import map_weights
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
 VOCAB = 64

@@ -9,11 +9,11 @@ import pytest
 
 from freezejax import FreezeSchedule, UserError, models
 from freezejax.paths import leaf_paths
-from freezejax.random_maps import count_seeded, hold, map_weights
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
 from freezejax.training.plan import RunPlan
 from freezejax.training.state import fingerprint
+from freezejax.weights import count_seeded, hold, map_weights
 
 ALL_BUT_SEEDS = [(".*/root", False), (".*", True)]
 FROZEN_GAIN = [(".*/(root|gain|a)", False), (".*", True)]

@@ -13,10 +13,10 @@ from jax.sharding import PartitionSpec as P
 from freezejax import FreezeSchedule, models
 from freezejax.errors import UserError
 from freezejax.paths import leaf_paths
-from freezejax.random_maps import hold
 from freezejax.sharding import Layout, make_mesh, spec_of, used_spec
 from freezejax.training.config import TrainConfig
 from freezejax.training.plan import RunPlan
+from freezejax.weights import hold
 
 COLUMNS, ROWS = P("fsdp", "tensor"), P("tensor", "fsdp")
 PATHS = ["blocks/0/attn/qkv/kernel", "blocks/11/mlp/down/kernel", "tok_emb/embedding", "ln_f/scale"]

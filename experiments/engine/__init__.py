@@ -1,0 +1,1 @@
+"""The one study engine: variants x seeds -> runs -> rows -> summary.json. No study is named here."""

@@ -1,0 +1,141 @@
+"""Flags, errors and exit codes of every command: bad input is one line and exit code 2."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.engine import accelerators, distributed, dry_run, host_memory
+from freezejax.errors import UserError
+from freezejax.paths import nearest
+from freezejax.training.interrupts import NonFinite, Stopped
+
+_BAD_INPUT = 2
+
+
+def define_config_flag(default_config: str) -> None:
+    """Defines `--config`, which any field of the config may follow."""
+    # No default here: absl would load the file, and fail on it, before any error can be told well.
+    config_flags.DEFINE_config_file("config", None, f"Config and scale, FILE.py:SCALE; else {default_config}.")
+    if not any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:]):
+        sys.argv.insert(1, f"--config={default_config}")
+
+
+def define_study_flags(default_config: str) -> None:
+    """Defines the flags every study takes, those of runs of several processes among them."""
+    define_config_flag(default_config)
+    flags.DEFINE_string("workdir", None, "Folder for everything the study writes; the same folder resumes it.")
+    dry_run.define_flags()
+    distributed.define_flags()
+    flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard events under WORKDIR/tensorboard.")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags, runs `main`, and turns what a user can mend into one line and an exit code.
+
+    Exit codes: 2 for bad input, 1 for a loss that is not finite, 130 and 143 after Ctrl-C and SIGTERM.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}: every option is a --flag=value")
+            main()
+        except UserError as error:
+            _fail(str(error), _BAD_INPUT)
+        except NonFinite as error:
+            _fail(f"{error}, in another --workdir", 1)
+        except Stopped as error:
+            print(f"{error}; run the same command again to go on from there", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            # At once: the end of the interpreter would wait for what compiles, and XLA's threads do not survive it.
+            print("error: interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
+
+    logging.set_verbosity(logging.WARNING)
+    choose_platform()
+    host_memory.keep_freed_memory()
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def choose_platform() -> None:
+    """Keeps jax on the CPU where plugins of accelerators are installed and no device is: it would say so at length."""
+    if not jax.config.jax_platforms and accelerators.plugin_installed() and not accelerators.device_present():
+        jax.config.update("jax_platforms", "cpu")
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(list(argv))
+        if "config" in flags.FLAGS:
+            if "workdir" in flags.FLAGS and not (flags.FLAGS.workdir or flags.FLAGS.dry_run):
+                raise UserError("--workdir=FOLDER is missing: it gets everything the run writes")
+            _ = flags.FLAGS.config.scale  # a config file that failed to load fails when it is used
+        return rest
+    except Exception as error:  # absl and ml_collections raise all kinds, and so does what stands in a config file
+        _fail(_plain(error), _BAD_INPUT)
+
+
+def _plain(error: Exception) -> str:
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return _no_such_flag(error.flagname)
+    lines = [line.strip() for line in str(error).replace("\\'", "'").replace("\\n", "\n").splitlines() if line.strip()]
+    text = " ".join(lines)
+    # ml_collections says no more than the name, or the name and another one
+    if isinstance(error, AttributeError) and (name := re.fullmatch(r'\W*(\w+)\W*(Did you mean "(\w+)".*)?', text)):
+        return _no_such_field(name[1]) + (f"; nearest: {name[3]}" if name[3] else "")
+    if "Failed loading config file" in str(error):
+        return f"--config: {lines[-1].partition('] ')[2] or lines[-1]}"
+    for line in reversed(lines):  # the last line of a traceback that ml_collections put in the message
+        if (found := re.match(r"[\w.]*(?:Error|Exception): (.*)", line)) is not None:
+            return found[1]
+    quoted = re.fullmatch(r"'([^']*)'", text)  # as a KeyError has it
+    return (quoted[1] if quoted else text) or type(error).__name__
+
+
+def _no_such_flag(name: str) -> str:
+    field = f"; a field of the config is --config.{name}=VALUE" if "config" in flags.FLAGS else ""
+    modules = flags.FLAGS.flags_by_module_dict().items()
+    own = [
+        f.name
+        for module, of_it in modules
+        if module.startswith(("experiments", "benchmarks", sys.argv[0]))
+        for f in of_it
+    ]
+    return f"there is no flag --{name}; {nearest(name, own)}{field}"
+
+
+def _no_such_field(name: str) -> str:
+    given = [argument for argument in sys.argv if re.match(rf"--?config\.([\w.]+\.)?{name}(\W|$)", argument)]
+    return f"{' '.join(given[:1]) or '--config'}: the config has no field {name!r}"
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def cache_dir() -> Path:
+    """Where prepared text and compiled programs are kept: `$FREEZEJAX_CACHE`, or the user's cache folder.
+
+    >>> cache_dir().is_absolute()
+    True
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "freezejax"
+    return Path(os.environ.get("FREEZEJAX_CACHE", default)).absolute()
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a resumed or repeated run does not compile again."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

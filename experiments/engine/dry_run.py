@@ -1,0 +1,103 @@
+"""What a study will cost, as one table: `--dry_run` prints it and ends, `--hardware=h100` adds the time."""
+
+from collections.abc import Iterator, Mapping
+
+from absl import flags
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from experiments.engine.results import codec_rules
+from experiments.engine.variants import Study, Variant
+from freezejax import cost, models
+from freezejax.training.config import MeshConfig, TrainConfig
+
+_MIB = 2**20
+_WORDS = ("variant", "steps")  # columns set left; numbers are set right
+
+
+def define_flags() -> None:
+    """Defines `--dry_run`, `--hardware` and `--efficiency`."""
+    flags.DEFINE_bool("dry_run", False, "Print what every phase will cost, and exit; writes nothing.")
+    flags.DEFINE_string("hardware", "", f"Of --dry_run: estimate times for {', '.join(cost.HARDWARE)}.")
+    flags.DEFINE_float("efficiency", cost.EFFICIENCY, "Of --dry_run: share of the peak FLOP/s that matmuls reach.")
+
+
+def print_costs(study: Study, config: ConfigDict, hardware: str = "", efficiency: float = cost.EFFICIENCY) -> None:
+    """Prints one line per variant and phase; bytes and FLOPs are of one device and one step.
+
+    Args:
+      study: its variants.
+      config: of the study; its artifact codec says the stored bytes.
+      hardware: a name in `cost.HARDWARE` to estimate times for; "" = no times.
+      efficiency: share of the peak FLOP/s that matmuls reach.
+
+    Raises:
+      UserError: an unknown hardware, an efficiency outside (0, 1], or a batch that the mesh does not split.
+    """
+    chip = cost.hardware_named(hardware) if hardware else None
+    lines = [line for variant in study.variants for line in _lines(variant, config, chip, efficiency)]
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240  # a log file has no edge to wrap at
+    console.print(_table(_title(study, chip, efficiency), lines))
+
+
+def mesh_sizes(mesh: MeshConfig) -> dict[str, int]:
+    """Sizes of the axes of a config; -1 counts as 1, for nobody knows here what devices will be there.
+
+    >>> mesh_sizes(MeshConfig(fsdp=8))
+    {'data': 1, 'fsdp': 8, 'tensor': 1}
+    """
+    return {axis: max(1, getattr(mesh, axis)) for axis in ("data", "fsdp", "tensor")}
+
+
+def _lines(
+    variant: Variant, config: ConfigDict, chip: cost.Hardware | None, efficiency: float
+) -> Iterator[dict[str, str]]:
+    train = TrainConfig.from_mapping(variant.train)
+    model, mesh = models.build(**variant.model), mesh_sizes(train.mesh)
+    found = cost.predict(model, train, variant.schedule, mesh=mesh, codec=codec_rules(config))
+    for index, phase in enumerate(found.phases):
+        times = {}
+        if chip is not None:
+            seconds = cost.estimate_seconds(phase, chip, efficiency)
+            times = {"ms/step": f"{1e3 * seconds:,.3f}", "minutes": f"{seconds * phase.steps / 60:,.2f}"}
+        yield {
+            "variant": "" if index else variant.name,
+            "steps": f"{phase.start:,} to {phase.stop:,}",
+            "trains": f"{phase.trainable_share:.1%}",
+            "GFLOP/step": f"{phase.flops / 1e9:,.3f}",
+            **_bytes(phase),
+            "stored kB": f"{phase.stored_bytes / 1e3:,.1f}",
+            **times,
+        }
+
+
+def _bytes(phase: cost.PhaseCost) -> Mapping[str, str]:
+    sizes = {
+        "parameters": phase.parameter_bytes,
+        "gradients": phase.gradient_bytes,
+        "optimizer": phase.optimizer_bytes,
+        "temporaries": phase.activation_bytes,
+        "arguments": phase.argument_bytes,
+    }
+    if phase.devices > 1:
+        sizes |= phase.collective_bytes
+    return {name: f"{size / _MIB:,.2f}" for name, size in sizes.items()}
+
+
+def _title(study: Study, chip: cost.Hardware | None, efficiency: float) -> str:
+    times = "" if chip is None else f"; {chip.name} at {efficiency:.0%} of its peak"
+    return f"{study.name}: one step on one device, bytes in MiB{times}"
+
+
+def _table(title: str, lines: list[dict[str, str]]) -> Table:
+    # A phase on one device has no collectives, and those of the study may have different meshes.
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in _WORDS else "right")
+    for line in lines:
+        table.add_row(*(line.get(column, "") for column in columns))
+    return table

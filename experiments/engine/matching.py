@@ -1,0 +1,102 @@
+"""What studies share in saying what is compared: frozen weights by word, and sizes matched in bytes or FLOPs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from freezejax import artifact, models
+from freezejax.errors import UserError
+from freezejax.paths import PyTree
+from freezejax.schedules import FreezeSchedule
+from freezejax.weights import count_seeded
+
+Codec = str | Sequence[tuple[str, str]]
+ALL_TRAIN = FreezeSchedule([(0, [(".*", True)])])
+SEEDS_FROZEN = FreezeSchedule([(0, [(r".*/root", False), (".*", True)])])  # of models with random maps
+
+
+def random_map(
+    pattern: str, distribution: str = "normal", scale: str = "fan_in", trained: bool = False
+) -> dict[str, Any]:
+    """An entry of `model["maps"]`: kernels that are random maps, or with `trained` start as them and train.
+
+    >>> random_map(".*/gate/kernel")["scale"]
+    'fan_in'
+    """
+    return {"pattern": pattern, "distribution": distribution, "scale": scale, "trained": trained}
+
+
+def abstract(model: Mapping[str, Any]) -> PyTree:
+    """Parameters of a model, as shapes.
+
+    >>> sorted(abstract({"family": "geglu", "num_layers": 1}))
+    ['blocks', 'ln_f', 'tok_emb']
+    """
+    return jax.eval_shape(models.build(**model).init, jax.random.key(0))
+
+
+def stored_bytes(model: Mapping[str, Any], codec: Codec) -> int:
+    """Bytes of a model's weights at a codec, before compression; maps cost nothing.
+
+    >>> stored_bytes({"family": "geglu", "num_layers": 1}, "int8") > 200_000
+    True
+    """
+    return artifact.predict_bytes(abstract(model), codec)
+
+
+def step_flops(model: Mapping[str, Any]) -> int:
+    """FLOPs of the matrices in one training step, per token: forward 2, dX 2, dW 2 per weight; maps have no dW.
+
+    The tied embedding counts once, as the head. Attention scores are left out: they depend on the width alone.
+
+    >>> step_flops({"family": "geglu", "num_layers": 1, "model_dim": 32, "num_heads": 2, "vocab_size": 8})
+    62976
+    """
+    params = abstract(model)
+    matrices = sum(leaf.size for leaf in jax.tree.leaves(params) if len(leaf.shape) == 2)
+    return 6 * matrices + 4 * count_seeded(params)
+
+
+def match_bytes(model: Mapping[str, Any], target: int, codec: Codec) -> dict[str, Any]:
+    """The model made smaller until it stores `target` bytes.
+
+    Same depth and heads. The width is the nearest that the heads allow; the hidden width then takes up the rest.
+    """
+    heads, mult = model["num_heads"], model["mlp_mult"]
+    # Heads of even width, for the rotary halves, and no narrower than what rotates.
+    rotated = getattr(models.build(**model).config, "rope_dims", 2)
+    widths = range(heads * rotated, model["model_dim"] + 1, 2 * heads)
+
+    def distance(width: int) -> int:
+        return abs(stored_bytes(_sized(model, width, round(mult * width)), codec) - target)
+
+    width = min(widths, key=distance)
+    return _match_hidden(model, width, target, lambda candidate: stored_bytes(candidate, codec))
+
+
+def match_step(model: Mapping[str, Any], target: int) -> dict[str, Any]:
+    """The model with its hidden width changed until its step takes `target` FLOPs a token; the width stays.
+
+    FLOPs stand for time here: what a step really takes is measured in every run (`step_ms_median`).
+    """
+    return _match_hidden(model, model["model_dim"], target, step_flops)
+
+
+def _match_hidden(
+    model: Mapping[str, Any], width: int, target: int, measure: Callable[[Mapping[str, Any]], int]
+) -> dict[str, Any]:
+    hidden = round(model["mlp_mult"] * width)
+    now = measure(_sized(model, width, hidden))
+    per_unit = measure(_sized(model, width, hidden + 1)) - now
+    wanted = hidden + round((target - now) / per_unit)
+    if wanted < 1:
+        raise UserError(
+            f"no model of width {width} is as small as what is left of {model['model_dim']} with the frozen kernels "
+            "seeded; let config.freeze.pattern freeze less"
+        )
+    return _sized(model, width, wanted)
+
+
+def _sized(model: Mapping[str, Any], width: int, hidden: int) -> dict[str, Any]:
+    return {**model, "model_dim": width, "mlp_mult": hidden / width}

@@ -1,0 +1,197 @@
+"""The one study engine: variants x seeds x base seeds -> finished runs -> rows -> summary.json, table, report."""
+
+import json
+import operator
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments.engine import cli, distributed, dry_run, summary
+from experiments.engine.evaluators import Evaluators
+from experiments.engine.matching import abstract
+from experiments.engine.progress import Progress
+from experiments.engine.results import codec_rules, finish
+from experiments.engine.variants import Run, Study, Variant, select
+from experiments.report import page, terminal
+from freezejax import artifact, data, models
+from freezejax.errors import UserError
+from freezejax.sharding import Layout
+from freezejax.training import processes
+from freezejax.training.checkpoints import save_params
+from freezejax.training.config import TrainConfig
+from freezejax.training.interrupts import Stopped, StopSignal, catch_signals
+from freezejax.training.loop import train
+from freezejax.training.metrics import JsonLines, Sink, TensorBoard, write_atomically
+from freezejax.training.plan import RunPlan, mesh_of
+
+TOKENIZER = "tokenizer.model"  # in the workdir of a study on SentencePiece tokens
+_MAY_CHANGE = ("config/seeds", "config/base_seeds", "config/variants", "config/train/mesh/")
+
+
+def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
+    """Runs the study of the flags: every run not yet finished, then summary and report; or with --dry_run its costs."""
+    config = flags.FLAGS.config
+    if flags.FLAGS.dry_run:
+        vocab_size = config.model.vocab_size or load_corpus(config).tokenizer.vocab_size
+        study = select(make_study(config, vocab_size), config.variants)
+        dry_run.print_costs(study, config, flags.FLAGS.hardware, flags.FLAGS.efficiency)
+        return
+    for name in ("hardware", "efficiency"):
+        if flags.FLAGS[name].present:
+            raise UserError(f"--{name} is of --dry_run: give both, or neither")
+    workdir = Path(flags.FLAGS.workdir).absolute()
+    distributed.start()
+    cli.use_compilation_cache()
+    corpus = load_corpus(config)
+    whole = make_study(config, corpus.tokenizer.vocab_size)
+    study = select(whole, config.variants)
+    check(study, config, corpus)
+    processes.on_main(lambda: claim_workdir(workdir, config, corpus))
+    runs, evaluators = list(study.runs(config.seeds, config.base_seeds)), Evaluators(config, corpus)
+    with catch_signals() as stop, Progress(len(runs), quiet=not processes.is_main()) as progress:
+        for variant, run in runs:
+            if (number := processes.largest(stop.received or 0)) > 0:
+                raise Stopped(None, number)
+            run_one(variant, run, config, corpus, workdir, progress, stop, evaluators)
+            processes.on_main(lambda: summary.write(whole, config, corpus, workdir))
+    processes.on_main(lambda: conclude(whole, config, corpus, workdir))
+
+
+def load_corpus(config: ConfigDict) -> data.Corpus:
+    """The text a study trains and scores on, prepared once and kept in the user's cache."""
+    return data.load(
+        config.data.path,
+        tokenizer=config.data.tokenizer,
+        val_fraction=config.data.val_fraction,
+        cache_dir=str(cli.cache_dir() / "data"),
+    )
+
+
+def conclude(study: Study, config: ConfigDict, corpus: data.Corpus, workdir: Path) -> None:
+    """Writes and prints what the finished runs of a folder say."""
+    rows = summary.write(study, config, corpus, workdir)
+    page.write(rows, workdir)
+    terminal.print_tables(rows)
+    print(f"Written: {workdir / 'summary.json'} and {workdir / 'report.html'}")
+
+
+def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
+    """Finds every bad field, pattern and size before a file is written or a step is run.
+
+    Raises:
+      UserError: what the first bad one is.
+    """
+    for field, least in (("seeds", 1), ("base_seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
+        if (value := operator.attrgetter(field)(config)) < least:
+            raise UserError(f"config.{field}={value}: expected {least} or more")
+    for variant in study.variants:
+        vocab_size, tokenizer = variant.model["vocab_size"], corpus.tokenizer
+        if vocab_size < tokenizer.vocab_size:
+            raise UserError(
+                f"config.model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
+                f"{tokenizer.name}; 0 follows the tokenizer"
+            )
+        train_config = TrainConfig.from_mapping(variant.train)
+        model, mesh = models.build(**variant.model), mesh_of(train_config)
+        plan = RunPlan(model, train_config, variant.schedule, mesh)
+        processes.check_batch(config.data.eval_batch_size, mesh, "config.data.eval_batch_size")
+        packing = {"codec": codec_rules(config), "compressor": config.artifact.compressor}
+        artifact.predict_size(plan.abstract_params, model=variant.model, **packing)
+        sizes: Any = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
+        data.train_iterator(corpus.train, seed=config.seeds - 1, **sizes)
+        data.eval_batches(corpus.val, **sizes)
+
+
+def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> None:
+    """Writes config.json, or checks that the one there is of this config and data.
+
+    More seeds of either kind or other variants may be added to a folder, and the mesh may change; anything else would
+    mix two studies.
+
+    Raises:
+      UserError: the folder holds a study of another config or corpus, is a file, or cannot be written.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a folder")
+    now = {"config": json.loads(config.to_json()), "data_fingerprint": corpus.fingerprint}
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if any(workdir.glob("runs/*")):  # before its first run a folder may still change its mind
+                _check_same_study(before, now, workdir)
+        if isinstance(corpus.tokenizer, data.SentencePieceTokenizer):
+            shutil.copyfile(corpus.tokenizer.path, workdir / TOKENIZER)  # to score other text with
+        write_atomically(path, json.dumps(now, indent=2) + "\n")
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is not JSON; use another --workdir or delete that file") from None
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}; name a folder that can be written") from None
+
+
+def _check_same_study(before: Any, now: Any, workdir: Path) -> None:
+    old, new = summary.flatten(before), summary.flatten(now)
+    for field in sorted(old.keys() | new.keys()):
+        if not field.startswith(_MAY_CHANGE) and old.get(field) != new.get(field):
+            raise UserError(
+                f"{workdir} holds a study with {field}={old.get(field)!r}, not {new.get(field)!r}; "
+                "use another --workdir or delete that folder"
+            )
+
+
+def run_directory(workdir: Path, variant: str, seed: int, base_seed: int = 0) -> Path:
+    """Folder of one run.
+
+    >>> run_directory(Path("runs"), "selective_small", 0, 1).as_posix()
+    'runs/runs/selective_small/seed_0_base_1'
+    """
+    return workdir / "runs" / variant / Run(variant, seed, base_seed).folder
+
+
+def run_one(
+    variant: Variant,
+    run: Run,
+    config: ConfigDict,
+    corpus: data.Corpus,
+    workdir: Path,
+    progress: Progress,
+    stop: StopSignal,
+    evaluators: Evaluators,
+) -> None:
+    """Trains, evaluates, packs and records one run, unless its result is there."""
+    directory = run_directory(workdir, *run)
+    if processes.agree((directory / "result.json").exists()):
+        progress.skip(run.title)
+        return
+    train_config = TrainConfig.from_mapping({**variant.train, "seed": run.seed, "base_seed": run.base_seed})
+    model, mesh = models.build(**variant.model), mesh_of(train_config)
+    layout = None if mesh is None else Layout(mesh, abstract(variant.model))
+    evaluate = evaluators.of(variant.model, model.apply, variant, layout)
+    sinks: list[Sink] = []
+    if processes.is_main():
+        sinks = [JsonLines(directory / "metrics.jsonl"), progress.run(run.title, train_config)]
+        if flags.FLAGS.tensorboard:
+            sinks.append(TensorBoard(workdir / "tensorboard" / variant.name / run.folder))
+    found = train(
+        model,
+        corpus.train,
+        train_config,
+        variant.schedule,
+        directory,
+        mesh=mesh,
+        evaluate=lambda params: evaluate(params)._asdict(),
+        sinks=sinks,
+        stop=stop,
+    )
+    save_params(directory / "params", found.params, layout)
+
+    def conclude_run() -> None:
+        finish(variant, run, found, config, corpus, directory, evaluators)
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+    processes.on_main(conclude_run)

@@ -1,0 +1,1 @@
+"""A study's summary as tables and figures: terminal, Markdown, HTML."""

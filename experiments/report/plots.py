@@ -1,0 +1,268 @@
+"""The figures of a report as inline SVG, drawn by matplotlib and coloured by the page's CSS variables."""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
+
+from experiments.report.tables import effect, is_packed, signed
+
+Row = Mapping[str, Any]
+_Box = tuple[float, float, float, float]  # left, right, bottom, top in points
+
+# Matplotlib draws in these stand-ins; the file says var(--NAME), which the page sets for light and dark.
+_NAMES = ("ink", "muted", "grid", "ours", "trainable", "frozen", "seeded", *(f"c{i}" for i in range(10)))
+COLOR = {name: f"#fe00{index:02x}" for index, name in enumerate(_NAMES)}
+WIDTH = 10.0  # inches; 720 pt, the width of the page's text
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "grid.color": COLOR["grid"],
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "savefig.transparent": True,
+    **dict.fromkeys(("text.color", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), COLOR["ink"]),
+    **dict.fromkeys(("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), COLOR["muted"]),
+}
+
+
+def render(name: str, alt: str, height: float, draw: Callable[[Figure], None]) -> str:
+    """One figure as an SVG element for an HTML page; the same drawing gives the same bytes.
+
+    Args:
+      name: prefix of the ids inside, unique on the page.
+      alt: what a reader who cannot see the figure is told.
+      height: inches; the width is always `WIDTH`.
+      draw: puts axes and artists on the figure.
+
+    >>> render("dot", "a dot", 1.0, lambda figure: None)[:43]
+    '<svg role="img" aria-label="a dot" viewBox='
+    """
+    file = io.StringIO()
+    with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}]), warnings.catch_warnings():
+        # The browser picks the font: a glyph that matplotlib's own lacks is no loss.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", file.getvalue(), flags=re.DOTALL)
+    view = re.search(r'viewBox="[^"]*"', text)
+    assert view is not None
+    text = text[text.index(">", text.index("<svg")) + 1 :]
+    text = re.sub(r'( id="|url\(#)', rf"\1{name}-", text).replace('xlink:href="#', f'href="#{name}-')
+    for color, value in COLOR.items():
+        text = text.replace(value, f"var(--{color})")
+    text = re.sub(r"\n\s*", "\n", text)
+    return f'<svg role="img" aria-label="{escape(alt)}" {view[0]}>{text}'
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions at least `gap` apart, in the order of `wanted` and nearest to it in least squares.
+
+    >>> [round(y, 2) for y in spread([0.5, 0.5, 0.1], 0.2, 0.0, 1.0)]
+    [0.4, 0.6, 0.1]
+    """
+    if not wanted:
+        return []
+    order = np.argsort(wanted, kind="stable")
+    steps = gap * np.arange(len(wanted))
+    fitted = isotonic_regression(np.asarray(wanted, np.float64)[order] - steps).x
+    placed = np.clip(fitted, low, max(low, high - steps[-1])) + steps
+    found = np.empty(len(wanted))
+    found[order] = placed
+    return found.tolist()
+
+
+def forest(contrasts: Sequence[Row]) -> str:
+    """Effects of the contrasts with their intervals; the paper's claims as hollow diamonds."""
+    items = [item for item in contrasts if item["effect_pct"] is not None]
+    if not items:
+        return ""
+    alt = "Forest plot: " + "; ".join(
+        f"{item['variant']} against {item['reference']} {effect(item['effect_pct'], item['effect_pct_ci95'])}"
+        for item in items
+    )
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for y, item in enumerate(items):
+            _effect(axes, y, item["effect_pct"], item["effect_pct_ci95"], "o")
+            if item.get("paper"):
+                _claim(axes, y, item["paper"]["delta_pct"])
+        _effects_frame(
+            axes,
+            [f"{item['variant']}\nvs {item['reference']}" for item in items],
+            [effect(item["effect_pct"], item["effect_pct_ci95"]) for item in items],
+            any(item.get("paper") for item in items),
+        )
+
+    return render("forest", alt, 0.9 + 0.42 * len(items), draw)
+
+
+def against_paper(rows: Sequence[Row]) -> str:
+    """Our difference to the baseline beside the paper's, for the rows that have one."""
+    items = [row for row in rows if row.get("paper") and row["delta_pct"] is not None]
+    if not items:
+        return ""
+    alt = "Bars, difference to the baseline: " + "; ".join(
+        f"{row['name']} ours {effect(row['delta_pct'], row['delta_pct_ci95'])}, "
+        f"paper {signed(row['paper']['delta_pct'])} %"
+        for row in items
+    )
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for y, row in enumerate(items):
+            paper = row["paper"]["delta_pct"]
+            axes.barh(y - 0.2, row["delta_pct"], 0.36, color=COLOR["ours"], alpha=0.55)
+            axes.barh(y + 0.2, paper, 0.36, facecolor="none", edgecolor=COLOR["ink"], hatch="////", lw=0.8)
+            _effect(axes, y - 0.2, row["delta_pct"], row["delta_pct_ci95"], "")
+        labels = [
+            f"{effect(row['delta_pct'], row['delta_pct_ci95'])}\npaper {signed(row['paper']['delta_pct'])} %"
+            for row in items
+        ]
+        _effects_frame(axes, [row["name"] for row in items], labels, False)
+        axes.set_xlabel("difference to the baseline's validation loss, %    (filled: ours, hatched: paper)")
+
+    return render("paper", alt, 0.8 + 0.55 * len(items), draw)
+
+
+def _effect(axes: Axes, y: float, value: float, ci95: float | None, marker: str) -> None:
+    color = COLOR["ours"] if marker else COLOR["ink"]
+    axes.errorbar(
+        value,
+        y,
+        xerr=ci95,
+        fmt=marker or "none",
+        color=color,
+        ecolor=color,
+        ms=5,
+        capsize=3,
+        lw=1.4,
+        zorder=3,
+    )
+
+
+def _claim(axes: Axes, y: float, value: float) -> None:
+    axes.plot(value, y, "D", ms=7, mfc="none", mec=COLOR["ink"], mew=1.1, zorder=4)
+
+
+def _effects_frame(axes: Axes, names: Sequence[str], values: Sequence[str], with_claims: bool) -> None:
+    axes.axvline(0, color=COLOR["ink"], lw=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    for y, value in enumerate(values):
+        axes.text(1.01, y, value, transform=axes.get_yaxis_transform(), va="center")
+    claims = "; diamond: the paper's" if with_claims else ""
+    axes.set_xlabel(f"difference in validation loss, %    (left of zero: lower loss{claims})")
+
+
+def kind(row: Row) -> str:
+    """How the weights that are not trained at the end exist: `seeded`, `frozen`, or `trainable` (none).
+
+    >>> kind({"seeded_params": 0, "frozen_params": 8})
+    'frozen'
+    """
+    return "seeded" if row["seeded_params"] else "frozen" if row["frozen_params"] else "trainable"
+
+
+class _Point(NamedTuple):
+    kilobytes: float
+    bits: float
+    half: float  # of the interval of the bits
+
+
+def _point(row: Row) -> _Point:
+    """Bytes and bits of the real file; what was predicted and trained where no run was packed."""
+    loss, stored = ("packed", "artifact_bytes") if is_packed([row]) else ("val", "stored_bytes_predicted")
+    return _Point(row[stored] / 1e3, row[f"{loss}_bpb_mean"], row[f"{loss}_bpb_ci95"] or 0.0)
+
+
+def tradeoff(rows: Sequence[Row]) -> str:
+    """Stored bytes against bits per byte of what is stored, one labelled point per variant."""
+    if not rows:
+        return ""
+    points = [_point(row) for row in rows]
+    alt = "Scatter, stored kB and bits per byte: " + "; ".join(
+        f"{row['name']} {point.kilobytes:.1f} kB {point.bits:.3f}" for row, point in zip(rows, points, strict=True)
+    )
+    kinds = {"trainable": ("o", "all trained"), "frozen": ("s", "frozen later"), "seeded": ("^", "seeded")}
+
+    def draw(figure: Figure) -> None:
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0.07, 0.12, 0.92, 0.8))
+        for word, (marker, label) in kinds.items():
+            own = [point for row, point in zip(rows, points, strict=True) if kind(row) == word]
+            if own:
+                x, y, bars = zip(*own, strict=True)
+                axes.errorbar(x, y, yerr=bars, fmt=marker, color=COLOR[word], ms=6, lw=1, label=label)
+        axes.set_xscale("log")
+        _log_frame(axes, [point.kilobytes for point in points])
+        axes.set_xlabel("stored kB (log scale)")
+        axes.set_ylabel("validation bits per byte")
+        _label_points(axes, [row["name"] for row in rows], points)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2)
+
+    return render("tradeoff", alt, 5.2, draw)
+
+
+def _log_frame(axes: Axes, values: Sequence[float]) -> None:
+    low, high = min(values) / 1.15, max(values) * 1.15
+    axes.set_xlim(low, high * (high / low) ** 0.3)  # room for the labels right of the points
+    ticks = [base * 10.0**power for power in range(-3, 10) for base in (1, 2, 5)]
+    shown = [tick for tick in ticks if low <= tick <= high] or [values[0]]
+    axes.set_xticks(shown, [f"{tick:,g}" for tick in shown])
+    axes.set_xticks([], minor=True)
+
+
+def _label_points(axes: Axes, names: Sequence[str], found: Sequence[_Point]) -> None:
+    """Names right of their points, each at the nearest height where it covers no point, bar or name."""
+    points = np.array([(point.kilobytes, point.bits) for point in found])
+    halves = np.array([(0.0, point.half) for point in found])
+    to_points = 72 / axes.figure.dpi
+    at = axes.transData.transform(points) * to_points
+    bars = np.maximum(axes.transData.transform(points + halves)[:, 1] * to_points - at[:, 1], 4.0)
+    taken = [(x - 4.0, x + 4.0, y - bar, y + bar) for (x, y), bar in zip(at, bars, strict=True)]
+    shifts = [sign * shift for shift in np.arange(0.0, 160.0, 3.0) for sign in (1, -1)]
+    for index in np.argsort(at[:, 0], kind="stable"):
+        x, y = at[index]
+        name = names[index]
+        left, right = x + 12.0, x + 14.0 + 4.7 * len(name)  # a character is about 4.7 points wide
+
+        def box(shift: float, left: float = left, right: float = right, y: float = y) -> _Box:
+            return left, right, y + shift - 5.0, y + shift + 5.0
+
+        shift = next((s for s in shifts if not any(_overlap(box(s), other) for other in taken)), 0.0)
+        taken.append(box(shift))
+        axes.annotate(
+            name,
+            points[index],
+            xytext=(12.0, shift),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": COLOR["muted"], "lw": 0.5, "relpos": (0.0, 0.5)},
+        )
+
+
+def _overlap(a: _Box, b: _Box) -> bool:
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]

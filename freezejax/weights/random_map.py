@@ -1,0 +1,237 @@
+"""A random map: a weight matrix that is a recipe and a name, drawn from the root seed whenever it is needed."""
+
+import functools
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+
+from freezejax.errors import UserError
+from freezejax.paths import named_key, nearest
+from freezejax.weights.recipes import RECIPES
+
+Sharding = NamedSharding | None
+_SMALLEST, _LARGEST = 1e-30, 1e30  # of a scale: levels times a scale stay well inside float32
+
+
+@dataclass(frozen=True)
+class RandomMap:
+    """A matrix [in, out] of fixed random numbers of mean zero, regenerated from a key inside jit.
+
+    The same (root key, name) gives the same bits in jit and eager, on one device and any mesh.
+    Source: docs/random_maps.md.
+
+    Args:
+      shape: `(in, out)`.
+      distribution: 'normal', 'uniform', 'rademacher' or 'hadamard', which are integer recipes and portable;
+        'normal_float' or 'orthogonal_qr', for comparison, which are not.
+      scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'gain' = the same times a learned
+        gain per output feature, 'none' or None = 1, or a number in (1e-30, 1e30).
+      name: leaf path; the map's key is the root key with the hash of this name folded in.
+
+    Raises:
+      UserError: a shape, distribution or scale that cannot be.
+
+    >>> up = RandomMap(shape=(4, 8), distribution="rademacher", name="blocks/0/mlp/up/kernel")
+    >>> up.materialize(jax.random.key(0))[0, 0]
+    Array(-0.5, dtype=float32)
+    """
+
+    shape: tuple[int, int]
+    distribution: str = "normal"
+    scale: str | float | None = "fan_in"
+    name: str = ""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        where = f"random map {self.name!r}"
+        if not isinstance(self.name, str):
+            raise UserError(f"{where}: the name must be a string, the leaf's path")
+        is_pair = isinstance(self.shape, tuple | list) and len(self.shape) == 2
+        if not is_pair or any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in self.shape):
+            raise UserError(f"{where}: shape={self.shape!r} must be (in, out), two integers of at least 1")
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not isinstance(self.distribution, str) or self.distribution not in RECIPES:
+            hint = nearest(str(self.distribution), RECIPES)
+            raise UserError(f"{where}: no distribution {self.distribution!r}; {hint}")
+        if self.scale is None or (isinstance(self.scale, str) and self.scale in ("fan_in", "gain", "none")):
+            return
+        is_number = isinstance(self.scale, numbers.Real) and not isinstance(self.scale, bool)
+        if not is_number or not _SMALLEST < self.scale < _LARGEST:  # type: ignore[operator]
+            raise UserError(
+                f"{where}: scale={self.scale!r} must be 'fan_in', 'gain', 'none' or a number in (1e-30, 1e30)"
+            )
+
+    @property
+    def portable(self) -> bool:
+        """Whether the bits are the same on every backend."""
+        return RECIPES[self.distribution].portable
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of a weight, before any gain."""
+        if self.scale in ("fan_in", "gain"):
+            return 1 / math.sqrt(self.shape[0])
+        return 1.0 if self.scale in ("none", None) else float(self.scale)
+
+    @property
+    def step(self) -> float:
+        """What a level is worth: weights are levels times this."""
+        return self.deviation / RECIPES[self.distribution].deviation
+
+    def levels(self, key: jax.Array, sharding: Sharding = None) -> jax.Array:
+        """The map before its scale, float32 [in, out]: small integers for the portable distributions.
+
+        With a sharding each device draws its own shard only.
+
+        Raises:
+          UserError: `key` is not a typed threefry2x32 key, or the mesh has explicit axes.
+        """
+        check_key(key)
+        if sharding is not None and any(kind != AxisType.Auto for kind in sharding.mesh.axis_types):
+            raise UserError(
+                f"random map {self.name!r}: its mesh has axes that are not automatic; make it with "
+                "jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto, ...))"
+            )
+        drawn = RECIPES[self.distribution].levels(named_key(key, self.name), self.shape, sharding)
+        return drawn if sharding is None else jax.lax.with_sharding_constraint(drawn, sharding)
+
+    def materialize(self, key: jax.Array, sharding: Sharding = None) -> jax.Array:
+        """The weights, float32 [in, out], from the root key; without the learned gain.
+
+        Raises:
+          UserError: `key` is not a typed threefry2x32 key.
+        """
+        return self.levels(key, sharding) * jnp.float32(self.step)
+
+    def apply(
+        self, x: jax.Array, key: jax.Array, *, gain: jax.Array | None = None, sharding: Sharding = None
+    ) -> jax.Array:
+        """`x @ materialize(key)`: [..., in] -> [..., out] in the dtype of `x`, drawn again in the backward pass.
+
+        Nothing of the map is kept between the passes, and nothing is differentiated but `x` and `gain`.
+
+        Args:
+          x: float32 or bfloat16 [..., in]. Products are summed in float32.
+          key: root key, typed threefry2x32.
+          gain: learned gain [out] of each output feature, if any.
+          sharding: how the map is laid out over a mesh; each device draws its own shard only.
+
+        Raises:
+          UserError: `x` has another size than `in` or is not floating point, or `key` is not a typed threefry2x32 key.
+        """
+        check_key(key)
+        self.check_input(x)
+        return with_gain(_regenerated(self, sharding, x, jax.random.key_data(key)), gain)
+
+    def check_input(self, x: jax.Array) -> None:
+        """Refuses an input that the map cannot be applied to.
+
+        Raises:
+          UserError: `x` is not floating point, or its last axis is not `in`.
+        """
+        if x.ndim < 1 or x.shape[-1] != self.shape[0]:
+            raise UserError(f"random map {self.name!r}: x has shape {x.shape}, its last axis must be {self.shape[0]}")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise UserError(
+                f"random map {self.name!r}: x is {x.dtype}, not floating point; cast it to float32 or bfloat16"
+            )
+
+
+def check_key(key: jax.Array) -> None:
+    """Refuses keys whose bits are not the same everywhere.
+
+    Raises:
+      UserError: not a typed threefry2x32 key, or the generator that depends on the mesh is switched on.
+
+    >>> check_key(jax.random.key(0, impl="rbg"))
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: random maps need a threefry2x32 key, jax.random.key(seed, impl='threefry2x32'), ...
+    """
+    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    found = str(jax.random.key_impl(key)) if is_key else type(key).__name__
+    if is_key and key.shape != ():
+        found = f"an array of {key.size} keys"
+    if found != "threefry2x32":
+        raise UserError(f"random maps need a threefry2x32 key, jax.random.key(seed, impl='threefry2x32'), not {found}")
+    if not jax.config.jax_threefry_partitionable:
+        raise UserError("random maps need jax_threefry_partitionable=True, which is jax's default")
+
+
+def with_gain(y: jax.Array, gain: jax.Array | None) -> jax.Array:
+    """`y` [..., out] times a gain [out], if there is one, in the dtype of `y`.
+
+    >>> with_gain(jnp.ones((2, 2)), jnp.array([1.0, 3.0]))
+    Array([[1., 3.],
+           [1., 3.]], dtype=float32)
+    """
+    return y if gain is None else y * gain.astype(y.dtype).reshape((1,) * (y.ndim - 1) + gain.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def scaled_product(x: jax.Array, levels: jax.Array, step: float) -> jax.Array:
+    """`x @ levels * step` in the dtype of `x`, summed in float32.
+
+    In float32 the scale goes to the narrower of input and output; in bfloat16, where levels are exact and
+    a scaled input would be rounded, to the float32 output. The gradient of `x` is the same product with the
+    transposed levels, whether they are stored or drawn again.
+
+    >>> scaled_product(jnp.ones((2, 3)), jnp.ones((3, 1)), 0.5)
+    Array([[1.5],
+           [1.5]], dtype=float32)
+    """
+    width_in, width_out = levels.shape
+    x_NxI = x.reshape(-1, width_in)
+    scales_input = width_in <= width_out and x.dtype == jnp.float32
+    if scales_input:
+        x_NxI = x_NxI * jnp.float32(step)
+    y_NxO = jnp.matmul(x_NxI, levels.astype(x.dtype), preferred_element_type=jnp.float32)
+    if not scales_input:
+        y_NxO = y_NxO * jnp.float32(step)
+    return y_NxO.astype(x.dtype).reshape(*x.shape[:-1], width_out)
+
+
+def _scaled_forward(x: jax.Array, levels: jax.Array, step: float) -> tuple[jax.Array, Any]:
+    return scaled_product(x, levels, step), (x, levels)
+
+
+def _scaled_backward(step: float, saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, levels = saved
+    x_NxI, grad_NxO = x.reshape(-1, levels.shape[0]), grad.reshape(-1, levels.shape[1])
+    # Dead code, and dropped, wherever levels do not train.
+    levels_grad = jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32) * jnp.float32(step)
+    return scaled_product(grad, levels.T, step), levels_grad
+
+
+scaled_product.defvjp(_scaled_forward, _scaled_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _regenerated(random_map: RandomMap, sharding: Sharding, x: jax.Array, root: jax.Array) -> jax.Array:
+    return scaled_product(x, _levels_after(x, random_map, sharding, root), random_map.step)
+
+
+def _forward(random_map: RandomMap, sharding: Sharding, x: jax.Array, root: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _regenerated(random_map, sharding, x, root), root
+
+
+def _backward(random_map: RandomMap, sharding: Sharding, root: jax.Array, grad: jax.Array) -> tuple[jax.Array, Any]:
+    levels = _levels_after(grad, random_map, sharding, root)
+    no_gradient = np.zeros(root.shape, jax.dtypes.float0)
+    return scaled_product(grad, levels.T, random_map.step), no_gradient
+
+
+_regenerated.defvjp(_forward, _backward)
+
+
+def _levels_after(x: jax.Array, random_map: RandomMap, sharding: Sharding, root: jax.Array) -> jax.Array:
+    # Keys do not depend on data: without the barrier every layer's map may be drawn at the start of the step,
+    # and the backward pass may reuse, and so keep, the forward pass's.
+    root, _ = jax.lax.optimization_barrier((root, x))
+    levels = random_map.levels(jax.random.wrap_key_data(root, impl="threefry2x32"), sharding)
+    return jax.lax.optimization_barrier(levels)  # drawn once, in its own layout, not inside the matmul's loops
