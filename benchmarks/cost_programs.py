@@ -18,7 +18,7 @@ ALL: Rules = [(".*", True)]
 GATE_UP: Rules = [(r"blocks/\d+/mlp/(gate|up|fc)/kernel", False), *ALL]
 ATTENTION: Rules = [(r"blocks/\d+/attn/.*", False), *ALL]
 ADAPTERS: Rules = [(".*/kernel/(a|b)", True), (".*", False)]
-SEEDS: Rules = [(".*/root", False), *ALL]
+SEEDS: Rules = [(".*/seed", False), *ALL]
 _MAPS = r"blocks/\d+/mlp/(gate|up|fc)/kernel"
 
 
@@ -108,7 +108,7 @@ def _kinds(base: Mapping[str, Any]) -> Iterator[Case]:
     for distribution in ("rademacher", "uniform", "hadamard", "normal_float"):
         yield Case(f"{family} {distribution}", _maps(base, distribution), {}, SEEDS)
     yield Case(f"{family} gain", _maps(base, "rademacher", "gain"), {}, SEEDS)
-    yield Case(f"{family} maps below", _maps(base, "normal"), {}, [(".*/root", False), *prefix(1)])
+    yield Case(f"{family} maps below", _maps(base, "normal"), {}, [(".*/seed", False), *prefix(1)])
     low = {**base, "lora": [{"pattern": "blocks/.*/kernel", "rank": 4}]}
     yield Case(f"{family} adapters", low, {}, ADAPTERS)
     yield Case(f"{family} adapters and all", low, {}, ALL)

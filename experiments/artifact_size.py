@@ -92,8 +92,8 @@ def figures(row: _Row, code_bytes: int, limit: int) -> dict[str, Any]:
     >>> found["parameters"], found["stored_parameters"], found["fits"]["int6"]
     (2410944, 1526208, True)
     """
-    maps = [{"pattern": row.seeded}] if row.seeded else []
-    config = {**row.model, "maps": maps}
+    maps = [{"pattern": row.seeded, "kind": "map"}] if row.seeded else []
+    config = {**row.model, "weights": maps}
     shapes = jax.eval_shape(models.build(**config).init, jax.random.key(0))
     floats = jax.tree.map(lambda leaf: leaf.dtype == "float32", shapes)
     stored = count_parameters(shapes, floats)

@@ -8,7 +8,7 @@ This file says what is compared, as data. experiments/engine/study.py runs it; f
 from ml_collections import ConfigDict
 
 from experiments.engine import cli, study
-from experiments.engine.matching import ALL_TRAIN, SEEDS_FROZEN, match_bytes, random_map, stored_bytes
+from experiments.engine.matching import ALL_TRAIN, match_bytes, random_map, stored_bytes
 from experiments.engine.variants import Contrast, Paper, Study, Variant
 from freezejax.errors import UserError
 from freezejax.schedules import FreezeSchedule
@@ -87,7 +87,7 @@ def _variant(
         model["dropout"] = config.freeze.dropout
     if "same_scale" in extra and model["family"] == "geglu":
         model["mlp_in_init"] = "fan_in"
-    seeded = {**model, "maps": [random_map(config.freeze.pattern)]}
+    seeded = {**model, "weights": [random_map(config.freeze.pattern)]}
     if "bytes" in extra:
         model = match_bytes(model, stored_bytes(seeded, "int8"), "int8")
     if freezes == "start":
@@ -109,7 +109,7 @@ def _variant(
 def freeze_schedule(config: ConfigDict, freezes: str) -> FreezeSchedule:
     """Freeze schedule by word: "never", "start" (random maps, no weight to freeze) or "later" (`config.freeze.at`)."""
     if freezes != "later":
-        return SEEDS_FROZEN if freezes == "start" else ALL_TRAIN
+        return ALL_TRAIN
     at = float(config.freeze.at)
     if not (0 < at < 1 or (at >= 2 and at.is_integer())):
         raise UserError(

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from experiments.engine import cli, study
 from experiments.engine.matching import (
     ALL_TRAIN,
-    SEEDS_FROZEN,
     match_bytes,
     match_step,
     random_map,
@@ -43,7 +42,7 @@ def _row(name: str, size: str, place: str = "", kind: str = "", *extra: str) -> 
 # takes the FLOPs per step, of the same model with its maps seeded.
 _PLACES_SMALL = ("down", "q", "k", "v", "out")
 _HALVES = ("first_half", "second_half")
-_DISTRIBUTIONS = ("rademacher", "uniform", "hadamard", "normal_float", "orthogonal_qr")
+_DISTRIBUTIONS = ("rademacher", "uniform", "hadamard", "normal_f32", "orthogonal_qr")
 _ROWS = [
     _row("baseline", "small"),
     _row("full_freeze_lora", "small", "all", "seeded", "main", "lora"),
@@ -136,12 +135,13 @@ def _variant(config: ConfigDict, vocab_size: int, paper: Paper | None, row: _Row
         model = _with_maps(model, config, row)
     if "lora" in row.extra:
         pattern = places(model["num_layers"])[row.place]
-        model["lora"] = [{"pattern": pattern, "rank": config.lora.rank, "alpha": config.lora.alpha}]
+        lora = {"pattern": pattern, "kind": "lora", "rank": config.lora.rank, "alpha": config.lora.alpha}
+        model["weights"] = [*model["weights"], lora]
     return Variant(
         name=row.name,
         model=model,
         train=config.train.to_dict(),
-        schedule=SEEDS_FROZEN if row.kind == "seeded" else ALL_TRAIN,
+        schedule=ALL_TRAIN,
         base_seeds="main" in row.extra,
         paper=paper,
         paper_reference=_paper_reference(row.name) if paper else "",
@@ -150,11 +150,11 @@ def _variant(config: ConfigDict, vocab_size: int, paper: Paper | None, row: _Row
 
 def _with_maps(model: dict[str, Any], config: ConfigDict, row: _Row) -> dict[str, Any]:
     pattern = {**places(model["num_layers"]), "gate_up": config.freeze.pattern}[row.place]
-    scale = "gain" if "gain" in row.extra else "fan_in"
-    seeded = {**model, "maps": [random_map(pattern, row.distribution, scale)]}
+    gain = [{"pattern": pattern, "kind": "gain"}] if "gain" in row.extra else []
+    seeded = {**model, "weights": [random_map(pattern, row.distribution), *gain]}
     if row.kind == "seeded":
         return seeded
-    trained = {**model, "maps": [random_map(pattern, row.distribution, scale, trained=True)]}
+    trained = {**model, "weights": [random_map(pattern, row.distribution, trained=True)]}
     if "bytes" in row.extra:
         codec = codec_rules(config)
         return match_bytes(trained, stored_bytes(seeded, codec), codec)

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import optax
 
+from freezejax import roles
 from freezejax.errors import UserError
 from freezejax.masks import check_static
 from freezejax.optimizer import state_owners
-from freezejax.paths import PyTree, leaf_paths
+from freezejax.paths import PyTree
+from freezejax.roles import Role
 from freezejax.schedules import FreezeSchedule, Phase
-from freezejax.weights import as_matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def describe(
     """What trains when, and the bytes of weights, gradients and optimizer state it takes.
 
     Leaves that differ only in their numbers (`blocks/0/...`, `blocks/1/...`) share a row. A random map counts as
-    the parameters it stands for and as the 8 bytes of its root seed.
+    the parameters it stands for and as the 8 bytes of its seed.
 
     Args:
       params: arrays or `jax.ShapeDtypeStruct`s.
@@ -92,12 +93,12 @@ def describe(
 
 
 def _rows(params: PyTree, mask: PyTree, tx: optax.GradientTransformation) -> tuple[GroupRow, ...]:
-    leaves, trainable = jax.tree.leaves(params), jax.tree.leaves(mask)
-    counts = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(as_matrices(params))]
+    found, trainable = roles.leaves(params), jax.tree.leaves(mask)
+    leaves, counts = [leaf.value for leaf in found], [roles.parameter_count(leaf) for leaf in found]
     state_bytes = _state_bytes(params, tx)
     groups: dict[str, list[int]] = {}
-    for index, path in enumerate(leaf_paths(params)):
-        path = path.removesuffix("/root") if leaves[index].dtype == np.uint32 else path
+    for index, leaf in enumerate(found):
+        path = leaf.path.rpartition("/")[0] if leaf.role is Role.SEED else leaf.path
         groups.setdefault(re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path), []).append(index)
 
     def row(name: str, members: list[int]) -> GroupRow:

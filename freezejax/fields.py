@@ -31,18 +31,34 @@ def make_config[T](cls: type[T], values: Mapping[str, Any]) -> T:
 def check_positive(config: Any, *names: str) -> None:
     """Refuses fields that are not integers of at least 1."""
     for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_count(getattr(config, name)):
             raise UserError(f"{told(config, name)} must be an integer of at least 1")
 
 
 def check_number(config: Any, *names: str) -> None:
     """Refuses fields that are not finite numbers above 0."""
     for name in names:
-        value = getattr(config, name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value <= 0:
+        if not is_positive(getattr(config, name)):
             raise UserError(f"{told(config, name)} must be a finite number above 0")
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is an integer of at least 1.
+
+    >>> is_count(1), is_count(True), is_count(0)
+    (True, False, False)
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value is a finite number above 0.
+
+    >>> is_positive(0.5), is_positive(float("inf"))
+    (True, False)
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value > 0
 
 
 def told(config: Any, name: str) -> str:

@@ -8,14 +8,15 @@ import jax
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, leaf_paths, map_with_paths, nearest, path_string
+from freezejax.paths import PyTree, leaf_paths, nearest, path_string
+from freezejax.roles import Leaf, map_leaves
 
 Rule = tuple[str, bool]
 Rules = Sequence[Rule]
 
 
 def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
-    """Tree of bools like `params`: True where a leaf is trainable.
+    """Tree of bools like `params`: True where a leaf is trainable. The seed of a random map never is.
 
     Args:
       params: any pytree; only its structure is read, so shapes or tracers do as well as arrays.
@@ -38,14 +39,14 @@ def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
         if not any(pattern.fullmatch(path) for path in paths):
             raise UserError(f"rule {pattern.pattern!r} matches no leaf; {nearest(pattern.pattern, paths)}")
 
-    def first_match(path: str, _: Any) -> bool:
+    def first_match(leaf: Leaf) -> bool:
         for pattern, trainable in compiled:
-            if pattern.fullmatch(path):
-                return trainable
+            if pattern.fullmatch(leaf.path):
+                return trainable and not leaf.role.constant
         patterns = [pattern.pattern for pattern, _ in compiled]
-        raise UserError(f"leaf {path!r} is covered by no rule; {nearest(path, patterns)}")
+        raise UserError(f"leaf {leaf.path!r} is covered by no rule; {nearest(leaf.path, patterns)}")
 
-    return map_with_paths(first_match, params)
+    return map_leaves(first_match, params)
 
 
 def check_rules(rules: Rules) -> tuple[Rule, ...]:

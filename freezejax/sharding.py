@@ -19,20 +19,24 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from freezejax import roles
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
-from freezejax.weights import MapWeight, hold
+from freezejax.roles import Leaf, Role, Weight
+from freezejax.weights import draw_maps
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # axes that split the rows of a batch
 
-# First match wins. Columns of what reads the residual stream, rows of what writes to it: one sum over `tensor` a pair.
-RULES: Sequence[tuple[str, P]] = (
-    (r"(.*/)?(qkv|q|k|v|c_q|c_k|c_v|gate|up|fc)/kernel(/base|/levels)*", P("fsdp", "tensor")),
-    (r"(.*/)?(out|proj|down)/kernel(/base|/levels)*", P("tensor", "fsdp")),
+# Patterns of kernel paths (of a leaf that is part of no kernel: its own path); the first match wins. Columns of what
+# reads the residual stream, rows of what writes to it: one sum over `tensor` a pair.
+Rules = Sequence[tuple[str, P]]
+RULES: Rules = (
+    (r"(.*/)?(qkv|q|k|v|c_q|c_k|c_v|gate|up|fc)/kernel", P("fsdp", "tensor")),
+    (r"(.*/)?(out|proj|down)/kernel", P("tensor", "fsdp")),
     (r"(.*/)?embedding", P("fsdp", None)),
-    (r".*", P()),
 )
+_IN_SHARDS = (Role.KERNEL, Role.HEAD, Role.EMBEDDING, Role.DRAWN)  # all else lies whole on every device
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -65,16 +69,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     return Mesh(np.array(devices).reshape(tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> P:
-    """How a leaf is stored: its rule of the table, less the axes that do not divide its shape.
+def spec_of(kernel: str, shape: Sequence[int], mesh: Mesh, rules: Rules = RULES) -> P:
+    """How a matrix is stored: its rule of the table, less the axes that do not divide its shape.
 
     >>> spec_of("blocks/0/mlp/up/kernel", (4, 6), make_mesh())
     P('fsdp', 'tensor')
     """
-    spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
-    sizes = [1 if axis is None else mesh.shape[axis] for axis in spec]
+    spec = next((spec for pattern, spec in rules if re.fullmatch(pattern, kernel)), P())
     if len(spec) > len(shape):
         return P()
+    sizes = [1 if axis is None else mesh.shape[axis] for axis in spec]
     return P(*(axis if size % ways == 0 else None for axis, size, ways in zip(spec, shape, sizes, strict=False)))
 
 
@@ -89,7 +93,7 @@ def used_spec(spec: P) -> P:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The table applied to one tree of parameters on one mesh.
+    """A table of sharding rules applied to one tree of parameters on one mesh.
 
     >>> layout = Layout(make_mesh(), {"up": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}})
     >>> layout.shardings({"mu": {"up": {"kernel": jnp.ones((4, 6))}}})["mu"]["up"]["kernel"].spec
@@ -98,13 +102,18 @@ class Layout:
 
     mesh: Mesh
     params: PyTree  # abstract
+    rules: Rules = RULES
+
+    def spec(self, leaf: Leaf) -> P:
+        """How one leaf of the parameters is stored."""
+        return spec_of(leaf.kernel, leaf.value.shape, self.mesh, self.rules) if leaf.role in _IN_SHARDS else P()
 
     @functools.cached_property
     def _specs(self) -> dict[str, tuple[tuple[int, ...], P]]:
-        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(hold, self.params))  # with maps that are stored
+        drawn = jax.eval_shape(draw_maps, self.params)  # with maps that are stored
+        paths = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(drawn))
         return {
-            jax.tree_util.keystr(path): (leaf.shape, spec_of(_name(path), leaf.shape, self.mesh))
-            for path, leaf in leaves
+            path: (leaf.value.shape, self.spec(leaf)) for path, leaf in zip(paths, roles.leaves(drawn), strict=True)
         }
 
     def shardings(self, tree: PyTree) -> PyTree:
@@ -116,8 +125,9 @@ class Layout:
         def one(path: Any, leaf: Any) -> NamedSharding:
             keys = [getattr(entry, "key", None) for entry in path]
             name = keys[-1] if keys and isinstance(keys[-1], str) and "[" in keys[-1] else jax.tree_util.keystr(path)
-            found = [s for end, (shape, s) in self._specs.items() if name.endswith(end) and shape == leaf.shape]
-            return NamedSharding(self.mesh, found[0] if found else P())
+            ends = (name[match.start() :] for match in re.finditer(r"[\[.]", name))
+            found = (self._specs[end] for end in ends if end in self._specs)
+            return NamedSharding(self.mesh, next((spec for shape, spec in found if shape == leaf.shape), P()))
 
         return jax.tree_util.tree_map_with_path(one, tree)
 
@@ -139,32 +149,30 @@ class Layout:
         """Of what every device holds whole."""
         return NamedSharding(self.mesh, P())
 
-    def with_maps(self, params: PyTree) -> PyTree:
-        """The tree with its random maps told which shard to draw; stored ones are gathered over `fsdp`."""
+    def placed(self, params: PyTree) -> PyTree:
+        """The tree whose weights know how they lie while they are used: a random map which shard to draw."""
 
-        def one(path: Any, leaf: Any) -> Any:
-            if not isinstance(leaf, MapWeight):
-                return leaf
-            used = NamedSharding(self.mesh, used_spec(spec_of(_name(path), leaf.map.shape, self.mesh)))
-            levels = None if leaf.levels is None else jax.lax.with_sharding_constraint(leaf.levels, used)
-            return dataclasses.replace(leaf, sharding=used, levels=levels)
+        def one(path: str, weight: Weight) -> Weight:
+            return weight.placed(lambda shape: self._used(spec_of(path, shape, self.mesh, self.rules)))
 
-        return jax.tree_util.tree_map_with_path(one, params, is_leaf=lambda leaf: isinstance(leaf, MapWeight))
+        return roles.map_weights(one, params)
 
     def at_use(self, params: PyTree) -> PyTree:
         """The tree as layers use it: kernels that gather themselves, maps that draw their shard, the rest whole."""
 
-        def one(path: Any, leaf: Any) -> Any:
-            if isinstance(leaf, MapWeight):
-                return leaf
-            stored = spec_of(_name(path), leaf.shape, self.mesh)
-            if re.search(r"kernel(/base)?$", _name(path)) and leaf.ndim == 2:
-                return ShardedKernel(leaf, NamedSharding(self.mesh, stored))
-            used = NamedSharding(self.mesh, used_spec(stored))
-            return _gathered(leaf, NamedSharding(self.mesh, stored), used) if stored != used.spec else leaf
+        def one(leaf: Leaf) -> Any:
+            stored = self.spec(leaf)
+            if leaf.role is Role.DRAWN:
+                return leaf.value
+            if leaf.role in (Role.KERNEL, Role.HEAD):
+                return ShardedKernel(leaf.value, NamedSharding(self.mesh, stored))
+            used = self._used(stored)
+            return leaf.value if stored == used.spec else _gathered(leaf.value, NamedSharding(self.mesh, stored), used)
 
-        placed = self.with_maps(params)
-        return jax.tree_util.tree_map_with_path(one, placed, is_leaf=lambda leaf: isinstance(leaf, MapWeight))
+        return roles.map_leaves(one, self.placed(params))
+
+    def _used(self, stored: P) -> NamedSharding:
+        return NamedSharding(self.mesh, used_spec(stored))
 
 
 @jax.tree_util.register_dataclass
@@ -182,6 +190,15 @@ class ShardedKernel:
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out], in the dtype of `x`; rows of `x` over data and fsdp."""
         return _sharded_matmul(x, self.kernel, self.stored)
+
+    def materialize(self) -> jax.Array:
+        """The kernel, whole but for the axis `tensor`."""
+        return _gathered(self.kernel, self.stored, NamedSharding(self.stored.mesh, used_spec(self.stored.spec)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(in, out)`."""
+        return self.kernel.shape
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -234,7 +251,3 @@ def _whole(kernel_IxO: jax.Array, stored: NamedSharding, dtype: Any) -> jax.Arra
 def _constrain_rows(x: jax.Array, stored: NamedSharding, last: Any) -> jax.Array:
     spec = P(BATCH, *(None,) * (x.ndim - 2), *(tuple(last) or (None,)))
     return jax.lax.with_sharding_constraint(x, NamedSharding(stored.mesh, spec))
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -13,18 +13,17 @@ from freezejax.weights import count_seeded
 
 Codec = str | Sequence[tuple[str, str]]
 ALL_TRAIN = FreezeSchedule([(0, [(".*", True)])])
-SEEDS_FROZEN = FreezeSchedule([(0, [(r".*/root", False), (".*", True)])])  # of models with random maps
 
 
 def random_map(
     pattern: str, distribution: str = "normal", scale: str = "fan_in", trained: bool = False
 ) -> dict[str, Any]:
-    """An entry of `model["maps"]`: kernels that are random maps, or with `trained` start as them and train.
+    """An entry of `model["weights"]`: kernels that are random maps, or with `trained` start as them and train.
 
     >>> random_map(".*/gate/kernel")["scale"]
     'fan_in'
     """
-    return {"pattern": pattern, "distribution": distribution, "scale": scale, "trained": trained}
+    return {"pattern": pattern, "kind": "map", "distribution": distribution, "scale": scale, "trained": trained}
 
 
 def abstract(model: Mapping[str, Any]) -> PyTree:

@@ -92,7 +92,7 @@ def pack(
 
 def codec_rules(config: ConfigDict) -> list[tuple[str, str]]:
     """Codec of every leaf: adapters have one of their own, because they lose more at few bits."""
-    return [(r".*/(a|b)", config.artifact.adapter_codec), (".*", config.artifact.codec)]
+    return [("role=adapter", config.artifact.adapter_codec), (".*", config.artifact.codec)]
 
 
 def sizes(variant: Variant, params: PyTree) -> dict[str, int]:

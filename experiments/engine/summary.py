@@ -168,8 +168,12 @@ def _judged(paper: Paper | None, effect: Interval | None) -> dict[str, Any]:
 
 
 def _paired(results: Sequence[Result], reference: Sequence[Result], field: str) -> Interval | None:
-    same_maps = all(side and side[0]["model"].get("maps") for side in (results, reference))
+    same_maps = all(side and _has_maps(side[0]["model"]) for side in (results, reference))
     return paired_over_seeds(_figures(results, field), _figures(reference, field), same_maps=same_maps)
+
+
+def _has_maps(model: Mapping[str, Any]) -> bool:
+    return any(rule["kind"] == "map" for rule in model.get("weights", ()))
 
 
 def _mean(results: Sequence[Result], field: str) -> dict[str, float | None]:

@@ -23,7 +23,7 @@ class Paper:
 class Variant:
     """One row of a study: a model, how it trains, and what is frozen when.
 
-    Random maps are part of the model (`model["maps"]`) and cost no stored bytes; every other weight is
+    Random maps are part of the model (`model["weights"]`) and cost no stored bytes; every other weight is
     stored, frozen or not.
     """
 

@@ -1,8 +1,8 @@
-"""The bytes of an `.fjax` file, format 1.
+"""The bytes of an `.fjax` file, format 2. (Format 1 named maps and adapters in two lists of their own.)
 
     preamble   58  magic 8, version u16, bytes of the file u64, of the header u32, of its text u32, SHA-256 of all else
     header         raw-deflated JSON, see `header.Header`
-    root        8  the root seed's two uint32 words; absent where nothing is seeded
+    seed        8  the base seed's two uint32 words; absent where nothing is seeded
     table     7 n  encoding u8, bytes u32, quality i16 in 1/100 dB; first for scales and small, then per tensor
     scales         float16 of every quantized row, tensor after tensor, shuffled
     small          float16 of every tensor that is small, shuffled
@@ -35,14 +35,14 @@ from freezejax.artifact.encode import (
     encode_half,
 )
 from freezejax.artifact.header import Header
-from freezejax.artifact.plan import ROOT_WORDS, Tensor
+from freezejax.artifact.plan import SEED_WORDS, Tensor
 from freezejax.errors import UserError
 
 MAGIC = b"\x89FJX\r\n\x1a\n"
-VERSION = 1
+VERSION = 2
 MAX_EXPANSION = 1000  # weights per byte of file
 PREAMBLE = struct.Struct("<8sHQII32s")
-ROOT_BYTES = 4 * ROOT_WORDS
+SEED_BYTES = 4 * SEED_WORDS
 ENTRY = np.dtype([("encoding", "u1"), ("bytes", "<u4"), ("quality", "<i2")])
 _MAX_MESSAGE = 400
 _QUALITY = np.iinfo(np.int16)
@@ -52,7 +52,7 @@ class Parts(NamedTuple):
     """A file taken apart, nothing decoded yet; `blobs` has one entry per tensor, empty for small ones."""
 
     header: Header
-    root: tuple[int, int] | None
+    seed: tuple[int, int] | None
     scales: Blob
     small: Blob
     blobs: list[Blob]
@@ -66,7 +66,7 @@ class Parts(NamedTuple):
         sizes = {
             "preamble": PREAMBLE.size,
             "header": self.header_bytes,
-            "root": ROOT_BYTES if self.root else 0,
+            "seed": SEED_BYTES if self.seed else 0,
             "table": table_bytes(len(self.blobs)),
             "scales": len(self.scales.data),
             "small": len(self.small.data),
@@ -84,7 +84,7 @@ def table_bytes(num_tensors: int) -> int:
     return ENTRY.itemsize * (2 + num_tensors)
 
 
-def to_bytes(header: Header, root: tuple[int, int] | None, leaves: Sequence[Quantized]) -> bytes:
+def to_bytes(header: Header, seed: tuple[int, int] | None, leaves: Sequence[Quantized]) -> bytes:
     """The whole file.
 
     Raises:
@@ -102,7 +102,7 @@ def to_bytes(header: Header, root: tuple[int, int] | None, leaves: Sequence[Quan
     table["bytes"] = [len(blob.data) for blob in sections]
     table["quality"][2:] = [_to_quality(leaf.sqnr_db) for leaf in leaves]
     text, text_size = headers.to_bytes(header)
-    words = b"" if root is None else np.array(root, "<u4").tobytes()
+    words = b"" if seed is None else np.array(seed, "<u4").tobytes()
     body = b"".join([text, words, table.tobytes(), *(blob.data for blob in sections)])
     weights = sum(leaf.tensor.size for leaf in leaves)
     body += bytes(max(0, -(-weights // MAX_EXPANSION) - PREAMBLE.size - len(body)))
@@ -206,6 +206,8 @@ def _check_start(start: bytes) -> None:
     if len(start) < PREAMBLE.size:
         raise UserError(f"truncated: {len(start)} bytes are fewer than the first {PREAMBLE.size}")
     version = PREAMBLE.unpack(start)[1]
+    if version == 1:
+        raise UserError("format 1, which named maps and adapters otherwise, is no longer read: pack the model again")
     if version > VERSION:
         raise UserError(f"written by a newer freezejax: format {version}, this one reads {VERSION}")
 
@@ -214,15 +216,15 @@ def _split(header: Header, rest: memoryview, header_bytes: int, file_bytes: int)
     weights = sum(tensor.size for tensor in header.tensors)
     if weights > MAX_EXPANSION * file_bytes:
         raise ValueError(f"{weights} weights cannot come from {file_bytes} bytes")
-    root_bytes, tables = ROOT_BYTES * header.rooted, table_bytes(len(header.tensors))
-    if root_bytes + tables > len(rest):
+    seed_bytes, tables = SEED_BYTES * header.seeded, table_bytes(len(header.tensors))
+    if seed_bytes + tables > len(rest):
         raise ValueError("its table is cut off")
-    words = np.frombuffer(rest[:root_bytes], "<u4")
-    table = np.frombuffer(rest[root_bytes : root_bytes + tables], ENTRY)
-    blobs = list(_blobs(table, rest[root_bytes + tables :], header.tensors))
+    words = np.frombuffer(rest[:seed_bytes], "<u4")
+    table = np.frombuffer(rest[seed_bytes : seed_bytes + tables], ENTRY)
+    blobs = list(_blobs(table, rest[seed_bytes + tables :], header.tensors))
     quality = [_from_quality(int(q)) for q in table["quality"][2:]]
-    root = (int(words[0]), int(words[1])) if header.rooted else None
-    return Parts(header, root, blobs[0], blobs[1], blobs[2:], quality, header_bytes, file_bytes)
+    seed = (int(words[0]), int(words[1])) if header.seeded else None
+    return Parts(header, seed, blobs[0], blobs[1], blobs[2:], quality, header_bytes, file_bytes)
 
 
 def _blobs(table: np.ndarray, rest: memoryview, tensors: Sequence[Tensor]) -> list[Blob]:

@@ -14,16 +14,16 @@ from freezejax.paths import nearest
 
 MAX_BYTES = 1 << 22  # of the JSON text; a leaf takes about 60
 _MAX_DIMS = 8
-_MAX_PATTERN, _MAX_REPEATS = 200, 6
+_MAX_PATTERN, _MAX_REPEATS = 4096, 6
 
 
 class Header(NamedTuple):
     """What stands in the header; `tensors` in the order of their bytes."""
 
-    model: dict[str, Any]  # "family" and its config, as for `models.build`
+    model: dict[str, Any] | None  # "family" and its config, as for `models.build`; None = parameters alone
     codec: list[tuple[str, str]]
     compressor: str
-    rooted: bool  # whether a root seed is stored
+    seeded: bool  # whether a base seed is stored
     tokenizer: dict[str, str] | None
     notes: Any
     tensors: list[Tensor]
@@ -31,13 +31,13 @@ class Header(NamedTuple):
 
 def make_header(
     tensors: list[Tensor],
-    model: Mapping[str, Any],
+    model: Mapping[str, Any] | None,
     codec: CodecRules,
     compressor: str,
     tokenizer: Mapping[str, str] | None,
     notes: Any,
     *,
-    rooted: bool,
+    seeded: bool,
 ) -> Header:
     """The header of a file to be written, checked as it will be when it is read.
 
@@ -47,10 +47,11 @@ def make_header(
     if compressor not in list(COMPRESSORS):
         raise UserError(f"there is no compressor {compressor!r}; {nearest(str(compressor), COMPRESSORS)}")
     for name, value in (("model", model), ("tokenizer", tokenizer)):
-        if not isinstance(value, Mapping) and not (name == "tokenizer" and value is None):
+        if value is not None and not isinstance(value, Mapping):
             raise UserError(f"artifact header: {name}={value!r} is not a mapping")
     reference = None if tokenizer is None else dict(tokenizer)
-    header = Header(dict(model), codec_rules(codec), compressor, rooted, reference, notes, tensors)
+    named = None if model is None else dict(model)
+    header = Header(named, codec_rules(codec), compressor, seeded, reference, notes, tensors)
     try:
         text = _text_of(header)
         check(json.loads(text))
@@ -90,8 +91,8 @@ def check(fields: Any) -> Header:
     """
     if not isinstance(fields, dict) or set(fields) != set(Header._fields):
         raise ValueError(f"its header does not have exactly the fields {', '.join(Header._fields)}")
-    if not isinstance(fields["rooted"], bool):
-        raise ValueError("field 'rooted' is not true or false")
+    if not isinstance(fields["seeded"], bool):
+        raise ValueError("field 'seeded' is not true or false")
     if fields["compressor"] not in list(COMPRESSORS):
         raise ValueError(
             f"unknown compressor {fields['compressor']!r}; {nearest(str(fields['compressor']), COMPRESSORS)}"
@@ -127,17 +128,18 @@ def _tensor(path: Any, shape: Any, codec: Any) -> Tensor:
 
 
 def _check_model(model: Any, num_tensors: int) -> None:
+    if model is None:
+        return
     if not isinstance(model, dict) or not isinstance(model.get("family"), str):
         raise ValueError("field 'model' names no family")
     _check_numbers(model)
     layers = model.get("num_layers")
     if isinstance(layers, int) and layers > num_tensors:  # before anything is built: each layer stores a leaf
         raise ValueError(f"the model has {layers} layers, but {num_tensors} tensors are stored")
-    for name in ("maps", "lora"):
-        rules = model.get(name, [])
-        for rule in rules if isinstance(rules, list) else []:
-            if isinstance(rule, dict) and isinstance(rule.get("pattern"), str):
-                _check_pattern(rule["pattern"])
+    rules = model.get("weights", [])
+    for rule in rules if isinstance(rules, list) else []:
+        if isinstance(rule, dict) and isinstance(rule.get("pattern"), str):
+            _check_pattern(rule["pattern"])
 
 
 def _check_numbers(value: Any) -> None:

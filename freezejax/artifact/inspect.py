@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from freezejax import models
+from freezejax.artifact import container
 from freezejax.artifact.store import load, read_metadata
 from freezejax.errors import UserError
 
@@ -20,7 +21,7 @@ _SECTIONS = {
     "small": "small tensors",
     "table": "table of tensors",
     "header": "header",
-    "root": "root seed",
+    "seed": "base seed",
     "preamble": "magic, version, SHA-256",
     "padding": "padding",
 }
@@ -48,7 +49,11 @@ def verify(path: str | Path) -> str:
     Raises:
       UserError: as `load`; or the logits are not finite, or a map is too large to draw here.
     """
-    apply, params, meta = load(path)
+    meta = read_metadata(path)
+    if meta["model"] is None:
+        container.decode(container.read(path))
+        return f"ok: {_title(path, meta)}, {len(meta['tensors'])} tensors; no model is named, nothing was run"
+    apply, params, _ = load(path)
     weights = [math.prod(found["shape"]) for found in meta["maps"]]
     if max(weights, default=0) > _MAX_MAP or sum(weights) > _MAX_MAPS:
         raise UserError(f"{path}: its maps of {sum(weights):,} weights are too large to verify")
@@ -64,7 +69,8 @@ def verify(path: str | Path) -> str:
 
 
 def _title(path: str | Path, meta: dict[str, Any]) -> str:
-    return f"{path}: {meta['bytes']:,} bytes, family {meta['model']['family']}, compressor {meta['compressor']}"
+    family = "none named" if meta["model"] is None else meta["model"]["family"]
+    return f"{path}: {meta['bytes']:,} bytes, family {family}, compressor {meta['compressor']}"
 
 
 def _tensor_row(found: dict[str, Any]) -> tuple[str, ...]:

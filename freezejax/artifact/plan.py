@@ -5,18 +5,19 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from freezejax import roles
 from freezejax.artifact.codecs import CODECS, row_shape
 from freezejax.artifact.packing import bits_of, packed_size
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, leaf_paths, nearest
-from freezejax.weights import release
+from freezejax.paths import PyTree, nearest
+from freezejax.roles import Leaf, Role
 
 SMALL = 4096  # tensors of at most this many elements stay float16: their scales would cost as much as they save
-ROOT_WORDS = 2  # uint32 words of a threefry key
+SEED_WORDS = 2  # uint32 words of a threefry key
+_ROLE = "role="  # how a codec rule names a role instead of a path
 
 CodecRules = str | Sequence[tuple[str, str]]
 
@@ -59,22 +60,23 @@ def is_small(shape: tuple[int, ...]) -> bool:
 
 
 def plan(params: PyTree, codec: CodecRules) -> list[Tensor]:
-    """The stored leaves in flattening order; roots (uint32) and drawn maps are not among them.
+    """The stored leaves in flattening order; seeds and drawn maps are not among them.
 
     Args:
       params: arrays or `jax.ShapeDtypeStruct`s.
-      codec: a codec for everything, or ordered `(regex, codec)`; `re.fullmatch` on the path, first match wins.
+      codec: a codec for everything, or ordered `(regex, codec)`; `re.fullmatch` on the path, first match wins. In
+        place of a regex "role=adapter" means all leaves of a role, see `freezejax.roles`.
 
     Raises:
-      UserError: an unknown codec, a bad regex, a leaf that no rule covers or that is neither float nor a root.
+      UserError: an unknown codec or role, a bad regex, a leaf that no rule covers or that is not float.
 
     >>> plan({"w": np.zeros((64, 128)), "scale": np.zeros(64)}, "int6")
     [Tensor(path='scale', shape=(64,), codec='float16'), Tensor(path='w', shape=(64, 128), codec='int6')]
     """
     rules = codec_rules(codec)
     return [
-        Tensor(path, tuple(leaf.shape), "float16" if is_small(leaf.shape) else _find(path, rules))
-        for path, leaf in stored_leaves(params)
+        Tensor(leaf.path, tuple(leaf.value.shape), "float16" if is_small(leaf.value.shape) else _find(leaf, rules))
+        for leaf in stored_leaves(params)
     ]
 
 
@@ -92,6 +94,8 @@ def codec_rules(codec: CodecRules) -> list[tuple[str, str]]:
     for pattern, name in rules:
         if name not in CODECS:
             raise UserError(f"there is no codec {name!r}; {nearest(str(name), CODECS)}")
+        if pattern.startswith(_ROLE) and pattern.removeprefix(_ROLE) not in list(Role):
+            raise UserError(f"codec rule {pattern!r}: no such role; {nearest(pattern.removeprefix(_ROLE), Role, 1)}")
         try:
             re.compile(pattern)
         except re.error as error:
@@ -111,48 +115,45 @@ def _pairs(codec: Any) -> list[tuple[str, str]]:
     return [pair(rule) for rule in codec]
 
 
-def stored_leaves(params: PyTree) -> list[tuple[str, Any]]:
-    """`(path, leaf)` of every float leaf whose bytes a file must hold: no root, and no map that was drawn.
+def stored_leaves(params: PyTree) -> list[Leaf]:
+    """Every leaf whose bytes a file must hold: no seed, and nothing that was drawn from one.
 
     Raises:
-      UserError: a leaf that is neither float nor a root.
+      UserError: a leaf that is not float.
     """
-    params = release(params)
-    leaves = [pair for pair in zip(leaf_paths(params), jax.tree.leaves(params), strict=True) if not is_root(pair[1])]
-    for path, leaf in leaves:
-        kind = getattr(leaf, "dtype", None)
+    found = [leaf for leaf in roles.leaves(params) if not leaf.role.constant]
+    for leaf in found:
+        kind = getattr(leaf.value, "dtype", None)
         if kind is None or not jnp.issubdtype(kind, jnp.floating):
-            raise UserError(f"leaf {path!r} is {kind or type(leaf).__name__}: an artifact stores float weights")
-    return leaves
+            shown = kind or type(leaf.value).__name__
+            raise UserError(f"leaf {leaf.path!r} is {shown}: an artifact stores float weights")
+    return found
 
 
-def is_root(leaf: Any) -> bool:
-    """Whether a leaf is a root seed: key data, uint32 [2]."""
-    return getattr(leaf, "dtype", None) == jnp.uint32 and tuple(leaf.shape) == (ROOT_WORDS,)
-
-
-def root_of(params: PyTree) -> tuple[int, int] | None:
-    """The words of the one root seed of a tree; None where nothing is seeded.
+def seed_of(params: PyTree) -> tuple[int, int] | None:
+    """The words of the one base seed of a tree; None where nothing is seeded.
 
     Raises:
-      UserError: two leaves have different roots.
+      UserError: two leaves have different seeds.
 
-    >>> root_of({"a": np.array([0, 7], np.uint32), "b": np.zeros(3, np.float32)})
-    (0, 7)
+    >>> seed_of({"b": np.zeros(3, np.float32)}) is None
+    True
     """
-    leaves = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
-    roots = {path: tuple(np.asarray(leaf).tolist()) for path, leaf in leaves if is_root(leaf)}
-    if not roots:
+    seeds = {
+        leaf.path: tuple(np.asarray(leaf.value).tolist()) for leaf in roles.leaves(params) if leaf.role is Role.SEED
+    }
+    if not seeds:
         return None
-    first = next(iter(roots))
-    for path, words in roots.items():
-        if words != roots[first]:
-            raise UserError(f"root {path!r} is {words}, but {first!r} is {roots[first]}: a model has one root seed")
-    return roots[first]
+    first = next(iter(seeds))
+    for path, words in seeds.items():
+        if words != seeds[first]:
+            raise UserError(f"seed {path!r} is {words}, but {first!r} is {seeds[first]}: a model has one base seed")
+    return seeds[first]
 
 
-def _find(path: str, rules: list[tuple[str, str]]) -> str:
+def _find(leaf: Leaf, rules: list[tuple[str, str]]) -> str:
     for pattern, codec in rules:
-        if re.fullmatch(pattern, path):
+        if pattern == _ROLE + leaf.role if pattern.startswith(_ROLE) else re.fullmatch(pattern, leaf.path):
             return codec
-    raise UserError(f"no codec rule covers leaf {path!r}; {nearest(path, [pattern for pattern, _ in rules], count=1)}")
+    patterns = [pattern for pattern, _ in rules]
+    raise UserError(f"no codec rule covers leaf {leaf.path!r}; {nearest(leaf.path, patterns, count=1)}")

@@ -1,6 +1,5 @@
 """From a header to the model it names, and from weights by path to that model's parameters."""
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -11,27 +10,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from freezejax import models
+from freezejax import models, roles
 from freezejax.artifact.container import Parts
 from freezejax.artifact.encode import ENCODINGS
 from freezejax.artifact.header import Header
-from freezejax.artifact.plan import Tensor, is_root, stored_leaves
+from freezejax.artifact.plan import Tensor, stored_leaves
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, leaf_paths, nearest
-from freezejax.weights import MapWeight, RandomMap, map_weights, release
+from freezejax.paths import PyTree, nearest
+from freezejax.roles import Leaf, Role
+from freezejax.weights import drop_maps, maps_of
 
 
-def model_of(header: Header) -> tuple[models.Model, PyTree]:
-    """The model a header names and its abstract parameters, which are the header's tensors and root exactly.
+def model_of(header: Header, like: PyTree | None = None) -> tuple[models.Model | None, PyTree]:
+    """The model a header names and its abstract parameters, which are the header's tensors and seed exactly.
+
+    Args:
+      header: of the file.
+      like: parameters of a model that is not of a family; for a header that names none.
 
     Raises:
-      UserError: the model cannot be built, or has other leaves.
+      UserError: the model cannot be built, is named twice or not at all, or has other leaves.
     """
-    model, shapes = _build(json.dumps(header.model))
+    if (header.model is None) == (like is None):
+        raise UserError(
+            "it holds parameters alone: show what they are filled into, load(path, like=params)"
+            if like is None
+            else "it names its own model: load it without like="
+        )
+    model, shapes = _build(json.dumps(header.model)) if like is None else (None, drop_maps(like))
     _check_fit(header.tensors, shapes)
-    seeded = any(is_root(leaf) for leaf in jax.tree.leaves(shapes))
-    if header.rooted != seeded:
-        wanted = "no root seed is stored" if seeded else "a root seed is stored, but nothing is seeded"
+    seeded = any(leaf.role is Role.SEED for leaf in roles.leaves(shapes))
+    if header.seeded != seeded:
+        wanted = "no base seed is stored" if seeded else "a base seed is stored, but nothing is seeded"
         raise UserError(f"wrong model: {wanted}")
     return model, shapes
 
@@ -40,39 +50,47 @@ def check_params(params: PyTree, header: Header) -> None:
     """Checks that parameters are of the model that a header names, random maps and adapters included.
 
     Raises:
-      UserError: the model cannot be built, or has other leaves, maps or adapters.
+      UserError: the model cannot be built, or has other leaves, or weights of other kinds.
     """
+    if header.model is None:
+        return
     _, shapes = model_of(header)
-    for ours, named in itertools.zip_longest(map_weights(params), map_weights(shapes)):
-        if ours is None or named is None or ours.map != named.map:
-            found = "no map" if ours is None else _told(ours.map)
-            wanted = "none" if named is None else _told(named.map)
-            raise UserError(f"wrong model: the parameters hold {found} where the config has {wanted}")
-    if _bare_structure(params) != _bare_structure(shapes):
-        raise UserError("wrong model: the parameters' adapters or containers are not those of the config")
+    pairs = itertools.zip_longest(roles.weights(_bare(params)), roles.weights(_bare(shapes)), fillvalue=("", None))
+    for (path, ours), (wanted_path, named) in pairs:
+        if path != wanted_path or _structure(ours) != _structure(named):
+            raise UserError(
+                f"wrong model: the parameters hold {_told(path, ours)}, the config {_told(wanted_path, named)}"
+            )
+    if _structure(_bare(params)) != _structure(_bare(shapes)):
+        raise UserError("wrong model: the parameters' containers are not those of the config")
 
 
-def _told(random_map: RandomMap) -> str:
-    return f"a {random_map.distribution} map {random_map.shape} of scale {random_map.scale} at {random_map.name!r}"
+def _structure(tree: PyTree) -> Any:
+    return jax.tree.structure(tree)
 
 
-def _bare_structure(tree: PyTree) -> Any:
-    """Structure with all that is static in it, but for how maps lie on a mesh."""
-
-    def bare(leaf: Any) -> Any:
-        return dataclasses.replace(leaf, sharding=None) if isinstance(leaf, MapWeight) else leaf
-
-    return jax.tree.structure(jax.tree.map(bare, release(tree), is_leaf=lambda leaf: isinstance(leaf, MapWeight)))
+def _told(path: str, weight: Any) -> str:
+    if weight is None:
+        return "no such weight"
+    kinds = [type(weight).__name__, *(repr(m.map) for m in maps_of(weight))]
+    return f"{' of '.join(kinds)} at {path!r}"
 
 
-def fill(shapes: PyTree, weights: Mapping[str, np.ndarray], root: tuple[int, int] | None) -> PyTree:
+def _bare(tree: PyTree) -> PyTree:
+    """The tree without drawn maps, and without how its weights lie on a mesh."""
+    placed: Any = None
+    return roles.map_weights(lambda _, weight: weight.placed(lambda shape: placed), drop_maps(tree))
+
+
+def fill(shapes: PyTree, weights: Mapping[str, np.ndarray], seed: tuple[int, int] | None) -> PyTree:
     """The abstract parameters with their values."""
 
-    def value(path: str, leaf: Any) -> jax.Array:
-        return jnp.asarray(np.array(root, np.uint32)) if is_root(leaf) else jnp.asarray(weights[path], leaf.dtype)
+    def value(leaf: Leaf) -> jax.Array:
+        if leaf.role is Role.SEED:
+            return jnp.asarray(np.array(seed, np.uint32))
+        return jnp.asarray(weights[leaf.path], leaf.value.dtype)
 
-    leaves = [value(path, leaf) for path, leaf in zip(leaf_paths(shapes), jax.tree.leaves(shapes), strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    return roles.map_leaves(value, shapes)
 
 
 def metadata_of(parts: Parts, shapes: PyTree) -> dict[str, Any]:
@@ -87,10 +105,10 @@ def metadata_of(parts: Parts, shapes: PyTree) -> dict[str, Any]:
     ]
     maps = [
         {"path": m.name, "shape": m.shape, "distribution": m.distribution, "scale": m.scale, "portable": m.portable}
-        for m in (weight.map for weight in map_weights(shapes))
+        for m in (weight.map for weight in maps_of(shapes))
     ]
     kept = {name: getattr(header, name) for name in ("model", "tokenizer", "codec", "compressor", "notes")}
-    found = {"root": parts.root, "bytes": parts.file_bytes, "sizes": parts.sizes}
+    found = {"seed": parts.seed, "bytes": parts.file_bytes, "sizes": parts.sizes}
     return {**kept, **found, "tensors": tensors, "maps": maps}
 
 
@@ -107,7 +125,7 @@ def _build(config: str) -> tuple[models.Model, PyTree]:
 
 
 def _check_fit(tensors: list[Tensor], shapes: PyTree) -> None:
-    wanted = {path: tuple(leaf.shape) for path, leaf in stored_leaves(shapes)}
+    wanted = {leaf.path: tuple(leaf.value.shape) for leaf in stored_leaves(shapes)}
     found = {tensor.path: tensor.shape for tensor in tensors}
     for path, shape in wanted.items():
         if path not in found:

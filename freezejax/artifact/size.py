@@ -4,14 +4,14 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from freezejax.artifact import codecs, container, packing
 from freezejax.artifact.header import make_header, to_bytes
-from freezejax.artifact.plan import CodecRules, Tensor, is_root, plan
+from freezejax.artifact.plan import CodecRules, Tensor, plan
 from freezejax.paths import PyTree
+from freezejax.roles import Role, leaves
 
 Quantile = Callable[[np.ndarray], np.ndarray]
 
@@ -28,7 +28,7 @@ class SizeEstimate(NamedTuple):
 
 
 def predict_bytes(shapes: PyTree, codec: CodecRules = "int6") -> int:
-    """Payload bytes: bit-packed codes, float16 scales and small tensors, 8 for a root seed. Maps cost nothing.
+    """Payload bytes: bit-packed codes, float16 scales and small tensors, 8 for a base seed. Maps cost nothing.
 
     Args:
       shapes: arrays or `jax.ShapeDtypeStruct`s.
@@ -41,7 +41,7 @@ def predict_bytes(shapes: PyTree, codec: CodecRules = "int6") -> int:
     4358
     """
     tensors = plan(shapes, codec)
-    return _root_bytes(shapes) + sum(tensor.packed_bytes + 2 * tensor.rows for tensor in tensors)
+    return _seed_bytes(shapes) + sum(tensor.packed_bytes + 2 * tensor.rows for tensor in tensors)
 
 
 def predict_size(
@@ -70,11 +70,10 @@ def predict_size(
     SizeEstimate(low=123505, high=197824, gaussian=177714)
     """
     tensors = plan(shapes, codec)
-    root_bytes = _root_bytes(shapes)
-    named = {"family": ""} if model is None else model
-    text, _ = to_bytes(make_header(tensors, named, codec, compressor, tokenizer, notes, rooted=root_bytes > 0))
-    fixed = container.PREAMBLE.size + len(text) + container.table_bytes(len(tensors)) + root_bytes
-    high = fixed - root_bytes + predict_bytes(shapes, codec)
+    seed_bytes = _seed_bytes(shapes)
+    text, _ = to_bytes(make_header(tensors, model, codec, compressor, tokenizer, notes, seeded=seed_bytes > 0))
+    fixed = container.PREAMBLE.size + len(text) + container.table_bytes(len(tensors)) + seed_bytes
+    high = fixed - seed_bytes + predict_bytes(shapes, codec)
     if compressor == "none":
         return SizeEstimate(high, high, high)
     scales = sum(tensor.rows for tensor in tensors)
@@ -82,8 +81,8 @@ def predict_size(
     return SizeEstimate(low, high, fixed + scales + round(_coded_bytes(tensors, _normal)))
 
 
-def _root_bytes(shapes: PyTree) -> int:
-    return container.ROOT_BYTES * any(is_root(leaf) for leaf in jax.tree.leaves(shapes))
+def _seed_bytes(shapes: PyTree) -> int:
+    return container.SEED_BYTES * any(leaf.role is Role.SEED for leaf in leaves(shapes))
 
 
 def _coded_bytes(tensors: list[Tensor], quantile: Quantile) -> float:
@@ -115,8 +114,8 @@ def _entropy_of_codes(codec: str, length: int, quantile: Quantile) -> float:
 
 
 @functools.cache
-def _entropy_of_half(quantile: Quantile, deviation: float) -> float:
-    half = codecs.to_float16((deviation * quantile(_midpoints(_FINE))).astype(np.float32))
+def _entropy_of_half(quantile: Quantile, std: float) -> float:
+    half = codecs.to_float16((std * quantile(_midpoints(_FINE))).astype(np.float32))
     return sum(_entropy(plane) for plane in np.frombuffer(packing.shuffle(half), np.uint8).reshape(2, -1))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from freezejax.artifact import container, rebuild
 from freezejax.artifact.encode import quantize_leaf
 from freezejax.artifact.header import make_header
-from freezejax.artifact.plan import CodecRules, plan, root_of, stored_leaves
+from freezejax.artifact.plan import CodecRules, plan, seed_of, stored_leaves
 from freezejax.data.atomic import atomic_file
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, leaf_paths
@@ -32,7 +32,7 @@ def save(
     path: str | Path,
     params: PyTree,
     *,
-    model: Mapping[str, Any],
+    model: Mapping[str, Any] | None = None,
     codec: CodecRules = "int6",
     compressor: str = "brotli",
     tokenizer: Mapping[str, str] | None = None,
@@ -42,8 +42,9 @@ def save(
 
     Args:
       path: by custom ending in `.fjax`.
-      params: float leaves are stored, equal uint32 [2] leaves are the one root seed and cost 8 bytes together.
-      model: `{"family": ..., **config}` as for `models.build`, which must have exactly these leaves.
+      params: any pytree. Float leaves are stored; the seeds of its random maps must be one, and cost 8 bytes together.
+      model: `{"family": ..., **config}` as for `models.build`, which must have exactly these leaves; None for
+        parameters of a model of your own, which `load` then wants to be shown.
       codec: a codec, or ordered `(regex on the leaf path, codec)`; small tensors are float16 in any case.
       compressor: 'none', 'zlib', 'lzma', 'zstd' or 'brotli'.
       tokenizer: `{"name": ..., "sha256": ...}` of the tokenizer the model was trained with.
@@ -54,11 +55,11 @@ def save(
     """
     path = Path(path)
     tensors = plan(params, codec)
-    root = root_of(params)
-    header = make_header(tensors, model, codec, compressor, tokenizer, notes, rooted=root is not None)
+    seed = seed_of(params)
+    header = make_header(tensors, model, codec, compressor, tokenizer, notes, seeded=seed is not None)
     rebuild.check_params(params, header)
-    leaves = [quantize_leaf(t, np.asarray(leaf)) for t, (_, leaf) in zip(tensors, stored_leaves(params), strict=True)]
-    content = container.to_bytes(header, root, leaves)
+    leaves = [quantize_leaf(t, np.asarray(leaf.value)) for t, leaf in zip(tensors, stored_leaves(params), strict=True)]
+    content = container.to_bytes(header, seed, leaves)
     try:
         with atomic_file(path) as file:
             file.write(content)
@@ -67,37 +68,48 @@ def save(
     return Saved(path, len(content), container.parse(content).sizes, {x.tensor.path: x.sqnr_db for x in leaves})
 
 
-def load(path: str | Path) -> tuple[Apply, PyTree, dict[str, Any]]:
+def load(path: str | Path, *, like: PyTree | None = None) -> tuple[Apply, PyTree, dict[str, Any]]:
     """The model of a file: `(apply, params, metadata)`.
 
     `apply(params, tokens_BxT)` gives float32 logits [B, T, V], see `models.Model`. `params` equals
     `quantize(params, codec)` of what was saved, bit for bit; maps are drawn again by `apply`. For `metadata` see
     `read_metadata`.
 
+    Args:
+      path: of the file.
+      like: parameters (or their shapes) of a model of your own: what a file without a model's name is filled into.
+        `apply` then refuses: the model is yours.
+
     Raises:
-      UserError: missing, not an artifact, newer, truncated, damaged, or not of the model it names.
+      UserError: missing, not an artifact, of another format, truncated, damaged, or not of the model it names or
+        is shown.
     """
     parts = container.read(path)
     with container.naming(path):
-        model, shapes = rebuild.model_of(parts.header)
-        params = rebuild.fill(shapes, container.decode(parts), parts.root)
-    return model.apply, params, rebuild.metadata_of(parts, shapes)
+        model, shapes = rebuild.model_of(parts.header, like)
+        params = rebuild.fill(shapes, container.decode(parts), parts.seed)
+    return model.apply if model else _no_model, params, rebuild.metadata_of(parts, shapes)
+
+
+def _no_model(*_: Any, **__: Any) -> jax.Array:
+    raise UserError("the artifact holds parameters alone: apply your own model to them")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What a file says about itself, after the checks of `load` but without decoding a tensor.
 
     Returns:
-      `model, tokenizer, codec, compressor, notes` as saved; `root`, the two words of the root seed or None; `bytes`
+      `model, tokenizer, codec, compressor, notes` as saved; `seed`, the two words of the base seed or None; `bytes`
       and `sizes`, the file and its parts; `tensors`, a list of `path, shape, codec, encoding, bytes, sqnr_db`; and
-      `maps`, a list of `path, shape, distribution, scale, portable`, which have no bytes.
+      `maps`, a list of `path, shape, distribution, scale, portable`, which have no bytes (known of named models).
 
     Raises:
       UserError: as `load`.
     """
     parts = container.read(path)
     with container.naming(path):
-        return rebuild.metadata_of(parts, rebuild.model_of(parts.header)[1])
+        shapes = None if parts.header.model is None else rebuild.model_of(parts.header)[1]
+        return rebuild.metadata_of(parts, shapes)
 
 
 def quantize(params: PyTree, codec: CodecRules = "int6") -> PyTree:

@@ -12,8 +12,7 @@ import numpy as np
 from freezejax.cost.layout import MeshShape
 from freezejax.paths import PyTree, leaf_paths
 from freezejax.training.config import TrainConfig
-from freezejax.training.optimizers import MUON_LEAVES
-from freezejax.weights import map_weights
+from freezejax.weights import maps_of
 
 _COUNT = 4  # bytes of a step count; AdamW and the learning rate each have one
 _COEFFICIENTS = 12  # bytes of the three coefficients that Muon's state holds
@@ -59,7 +58,7 @@ def leaves_of(params: PyTree, trains: Mapping[str, bool], config: TrainConfig, m
             tuple(leaf.shape),
             np.dtype(leaf.dtype).itemsize,
             trains[path],
-            muon and re.fullmatch(MUON_LEAVES, path) is not None,
+            muon and re.fullmatch(r"(.*/)?blocks/.*/kernel(/base)?", path) is not None,
             mesh.ways(path, tuple(leaf.shape)),
         )
         for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
@@ -89,7 +88,7 @@ def argument_bytes(model_config: Any, params: PyTree, leaves: list[Leaf], config
     total += 2 * 4 * config.batch_size * config.seq_len // mesh.batch_ways  # int32 inputs and targets
     if model_config.dropout:
         total += 8  # the root key
-    if config.maps == "stored":
-        for weight in map_weights(params):
+    if config.draw_maps == "once":
+        for weight in maps_of(params):
             total += 4 * math.prod(weight.map.shape) // mesh.ways(f"{weight.map.name}/levels", weight.map.shape) - 8
     return total

@@ -37,7 +37,9 @@ def count_elements(
         for kind, count in _of_site(site, live, rows * config.seq_len, config.seq_len, mesh.tensor):
             counts[kind] += config.accumulation * count
         if site.kind == "map":
-            draws = {"layer": config.accumulation * (1 + live.inputs[0]), "step": 1, "stored": 0}[config.maps]
+            draws = {"per_layer": config.accumulation * (1 + live.inputs[0]), "per_step": 1, "once": 0}[
+                config.draw_maps
+            ]
             ways = mesh.tensor if site.shared or site.shared_input else 1
             counts[f"draw {site.draw}"] += draws * site.inner * site.width // ways
     for leaf in leaves:

@@ -9,7 +9,7 @@ from freezejax.errors import UserError
 from freezejax.models import GegluConfig, ParameterGolfConfig
 from freezejax.models.config import mlp_width
 from freezejax.paths import PyTree
-from freezejax.weights import MapWeight
+from freezejax.weights import GainWeight, MapWeight
 from freezejax.weights.lora import LoraWeight
 
 
@@ -115,9 +115,12 @@ class _Chain:
             low = self._matmul("linear", x, f"{path}/a", weight.a.shape[1])
             low = self._matmul("linear", low, f"{path}/b", out)
             return self.add("adapter", [self._weight(x, weight.base, f"{path}/base", out), low], out)
+        if isinstance(weight, GainWeight):
+            y = self._weight(x, weight.base, f"{path}/base", out)
+            return self.add("scale", [y], out, f"{path}/gain")
         if isinstance(weight, MapWeight):
             y = self._matmul("map", x, path, out, draw=weight.map.distribution)
-            return y if weight.gain is None else self.add("scale", [y], out, f"{path}/gain")
+            return y
         return self._matmul("linear", x, path, out)
 
     def _matmul(self, kind: str, x: int, path: str, out: int, **more: Any) -> int:

@@ -15,8 +15,7 @@ from freezejax.models.geglu import GegluConfig
 from freezejax.models.loss import cross_entropy
 from freezejax.models.parameter_golf import ParameterGolfConfig
 from freezejax.paths import nearest
-from freezejax.weights import rules
-from freezejax.weights.rules import Rules
+from freezejax.weights import Rules, attach
 
 __all__ = [
     "FAMILIES",
@@ -38,13 +37,12 @@ FAMILIES: dict[str, tuple[type[Any], ModuleType, dict[str, Any]]] = {
 }
 
 
-def build(family: str, *, maps: Rules = (), lora: Rules = (), **config: Any) -> Model:
+def build(family: str, *, weights: Rules = (), **config: Any) -> Model:
     """The model of a family, with the family's defaults for every key not given.
 
     Args:
       family: 'geglu' or 'parameter_golf'.
-      maps: which kernels are random maps, see `rules.MapRule`; plain mappings, as in a config.
-      lora: which kernels carry a low-rank adapter, see `rules.LoraRule`.
+      weights: which kernels are weights of another kind, see `freezejax.weights.kinds`; plain mappings, as in a config.
       **config: fields of `GegluConfig` or `ParameterGolfConfig`.
 
     Raises:
@@ -59,8 +57,11 @@ def build(family: str, *, maps: Rules = (), lora: Rules = (), **config: Any) -> 
     freezejax.errors.UserError: there is no model family 'gegelu'; nearest: geglu
     """
     config_class, module, _ = _family(family)
+    for name, kind in (("maps", "map"), ("lora", "lora")):
+        if name in config:
+            raise UserError(f"{name}=[{{'pattern': ...}}] is now weights=[{{'pattern': ..., 'kind': '{kind}'}}]")
     model: Model = module.build(make_config(config_class, config))
-    return model._replace(init=rules.attach(model.init, maps, lora))
+    return model._replace(init=attach(model.init, weights))
 
 
 def from_torch(

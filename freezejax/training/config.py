@@ -81,13 +81,13 @@ class TrainConfig:
     batch_size: int  # sequences per optimizer step
     seq_len: int  # tokens per sequence
     seed: int = 0  # initial weights, data order and dropout
-    base_seed: int = 0  # root seed of the random maps
+    base_seed: int = 0  # what random maps are drawn from
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     accumulation: int = 1  # microbatches per step; divides batch_size
     ema_decay: float = 0.0  # of the trainable leaves; 0 = no EMA
     compute_dtype: str = "float32"  # float32 or bfloat16
-    maps: str = "layer"  # random maps are drawn in every layer and pass, once per step, or once per run: stored
+    draw_maps: str = "per_layer"  # random maps are drawn per_layer and pass, per_step, or once per run: stored
     # Frozen embedding and first blocks: off = in the step; apart from it and without dropout = recompute, or kept in
     # memory or on disk, window by window.
     prefix_cache: str = "off"
@@ -107,7 +107,7 @@ class TrainConfig:
             _check(f"train.{field}", getattr(self, field), getattr(self, field) >= 0, "0 or more")
         _check("train.ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
         _one_of("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
-        _one_of("train.maps", self.maps, ("layer", "step", "stored"))
+        _one_of("train.draw_maps", self.draw_maps, ("per_layer", "per_step", "once"))
         _one_of("train.prefix_cache", self.prefix_cache, ("off", "recompute", "memory", "disk"))
         _check("train.prefix_cache_gib", self.prefix_cache_gib, 0 <= self.prefix_cache_gib < 2**30, "0 to 2^30")
         _one_of("train.on_thaw", self.on_thaw, ("restart", "keep"))

@@ -1,6 +1,5 @@
 """Optimizers and learning-rate schedules by name."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,18 +7,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from freezejax.paths import PyTree, map_with_paths
+from freezejax import roles
+from freezejax.paths import PyTree
+from freezejax.roles import Role
 from freezejax.schedules import Phase
 from freezejax.training.config import OptimizerConfig, TrainConfig
-
-# Kernels only: the residual mix of the Parameter Golf baseline, [2, D], is two vectors.
-MUON_LEAVES = r"(.*/)?blocks/.*/kernel(/base)?"
 
 
 def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
     """Clip, then AdamW or Muon, with the learning rate `peak * shape(count)`.
 
-    Muon (optax.contrib) takes the kernels inside `blocks/`; embeddings and vectors stay with AdamW, as in the
+    Muon (optax.contrib) takes the kernels; embeddings, an untied head, adapters and vectors stay with AdamW, as in the
     Parameter Golf baseline, whose Adam has no Nesterov momentum; that of optax.contrib.muon has. Wrapped in
     `freeze`, all of it sees trainable leaves only.
 
@@ -44,15 +42,15 @@ def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -
             eps=config.eps,
             adam_weight_decay=config.weight_decay,
             adam_learning_rate=rate(config.adam_learning_rate),
-            muon_weight_dimension_numbers=_block_matrices,
+            muon_weight_dimension_numbers=_kernels,
         )
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     return optax.chain(clip, main)
 
 
-def _block_matrices(params: PyTree) -> PyTree:
+def _kernels(params: PyTree) -> PyTree:
     numbers = optax.contrib.MuonDimensionNumbers()
-    return map_with_paths(lambda path, _: numbers if re.fullmatch(MUON_LEAVES, path) else None, params)
+    return roles.map_leaves(lambda leaf: numbers if leaf.role is Role.KERNEL else None, params)
 
 
 def rate_shape(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:

@@ -22,7 +22,7 @@ from freezejax.training.prefix import check_one_device, frozen_prefix, make_pref
 from freezejax.training.state import RunState, abstract_state, begin, cross
 from freezejax.training.step import Loss, make_step
 from freezejax.training.tracing import Program, traced
-from freezejax.weights import as_matrices, check_seeds_frozen, hold
+from freezejax.weights import as_matrices, draw_maps
 
 
 class RunPlan:
@@ -50,8 +50,6 @@ class RunPlan:
         self.abstract_params = jax.eval_shape(model.init, jax.random.key(0))
         self.matrices = as_matrices(self.abstract_params)
         self.phases = schedule.phases(self.abstract_params, config.steps)
-        for phase in self.phases:
-            check_seeds_frozen(self.abstract_params, phase.mask)
         self.layout = None if mesh is None else Layout(mesh, self.abstract_params)
         processes.check_batch(config.batch_size // config.accumulation, mesh, "train.batch_size / train.accumulation")
         check_one_device(config, mesh)
@@ -79,7 +77,7 @@ class RunPlan:
             freeze(self.optimizer(self.phases[index]), self.phases[index].mask),
             accumulation=self.config.accumulation,
             ema_decay=self.config.ema_decay,
-            hold_maps=self.config.maps == "step",
+            draw_once=self.config.draw_maps == "per_step",
             layout=self.layout,
             # Worked out beside the loop, it would wait for whatever is being compiled in the background.
             rate=lambda index: self.config.optimizer.learning_rate * self.rate(index),
@@ -91,8 +89,8 @@ class RunPlan:
         key, scalar = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
         sequence = jax.ShapeDtypeStruct((self.config.batch_size, self.config.seq_len), jnp.int32)
         batch = {"inputs": sequence, "targets": sequence}
-        if self.config.maps == "stored":
-            frozen = jax.eval_shape(hold, frozen)
+        if self.config.draw_maps == "once":
+            frozen = jax.eval_shape(draw_maps, frozen)
         if self.blocks_apart(index):
             batch["carried"] = jax.eval_shape(self.prefix(index), frozen, sequence)
         if self.layout is None:
@@ -160,21 +158,21 @@ class RunPlan:
 
     def begin(self) -> RunState:
         """State at the first step; bits do not depend on the mesh."""
-        key, root = jax.random.key(self.config.seed), jax.random.key(self.config.base_seed)
+        key, base_key = jax.random.key(self.config.seed), jax.random.key(self.config.base_seed)
         first = self.phases[0]
-        state = begin(self.model.init(key, root), first, self.optimizer(first), self.config)
+        state = begin(self.model.init(key, base_key), first, self.optimizer(first), self.config)
         return state if self.layout is None else processes.place(state, self.layout.shardings(state))
 
     def held(self, frozen: PyTree) -> PyTree:
-        """The frozen half as the step takes it: with `train.maps=stored` its maps are drawn now."""
-        if self.config.maps != "stored":
+        """The frozen half as the step takes it: with `train.draw_maps=once` its maps are drawn now."""
+        if self.config.draw_maps != "once":
             return frozen
         if self.layout is None:
-            return hold(frozen)
-        layout, shapes = self.layout, jax.eval_shape(hold, frozen)
+            return draw_maps(frozen)
+        layout, shapes = self.layout, jax.eval_shape(draw_maps, frozen)
 
         def draw(tree: PyTree) -> PyTree:
-            return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(hold(layout.with_maps(tree))))
+            return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(draw_maps(layout.placed(tree))))
 
         drawn: PyTree = jax.jit(draw, out_shardings=layout.shardings(shapes))(frozen)
         return drawn

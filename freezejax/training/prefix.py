@@ -27,7 +27,7 @@ from freezejax.training.batches import Batches
 from freezejax.training.config import TrainConfig
 from freezejax.training.phases import PhasePrograms
 from freezejax.training.state import fingerprint
-from freezejax.weights import hold
+from freezejax.weights import draw_maps
 
 FOLDER = "prefix_cache"  # in the folder of a run
 
@@ -70,8 +70,8 @@ def make_prefix(model: Model, config: TrainConfig, abstract_params: PyTree, mask
     absent = partition(abstract_params, mask)[0]
 
     def prefix(frozen: PyTree, inputs: jax.Array) -> PyTree:
-        if config.maps == "step":
-            frozen = hold(frozen)
+        if config.draw_maps == "per_step":
+            frozen = draw_maps(frozen)
         params = combine(jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), absent), frozen)
 
         def part(inputs_BxT: jax.Array) -> PyTree:

@@ -10,7 +10,7 @@ import optax
 from freezejax.partition import apply_updates, combine
 from freezejax.paths import PyTree, named_key
 from freezejax.sharding import Layout
-from freezejax.weights import hold
+from freezejax.weights import draw_maps
 
 Loss = Callable[[PyTree, dict[str, jax.Array], jax.Array], jax.Array]
 
@@ -33,7 +33,7 @@ def make_step(
     *,
     accumulation: int = 1,
     ema_decay: float = 0.0,
-    hold_maps: bool = False,
+    draw_once: bool = False,
     layout: Layout | None = None,
     rate: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[..., tuple[StepState, dict[str, jax.Array]]]:
@@ -44,7 +44,7 @@ def make_step(
       tx: `freeze(tx, mask)`.
       accumulation: microbatches whose gradients are averaged into one update.
       ema_decay: decay of the average of the weights; 0 keeps none.
-      hold_maps: random maps are drawn once, at the start of the step, not in every layer and pass.
+      draw_once: random maps are drawn once, at the start of the step, not in every layer and pass.
       layout: how parameters and batch lie on a mesh, if there is one.
       rate: learning rate at a step's index, to be among the metrics.
 
@@ -62,14 +62,14 @@ def make_step(
         state: StepState, frozen: PyTree, key: jax.Array, index: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[StepState, dict[str, jax.Array]]:
         if layout is not None:
-            frozen = layout.with_maps(frozen)
-        if hold_maps:
-            frozen = hold(frozen)
+            frozen = layout.placed(frozen)
+        if draw_once:
+            frozen = draw_maps(frozen)
 
         def loss_of_half(half: PyTree, part: dict[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
             if layout is None:
                 return loss(combine(half, frozen), part, dropout_key)
-            return loss(layout.at_use(combine(layout.with_maps(half), frozen)), part, dropout_key)
+            return loss(layout.at_use(combine(layout.placed(half), frozen)), part, dropout_key)
 
         dropout_key = jax.random.fold_in(named_key(key, "dropout"), index)
         gradient = jax.value_and_grad(loss_of_half)

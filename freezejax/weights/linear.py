@@ -22,6 +22,16 @@ def linear(x: jax.Array, weight: Any) -> jax.Array:
     return matmul(x, weight)
 
 
+def matrix(weight: Any) -> jax.Array:
+    """The matrix [in, out] of an array or of a weight of any kind.
+
+    >>> matrix(jnp.ones((1, 2)))
+    Array([[1., 1.]], dtype=float32)
+    """
+    found: jax.Array = weight.materialize() if hasattr(weight, "materialize") else weight
+    return found
+
+
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
     """`x @ kernel`: [..., in] -> [..., out], in the dtype of `x`; the kernel's gradient is of its own dtype throughout.

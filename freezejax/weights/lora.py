@@ -1,42 +1,69 @@
-"""Adapters: trainable leaves beside a weight that may be frozen, stored or seeded."""
+"""LoRA: a low-rank adapter over any weight."""
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
+from freezejax.errors import UserError
+from freezejax.fields import is_count, is_positive
 from freezejax.paths import named_key
-from freezejax.weights.linear import linear
+from freezejax.roles import Role, Weight
+from freezejax.weights.kinds import Site
+from freezejax.weights.linear import linear, matrix
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LoraWeight:
+class LoraWeight(Weight):
     """Low-rank adapter: `x @ base + alpha / rank * (x @ a) @ b`.
 
     `b` starts at zero, so that the model starts as its base. Source: Hu et al. 2021, arXiv:2106.09685.
 
-    >>> weight = LoraWeight.create(jnp.ones((4, 2)), jax.random.key(0), "mlp/up/kernel", (4, 2), rank=1)
+    >>> site = Site("mlp/up/kernel", jax.random.key(0), jax.random.key(0))
+    >>> weight = LoraWeight.make(jnp.ones((4, 2)), site, rank=1)
     >>> weight(jnp.ones((1, 4)))
     Array([[4., 4.]], dtype=float32)
     """
 
-    base: Any  # an array [in, out] or a MapWeight
+    roles: ClassVar = {"base": Role.KERNEL, "a": Role.ADAPTER, "b": Role.ADAPTER}
+
+    base: Any  # an array [in, out] or a Weight
     a: jax.Array  # float32 [in, rank]
     b: jax.Array  # float32 [rank, out]
     alpha: float = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def create(
-        cls, base: Any, key: jax.Array, name: str, shape: tuple[int, int], *, rank: int, alpha: float | None = None
-    ) -> Self:
-        """An adapter over `base`; `a` is N(0, 1/sqrt(in)) from the key folded with its path, `alpha` is `rank`."""
-        a = jax.random.normal(named_key(key, f"{name}/a"), (shape[0], rank), jnp.float32) / math.sqrt(shape[0])
-        return cls(base, a, jnp.zeros((rank, shape[1]), jnp.float32), float(rank if alpha is None else alpha))
+    def make(cls, base: Any, site: Site, *, rank: int = 16, alpha: float | None = None) -> Self:
+        """Kind "lora": an adapter over `base`; `a` is N(0, 1/sqrt(in)) from the key folded with its path.
+
+        Args:
+          base: an array [in, out] or a weight.
+          site: where it stands.
+          rank: of the adapter.
+          alpha: scale times rank; None = rank.
+        """
+        if not is_count(rank):
+            raise UserError(f"rank={rank!r} must be an integer of at least 1")
+        if alpha is not None and not is_positive(alpha):
+            raise UserError(f"alpha={alpha!r} must be a finite number above 0")
+        width_in, width_out = base.shape
+        a = jax.random.normal(named_key(site.key, f"{site.path}/a"), (width_in, rank), jnp.float32)
+        b = jnp.zeros((rank, width_out), jnp.float32)
+        return cls(base, a / math.sqrt(width_in), b, float(rank if alpha is None else alpha))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out], in the dtype of `x`."""
         low = linear(linear(x, self.a), self.b)
         return linear(x, self.base) + low * jnp.asarray(self.alpha / self.a.shape[1], x.dtype)
+
+    def materialize(self) -> jax.Array:
+        """The weights [in, out], adapter included."""
+        return matrix(self.base) + self.alpha / self.a.shape[1] * self.a @ self.b
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(in, out)`."""
+        return self.a.shape[0], self.b.shape[1]

@@ -1,4 +1,4 @@
-"""A random map: a weight matrix that is a recipe and a name, drawn from the root seed whenever it is needed."""
+"""A random map: a weight matrix that is a recipe and a name, drawn from the base seed whenever it is needed."""
 
 import functools
 import math
@@ -23,16 +23,16 @@ _SMALLEST, _LARGEST = 1e-30, 1e30  # of a scale: levels times a scale stay well 
 class RandomMap:
     """A matrix [in, out] of fixed random numbers of mean zero, regenerated from a key inside jit.
 
-    The same (root key, name) gives the same bits in jit and eager, on one device and any mesh.
+    The same (base key, name) gives the same bits in jit and eager, on one device and any mesh.
     Source: docs/random_maps.md.
 
     Args:
       shape: `(in, out)`.
       distribution: 'normal', 'uniform', 'rademacher' or 'hadamard', which are integer recipes and portable;
         'normal_float' or 'orthogonal_qr', for comparison, which are not.
-      scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'gain' = the same times a learned
-        gain per output feature, 'none' or None = 1, or a number in (1e-30, 1e30).
-      name: leaf path; the map's key is the root key with the hash of this name folded in.
+      scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'none' or None = 1, or a number in
+        (1e-30, 1e30).
+      name: leaf path; the map's key is the base key with the hash of this name folded in.
 
     Raises:
       UserError: a shape, distribution or scale that cannot be.
@@ -58,13 +58,11 @@ class RandomMap:
         if not isinstance(self.distribution, str) or self.distribution not in RECIPES:
             hint = nearest(str(self.distribution), RECIPES)
             raise UserError(f"{where}: no distribution {self.distribution!r}; {hint}")
-        if self.scale is None or (isinstance(self.scale, str) and self.scale in ("fan_in", "gain", "none")):
+        if self.scale is None or (isinstance(self.scale, str) and self.scale in ("fan_in", "none")):
             return
         is_number = isinstance(self.scale, numbers.Real) and not isinstance(self.scale, bool)
         if not is_number or not _SMALLEST < self.scale < _LARGEST:  # type: ignore[operator]
-            raise UserError(
-                f"{where}: scale={self.scale!r} must be 'fan_in', 'gain', 'none' or a number in (1e-30, 1e30)"
-            )
+            raise UserError(f"{where}: scale={self.scale!r} must be 'fan_in', 'none' or a number in (1e-30, 1e30)")
 
     @property
     def portable(self) -> bool:
@@ -72,16 +70,16 @@ class RandomMap:
         return RECIPES[self.distribution].portable
 
     @property
-    def deviation(self) -> float:
-        """Standard deviation of a weight, before any gain."""
-        if self.scale in ("fan_in", "gain"):
+    def std(self) -> float:
+        """Standard deviation of a weight."""
+        if self.scale == "fan_in":
             return 1 / math.sqrt(self.shape[0])
         return 1.0 if self.scale in ("none", None) else float(self.scale)
 
     @property
     def step(self) -> float:
         """What a level is worth: weights are levels times this."""
-        return self.deviation / RECIPES[self.distribution].deviation
+        return self.std / RECIPES[self.distribution].std
 
     def levels(self, key: jax.Array, sharding: Sharding = None) -> jax.Array:
         """The map before its scale, float32 [in, out]: small integers for the portable distributions.
@@ -101,24 +99,21 @@ class RandomMap:
         return drawn if sharding is None else jax.lax.with_sharding_constraint(drawn, sharding)
 
     def materialize(self, key: jax.Array, sharding: Sharding = None) -> jax.Array:
-        """The weights, float32 [in, out], from the root key; without the learned gain.
+        """The weights, float32 [in, out], from the base key.
 
         Raises:
           UserError: `key` is not a typed threefry2x32 key.
         """
         return self.levels(key, sharding) * jnp.float32(self.step)
 
-    def apply(
-        self, x: jax.Array, key: jax.Array, *, gain: jax.Array | None = None, sharding: Sharding = None
-    ) -> jax.Array:
+    def apply(self, x: jax.Array, key: jax.Array, *, sharding: Sharding = None) -> jax.Array:
         """`x @ materialize(key)`: [..., in] -> [..., out] in the dtype of `x`, drawn again in the backward pass.
 
-        Nothing of the map is kept between the passes, and nothing is differentiated but `x` and `gain`.
+        Nothing of the map is kept between the passes, and nothing is differentiated but `x`.
 
         Args:
           x: float32 or bfloat16 [..., in]. Products are summed in float32.
-          key: root key, typed threefry2x32.
-          gain: learned gain [out] of each output feature, if any.
+          key: base key, typed threefry2x32.
           sharding: how the map is laid out over a mesh; each device draws its own shard only.
 
         Raises:
@@ -126,7 +121,7 @@ class RandomMap:
         """
         check_key(key)
         self.check_input(x)
-        return with_gain(_regenerated(self, sharding, x, jax.random.key_data(key)), gain)
+        return _regenerated(self, sharding, x, jax.random.key_data(key))
 
     def check_input(self, x: jax.Array) -> None:
         """Refuses an input that the map cannot be applied to.
@@ -161,16 +156,6 @@ def check_key(key: jax.Array) -> None:
         raise UserError(f"random maps need a threefry2x32 key, jax.random.key(seed, impl='threefry2x32'), not {found}")
     if not jax.config.jax_threefry_partitionable:
         raise UserError("random maps need jax_threefry_partitionable=True, which is jax's default")
-
-
-def with_gain(y: jax.Array, gain: jax.Array | None) -> jax.Array:
-    """`y` [..., out] times a gain [out], if there is one, in the dtype of `y`.
-
-    >>> with_gain(jnp.ones((2, 2)), jnp.array([1.0, 3.0]))
-    Array([[1., 3.],
-           [1., 3.]], dtype=float32)
-    """
-    return y if gain is None else y * gain.astype(y.dtype).reshape((1,) * (y.ndim - 1) + gain.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -212,26 +197,26 @@ scaled_product.defvjp(_scaled_forward, _scaled_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _regenerated(random_map: RandomMap, sharding: Sharding, x: jax.Array, root: jax.Array) -> jax.Array:
-    return scaled_product(x, _levels_after(x, random_map, sharding, root), random_map.step)
+def _regenerated(random_map: RandomMap, sharding: Sharding, x: jax.Array, seed: jax.Array) -> jax.Array:
+    return scaled_product(x, _levels_after(x, random_map, sharding, seed), random_map.step)
 
 
-def _forward(random_map: RandomMap, sharding: Sharding, x: jax.Array, root: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _regenerated(random_map, sharding, x, root), root
+def _forward(random_map: RandomMap, sharding: Sharding, x: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _regenerated(random_map, sharding, x, seed), seed
 
 
-def _backward(random_map: RandomMap, sharding: Sharding, root: jax.Array, grad: jax.Array) -> tuple[jax.Array, Any]:
-    levels = _levels_after(grad, random_map, sharding, root)
-    no_gradient = np.zeros(root.shape, jax.dtypes.float0)
+def _backward(random_map: RandomMap, sharding: Sharding, seed: jax.Array, grad: jax.Array) -> tuple[jax.Array, Any]:
+    levels = _levels_after(grad, random_map, sharding, seed)
+    no_gradient = np.zeros(seed.shape, jax.dtypes.float0)
     return scaled_product(grad, levels.T, random_map.step), no_gradient
 
 
 _regenerated.defvjp(_forward, _backward)
 
 
-def _levels_after(x: jax.Array, random_map: RandomMap, sharding: Sharding, root: jax.Array) -> jax.Array:
+def _levels_after(x: jax.Array, random_map: RandomMap, sharding: Sharding, seed: jax.Array) -> jax.Array:
     # Keys do not depend on data: without the barrier every layer's map may be drawn at the start of the step,
     # and the backward pass may reuse, and so keep, the forward pass's.
-    root, _ = jax.lax.optimization_barrier((root, x))
-    levels = random_map.levels(jax.random.wrap_key_data(root, impl="threefry2x32"), sharding)
+    seed, _ = jax.lax.optimization_barrier((seed, x))
+    levels = random_map.levels(jax.random.wrap_key_data(seed, impl="threefry2x32"), sharding)
     return jax.lax.optimization_barrier(levels)  # drawn once, in its own layout, not inside the matmul's loops

@@ -27,12 +27,12 @@ _QUANTILES = np.array(
 class Recipe(NamedTuple):
     """How one distribution is drawn.
 
-    >>> RECIPES["rademacher"].deviation
+    >>> RECIPES["rademacher"].std
     1.0
     """
 
     levels: Callable[..., jax.Array]  # (key, [in, out], how it will be sharded) -> float32 [in, out]
-    deviation: float  # standard deviation of the levels; their mean is zero
+    std: float  # standard deviation of the levels; their mean is zero
     kurtosis: float  # fourth moment over squared variance; 3 for a normal distribution
     portable: bool  # the same bits on every backend, mesh and supported jax version
 
@@ -89,10 +89,10 @@ def hadamard(key: jax.Array, shape: Shape, sharding: NamedSharding | None = None
     return _signs((parity_IxO + row_signs_I[:, None] + column_signs_O[None]) & 1)
 
 
-def normal_float(key: jax.Array, shape: Shape, _: NamedSharding | None = None) -> jax.Array:
+def normal_f32(key: jax.Array, shape: Shape, _: NamedSharding | None = None) -> jax.Array:
     """`jax.random.normal`, for comparison: its last bits may differ between backends.
 
-    >>> normal_float(jax.random.key(0), (2, 3)).shape
+    >>> normal_f32(jax.random.key(0), (2, 3)).shape
     (2, 3)
     """
     return jax.random.normal(key, shape, jnp.float32)
@@ -149,6 +149,6 @@ RECIPES: dict[str, Recipe] = {
     "uniform": Recipe(uniform, math.sqrt((256**2 - 1) / 3), 1.8 * (256**2 - 7 / 3) / (256**2 - 1), True),
     "normal": Recipe(normal, math.sqrt(_NORMAL_VARIANCE), _moment(_QUANTILES, 4) / _NORMAL_VARIANCE**2, True),
     "hadamard": Recipe(hadamard, 1.0, 1.0, True),
-    "normal_float": Recipe(normal_float, 1.0, 3.0, False),
+    "normal_f32": Recipe(normal_f32, 1.0, 3.0, False),
     "orthogonal_qr": Recipe(orthogonal_qr, 1.0, 3.0, False),
 }

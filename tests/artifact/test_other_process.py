@@ -113,7 +113,7 @@ def test_the_same_model_in_another_process(there, apply, tokens):
 
 def test_counterpart_another_root_seed_is_another_model(there, apply, tokens):
     other = artifact.quantize(trained(root=8))
-    with pytest.raises(AssertionError, match="root"):
+    with pytest.raises(AssertionError, match="seed"):
         check_same(other, apply, tokens, there)
     there = {name: there[name] for name in there if "logits" in name}
     assert not any(np.asarray(apply(other, tokens)).tobytes() == logits.tobytes() for logits in there.values())

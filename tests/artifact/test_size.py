@@ -23,7 +23,7 @@ def test_packed_files_are_predicted_to_the_byte(name, codec, trained, tmp_path):
     shapes = jax.eval_shape(models.build(**config).init, jax.random.key(0))
     predicted = artifact.predict_size(shapes, **options)
     assert predicted.low == predicted.high == predicted.gaussian == saved.bytes
-    payload = sum(saved.sizes[part] for part in ("root", "scales", "small", "codes"))
+    payload = sum(saved.sizes[part] for part in ("seed", "scales", "small", "codes"))
     assert artifact.predict_bytes(shapes, codec) == payload
     bare = artifact.predict_size(shapes, codec=codec)  # nothing known but shapes
     assert abs(bare.high / saved.bytes - 1) < 0.03
@@ -51,7 +51,7 @@ def test_a_matrix_costs_its_bits_and_two_bytes_a_row():
         "up": {"kernel": jax.ShapeDtypeStruct((100, 80), np.float32)},
         "tok_emb": {"embedding": jax.ShapeDtypeStruct((100, 80), np.float32)},
         "scale": jax.ShapeDtypeStruct((80,), np.float32),
-        "root": jax.ShapeDtypeStruct((2,), np.uint32),
+        "seed": jax.ShapeDtypeStruct((2,), np.uint32),
     }
     for codec, bits in {"int8": 8, "int6": 6, "int5": 5, "int4": 4}.items():
         assert artifact.predict_bytes(shapes, codec) == 2 * 8000 * bits // 8 + 2 * (80 + 100) + 2 * 80 + 8
@@ -100,5 +100,5 @@ def test_ten_kernels_that_become_maps_leave_the_file(trained, tmp_path):
         params = models.build(**model).init(jax.random.key(0))
         sizes.append(artifact.save(tmp_path / "x.fjax", params, model=model, compressor="none").sizes)
     assert sizes[0]["codes"] - sizes[1]["codes"] == 10 * 64 * 128 * 6 // 8
-    assert sizes[1]["root"] == 8
+    assert sizes[1]["seed"] == 8
     assert sizes[1]["header"] < sizes[0]["header"]  # ten tensors fewer to name, one rule more

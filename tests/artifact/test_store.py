@@ -75,10 +75,10 @@ def test_metadata_is_what_was_saved(trained, tmp_path):
     assert meta == artifact.load(tmp_path / "x.fjax")[2]
     assert meta["model"] == config
     assert {name: meta[name] for name in options} == options
-    assert meta["root"] == (0, 7)
+    assert meta["seed"] == (0, 7)
     assert {t["path"]: t["sqnr_db"] for t in meta["tensors"]} == pytest.approx(saved.sqnr_db, abs=0.01)
     assert [found["path"] for found in meta["maps"]][:2] == ["blocks/0/mlp/gate/kernel", "blocks/0/mlp/up/kernel"]
-    assert not any("root" in t["path"] or t["path"].endswith("up/kernel") for t in meta["tensors"])
+    assert not any("seed" in t["path"] or t["path"].endswith("up/kernel") for t in meta["tensors"])
 
 
 def test_the_same_model_gives_the_same_file(trained, tmp_path):

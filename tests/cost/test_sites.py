@@ -66,7 +66,7 @@ def test_devices_share_the_work_and_frozen_weights_are_never_reduced(mesh):
 
 
 def test_seeded_weights_are_never_gathered():
-    rules = [(".*/root", False), *ALL]
+    rules = [(".*/seed", False), *ALL]
     stored = predict(GEGLU, ALL, mesh={"fsdp": 8}).collective_bytes
     every = [{"pattern": ".*/kernel"}]
     seeded = predict({**GEGLU, "maps": every}, rules, mesh={"fsdp": 8})
@@ -77,10 +77,10 @@ def test_seeded_weights_are_never_gathered():
 
 
 def test_accumulation_draws_maps_in_every_microbatch_and_gathers_again():
-    model, rules = {**GEGLU, "maps": [{"pattern": ".*/(gate|up)/kernel"}]}, [(".*/root", False), *ALL]
+    model, rules = {**GEGLU, "maps": [{"pattern": ".*/(gate|up)/kernel"}]}, [(".*/seed", False), *ALL]
     twice = dataclasses.replace(CONFIG, accumulation=2)
     assert predict(model, rules, twice).flops > predict(model, rules).flops
-    held = dataclasses.replace(CONFIG, maps="step")
+    held = dataclasses.replace(CONFIG, draw_maps="per_step")
     held_twice = dataclasses.replace(held, accumulation=2)
     assert predict(model, rules, held_twice).flops == predict(model, rules, held).flops
     once = predict(model, rules, mesh={"fsdp": 2}).collective_bytes

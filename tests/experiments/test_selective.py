@@ -84,7 +84,7 @@ def test_maps_are_where_the_names_say(variants):
         assert ends(variants[f"frozen_{place}"]) == {f"{kernel}/kernel"}
     lora = abstract(variants["full_freeze_lora"].model)
     blocks = [path for path in leaf_paths(lora) if path.startswith("blocks") and "/ln" not in path]
-    assert {path.rsplit("/", 1)[1] for path in blocks} == {"root", "a", "b"}
+    assert {path.rsplit("/", 1)[1] for path in blocks} == {"seed", "a", "b"}
     first, second = (variants[f"frozen_{half}_half"] for half in ("first", "second"))
     assert seeded_paths(first).isdisjoint(seeded_paths(second))
     every = {path for path in leaf_paths(abstract(variants["trained_first_half"].model)) if path.endswith("kernel")}

@@ -104,7 +104,7 @@ def _judge_artifact(path: Path, whole: dict[bytes, Any] | None, content: bytes) 
     assert stored <= MAX_EXPANSION * len(content), f"{stored} weights of {len(content)} bytes"
     for name in ("model", "tokenizer", "notes"):
         assert repr(metadata[name]) == repr(said.header[name]), f"{name} is not what the file says"
-    assert metadata["root"] == said.root
+    assert metadata["seed"] == said.root
     shapes, logits = _traced(json.dumps(said.header["model"], sort_keys=True))
     assert jax.tree.structure(params) == jax.tree.structure(shapes), "not the model's parameters"
     for name, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):

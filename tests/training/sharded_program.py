@@ -28,7 +28,7 @@ from freezejax.weights import map_weights
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
 VOCAB = 64
 TOKENS = np.where(np.arange(4000) % 4 == 0, np.random.default_rng(0).integers(0, 61, 4000), np.arange(4000) * 7 % 61)
-ALL, SEEDS = (".*", True), (".*/root", False)
+ALL, SEEDS = (".*", True), (".*/seed", False)
 GATE_UP = (r".*/(gate|up|fc)/kernel", False)
 ATTENTION = (r".*/attn/.*", False)
 MAPS = [{"pattern": r".*/(gate|up|fc)/kernel", "scale": "gain"}]

@@ -15,8 +15,8 @@ from freezejax.training.plan import RunPlan
 from freezejax.training.state import fingerprint
 from freezejax.weights import count_seeded, hold, map_weights
 
-ALL_BUT_SEEDS = [(".*/root", False), (".*", True)]
-FROZEN_GAIN = [(".*/(root|gain|a)", False), (".*", True)]
+ALL_BUT_SEEDS = [(".*/seed", False), (".*", True)]
+FROZEN_GAIN = [(".*/(seed|gain|a)", False), (".*", True)]
 MODES = ("layer", "step", "stored")
 # A square map with a gain, and one under an adapter.
 MODEL = {
@@ -52,7 +52,7 @@ def test_a_run_has_the_same_bits_wherever_its_maps_are_drawn(case, run, tmp_path
 
 
 RESUMED = [(0, ALL_BUT_SEEDS), (4, FROZEN_GAIN)]
-STATE = {"maps": "stored", "ema_decay": 0.8, "on_thaw": "keep", "base_seed": 5, "model": {**MODEL, "dropout": 0.1}}
+STATE = {"draw_maps": "once", "ema_decay": 0.8, "on_thaw": "keep", "base_seed": 5, "model": {**MODEL, "dropout": 0.1}}
 
 
 def test_a_run_stopped_around_its_boundary_ends_with_the_same_bits(run, tmp_path):
@@ -83,7 +83,7 @@ def stored_bytes(directory):
 
 def test_a_checkpoint_holds_seeds_and_no_map(run, tmp_path):
     model = {"model_dim": 64, "mlp_mult": 8, "maps": [{"pattern": ".*/kernel", "distribution": "hadamard"}]}
-    run(tmp_path, [(0, ALL_BUT_SEEDS)], model=model, maps="stored", stop_at=2)
+    run(tmp_path, [(0, ALL_BUT_SEEDS)], model=model, draw_maps="once", stop_at=2)
     assert 0 < stored_bytes(tmp_path) < 4 * (64 * 192 + 64 * 64 + 3 * 64 * 512) / 2
 
 

@@ -24,7 +24,7 @@ from freezejax.training.state import fingerprint
 GEGLU = {"family": "geglu", "vocab_size": 61, "num_layers": 2, "model_dim": 16, "num_heads": 1}
 GOLF = {**GEGLU, "family": "parameter_golf", "num_layers": 3, "num_heads": 2, "num_kv_heads": 1}
 MAPS = {**GEGLU, "maps": [{"pattern": r"blocks/\d+/mlp/(gate|up)/kernel", "scale": "gain"}]}
-ROOTS = [(".*/root", False)]
+ROOTS = [(".*/seed", False)]
 ALL = [(".*", True)]
 PREFIX = [("tok_emb/.*|blocks/0/.*", False), *ALL]
 FROM_START, LATER = [(0, PREFIX)], [(0, ALL), (3, PREFIX)]
@@ -137,7 +137,7 @@ def test_a_prefix_ends_at_the_first_leaf_that_trains_and_reads_none(model, rules
 CASES = {
     "dropout": {"model": {**GEGLU, "dropout": 0.3}},
     "u-net, bfloat16": {"model": GOLF, "compute_dtype": "bfloat16", "ema_decay": 0.5},
-    "maps, accumulation": {"model": MAPS, "schedule": [(0, [*ROOTS, *PREFIX])], "accumulation": 2, "maps": "stored"},
+    "maps, accumulation": {"model": MAPS, "schedule": [(0, [*ROOTS, *PREFIX])], "accumulation": 2, "draw_maps": "once"},
     "nothing trains": {"schedule": [(0, [(".*", False)])]},
 }
 

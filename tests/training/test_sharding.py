@@ -38,7 +38,7 @@ def mesh_of(data=1, fsdp=1, tensor=1):
         ("blocks/3/mlp/up/kernel/levels", COLUMNS),
         ("blocks/3/mlp/down/kernel/base/levels", ROWS),
         ("tok_emb/embedding", P("fsdp", None)),
-        *((f"blocks/3/mlp/up/kernel/{name}", P()) for name in ("a", "b", "root", "gain")),
+        *((f"blocks/3/mlp/up/kernel/{name}", P()) for name in ("a", "b", "seed", "gain")),
         ("blocks/3/ln1/scale", P()),
         ("blocks/3/mlp/pickup/kernel", P()),
         ("skip_weights", P()),
@@ -73,8 +73,8 @@ def plan():
     maps = [{"pattern": r".*/up/kernel", "scale": "gain"}, {"pattern": r".*/out/kernel"}]
     lora = [{"pattern": r".*/(up|down)/kernel", "rank": 4}]
     model = models.build("geglu", vocab_size=64, num_layers=1, model_dim=32, num_heads=2, maps=maps, lora=lora)
-    config = TrainConfig(steps=9, batch_size=2, seq_len=8, ema_decay=0.9, on_thaw="keep", maps="stored")
-    seeds, gate = (".*/root", False), (".*/gate/kernel", False)
+    config = TrainConfig(steps=9, batch_size=2, seq_len=8, ema_decay=0.9, on_thaw="keep", draw_maps="once")
+    seeds, gate = (".*/seed", False), (".*/gate/kernel", False)
     schedule = FreezeSchedule([(0, [seeds, (".*", True)]), (3, [seeds, gate, (".*", True)])])
     return RunPlan(model, config, schedule, make_mesh())
 

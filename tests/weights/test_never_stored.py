@@ -121,7 +121,7 @@ def training_step(maps):
     """`(step, its abstract arguments)` of a small model whose gate and up are maps."""
     model = models.build("geglu", num_layers=2, model_dim=48, num_heads=3, vocab_size=61, mlp_mult=2, maps=maps)
     params = jax.eval_shape(model.init, KEY)
-    mask = trainable_mask(params, [*([(".*/root", False)] if maps else []), (".*", True)])
+    mask = trainable_mask(params, [*([(".*/seed", False)] if maps else []), (".*", True)])
     tx = freeze(make_optimizer(CONFIG.optimizer, lambda count: jnp.ones([])), mask)
     half, frozen = partition(params, mask)
     state = StepState(half, jax.eval_shape(tx.init, half), None)

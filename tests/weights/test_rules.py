@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from freezejax.weights.rules import LoraRule, MapRule
 from ml_collections import ConfigDict
 
 import freezejax
@@ -14,7 +15,6 @@ from freezejax import UserError, models
 from freezejax.paths import leaf_paths
 from freezejax.weights import MapWeight, RandomMap, count_seeded, map_weights
 from freezejax.weights.lora import LoraWeight
-from freezejax.weights.rules import LoraRule, MapRule
 from tests.models.conftest import SMALL
 
 KEY, ROOT = jax.random.key(0), jax.random.key(100)

@@ -73,7 +73,7 @@ def test_hold_and_release_are_inverses_and_touch_maps_alone():
 
 def test_half_of_a_partition_can_be_held():
     params = tree("gain")
-    mask = freezejax.trainable_mask(params, [(".*/root", False), (".*", True)])
+    mask = freezejax.trainable_mask(params, [(".*/seed", False), (".*", True)])
     trainable, frozen = freezejax.partition(params, mask)
     assert leaf_paths(trainable) == ["a/gain", "b/gain", "norm"]
     chex.assert_trees_all_equal(freezejax.combine(trainable, hold(frozen)), hold(params))
@@ -105,7 +105,7 @@ def test_levels_that_are_trained_get_their_gradient():
 
 def test_a_seed_cannot_train():
     params = tree("gain")
-    check_seeds_frozen(params, freezejax.trainable_mask(params, [(".*/root", False), (".*", True)]))
+    check_seeds_frozen(params, freezejax.trainable_mask(params, [(".*/seed", False), (".*", True)]))
     with pytest.raises(UserError, match=r"leaf 'b/root' is a root seed and cannot train: let \('\.\*/root', False\)"):
         check_seeds_frozen(params, freezejax.trainable_mask(params, [("a/.*", False), (".*", True)]))
 

@@ -1,0 +1,180 @@
+"""What every leaf of the parameters is: its role, which others read where they would have to ask for its name.
+
+| role | what it is | trains | stored | on a mesh | Muon |
+|---|---|---|---|---|---|
+| kernel | a matrix [in, out] | by rule | yes | in shards by the family's table | yes |
+| head | the kernel of an untied output head | by rule | yes | in shards | no |
+| embedding | a table [V, D] | by rule | yes | in shards | no |
+| vector | everything else in a model | by rule | yes | whole | no |
+| adapter | a small matrix beside a kernel | by rule | yes, by a codec of its own | whole | no |
+| gain | a vector beside a kernel | by rule | yes | whole | no |
+| seed | key data that a kernel is drawn from | never | once per file, 8 bytes | whole | no |
+| drawn | what was drawn from a seed | never | no | in shards, as the kernel it is | no |
+"""
+
+import enum
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+
+from freezejax.paths import PyTree, path_string
+
+
+class Role(enum.StrEnum):
+    """What a leaf is; see the table above."""
+
+    KERNEL = enum.auto()
+    HEAD = enum.auto()
+    EMBEDDING = enum.auto()
+    VECTOR = enum.auto()
+    ADAPTER = enum.auto()
+    GAIN = enum.auto()
+    SEED = enum.auto()
+    DRAWN = enum.auto()
+
+    @property
+    def constant(self) -> bool:
+        """Whether such a leaf never trains and has no place in a checkpoint of what was learned.
+
+        >>> Role.SEED.constant, Role.KERNEL.constant
+        (True, False)
+        """
+        return self in (Role.SEED, Role.DRAWN)
+
+
+class Weight:
+    """What stands in the parameters where a kernel [in, out] stands; called like a matrix product.
+
+    A kind of weight is a subclass, a registered dataclass, whose fields are arrays, other weights, or static.
+    `roles` says what each array is; the field that holds the plain kernel an adapter stands over is a KERNEL.
+    Docs: CONTRIBUTING.md shows a whole kind.
+    """
+
+    roles: ClassVar[Mapping[str, Role]] = {}
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out], in the dtype of `x`."""
+        raise TypeError(f"{type(self).__name__} does not say how it multiplies: write its __call__")
+
+    def materialize(self) -> jax.Array:
+        """The matrix [in, out] that it stands for."""
+        raise TypeError(f"{type(self).__name__} does not say what matrix it is: write its materialize")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(in, out)`."""
+        found = jax.eval_shape(lambda: self.materialize()).shape
+        return found[0], found[1]
+
+    def placed(self, used: Callable[[tuple[int, int]], jax.sharding.NamedSharding]) -> Self:
+        """The weight told how a matrix [in, out] lies here on a mesh while it is used; most kinds need not know."""
+        return self
+
+
+class Leaf(NamedTuple):
+    """One leaf of the parameters.
+
+    >>> Leaf("up/kernel/a", Role.ADAPTER, "up/kernel", None, None).role
+    <Role.ADAPTER: 'adapter'>
+    """
+
+    path: str
+    role: Role
+    kernel: str  # path of the weight it is part of; of a leaf that is part of none, its own
+    value: Any
+    owner: Weight | None  # the innermost weight that holds it
+
+
+def leaves(tree: PyTree) -> list[Leaf]:
+    """Every leaf of parameters with its role, in flattening order.
+
+    A leaf outside of any `Weight` has the role its last name says: `kernel` (under `head`: HEAD), `embedding`,
+    or else VECTOR.
+
+    >>> [leaf.role.value for leaf in leaves({"up": {"kernel": 1.0}, "ln": {"scale": 2.0}})]
+    ['vector', 'kernel']
+    """
+    found: list[Leaf] = []
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight):
+        name = path_string(path)
+        found += _of_weight(node, name, name) if is_weight(node) else [Leaf(name, _role(name), name, node, None)]
+    return found
+
+
+def map_leaves(fn: Callable[[Leaf], Any], tree: PyTree) -> PyTree:
+    """`jax.tree.map` whose function gets a `Leaf`.
+
+    >>> map_leaves(lambda leaf: leaf.role.value, {"up": {"kernel": 1.0}})
+    {'up': {'kernel': 'kernel'}}
+    """
+    return jax.tree.unflatten(jax.tree.structure(tree), [fn(leaf) for leaf in leaves(tree)])
+
+
+def weights(tree: PyTree) -> list[tuple[str, Weight]]:
+    """Path and value of every outermost `Weight` of a tree.
+
+    >>> weights({"w": 1.0})
+    []
+    """
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight)
+    return [(path_string(path), node) for path, node in nodes if is_weight(node)]
+
+
+def map_weights(fn: Callable[[str, Weight], Any], tree: PyTree) -> PyTree:
+    """The tree with every `Weight`, inner ones first, put through a function of its kernel's path and itself.
+
+    >>> map_weights(lambda path, weight: path, {"w": 1.0})
+    {'w': 1.0}
+    """
+
+    def change(node: Any, kernel: str) -> Any:
+        if not is_weight(node):
+            return node
+        inner = jax.tree.map(lambda x: change(x, kernel), node, is_leaf=lambda x: x is not node and is_weight(x))
+        return fn(kernel, inner)
+
+    return jax.tree_util.tree_map_with_path(lambda path, node: change(node, path_string(path)), tree, is_leaf=is_weight)
+
+
+def is_weight(node: Any) -> bool:
+    """Whether a node is a `Weight`.
+
+    >>> is_weight(1.0)
+    False
+    """
+    return isinstance(node, Weight)
+
+
+def parameter_count(leaf: Leaf) -> int:
+    """Number of parameters a leaf stands for: a seed for the matrix drawn from it, what was drawn for none.
+
+    >>> import jax.numpy as jnp
+    >>> parameter_count(Leaf("b", Role.VECTOR, "b", jnp.zeros(3), None))
+    3
+    """
+    if leaf.role is Role.DRAWN:
+        return 0
+    if leaf.role is Role.SEED and leaf.owner is not None:
+        return math.prod(leaf.owner.shape)
+    return math.prod(leaf.value.shape)
+
+
+def _of_weight(weight: Weight, path: str, kernel: str) -> list[Leaf]:
+    found: list[Leaf] = []
+    nodes = jax.tree_util.tree_leaves_with_path(weight, is_leaf=lambda node: node is not weight and is_weight(node))
+    for inner, node in nodes:
+        name = "/".join(part for part in (path, path_string(inner)) if part)
+        if is_weight(node):
+            found += _of_weight(node, name, kernel)
+        else:
+            found.append(Leaf(name, weight.roles[path_string(inner[:1])], kernel, node, weight))
+    return found
+
+
+def _role(path: str) -> Role:
+    *parents, last = path.split("/")
+    if last == "kernel":
+        return Role.HEAD if parents[-1:] == ["head"] else Role.KERNEL
+    return Role.EMBEDDING if last == "embedding" else Role.VECTOR

@@ -1,0 +1,125 @@
+r"""Which kernels of a model are weights of another kind, as an ordered list of rules: data, like freeze rules.
+
+    weights=[
+        {"pattern": r"blocks/\d+/mlp/(gate|up)/kernel", "kind": "map", "distribution": "rademacher"},
+        {"pattern": r"blocks/.*/kernel", "kind": "lora", "rank": 16},
+    ]
+
+Rules apply from the inside out: the second puts an adapter over whatever the first has left at a kernel. Of the
+rules of one kind the first that matches a kernel's whole path counts.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from freezejax.errors import UserError
+from freezejax.masks import compile_pattern
+from freezejax.paths import PyTree, map_with_paths, nearest
+from freezejax.roles import Role, leaves
+
+Rules = Sequence[Mapping[str, Any]]
+Init = Callable[..., PyTree]
+# kind -> `make(kernel or inner weight, site, **options) -> weight`; the options and their defaults are its keywords.
+KINDS: dict[str, Callable[..., Any]] = {}
+
+
+class Site(NamedTuple):
+    """Where a weight stands, and what it may be drawn from.
+
+    >>> Site("mlp/up/kernel", jax.random.key(0), jax.random.key(1)).path
+    'mlp/up/kernel'
+    """
+
+    path: str  # of the kernel
+    key: jax.Array  # of initial values; fold in a name
+    base_key: jax.Array  # of what is drawn from the base seed
+
+
+def attach(init: Init, rules: Any) -> Init:
+    """A model's `init(key)` with weights of other kinds in place of the kernels that the rules name.
+
+    Args:
+      init: key -> parameters.
+      rules: mappings with `pattern` (of whole kernel paths), `kind` (of `KINDS`) and the options of that kind.
+
+    Returns:
+      `init(key, base_key=None)`; what is drawn from the base seed takes `base_key`, or the key where there is none.
+
+    Raises:
+      UserError: a rule with an unknown kind, option or value, or a pattern that matches no kernel.
+
+    >>> from freezejax import models
+    >>> model = models.build("geglu", num_layers=1, weights=[{"pattern": "blocks/0/mlp/up/kernel", "kind": "map"}])
+    >>> jax.eval_shape(model.init, jax.random.key(0))["blocks"][0]["mlp"]["up"]["kernel"].map.shape
+    (192, 384)
+    """
+    if rules is None or (isinstance(rules, Sequence) and not isinstance(rules, str) and not rules):
+        return lambda key, base_key=None: init(key)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    kernels = [leaf.path for leaf in leaves(shapes) if leaf.role in (Role.KERNEL, Role.HEAD)]
+    parsed = [_parse(index, rule, kernels) for index, rule in enumerate(_checked_list(rules))]
+
+    def with_kinds(key: jax.Array, base_key: jax.Array | None = None) -> PyTree:
+        base = key if base_key is None else base_key
+
+        def at(path: str, leaf: jax.Array) -> Any:
+            return _at_kernel(parsed, leaf, Site(path, key, base)) if path in named else leaf
+
+        return map_with_paths(at, init(key))
+
+    named = frozenset(kernels)
+    jax.eval_shape(with_kinds, jax.random.key(0))  # a bad value of an option is told now
+    return with_kinds
+
+
+class _Rule(NamedTuple):
+    where: str  # how an error names it
+    pattern: re.Pattern[str]
+    kind: str
+    options: dict[str, Any]
+
+
+def _at_kernel(rules: Sequence[_Rule], kernel: Any, site: Site) -> Any:
+    seen: set[str] = set()
+    for rule in rules:
+        if rule.kind not in seen and rule.pattern.fullmatch(site.path):
+            seen.add(rule.kind)
+            try:
+                kernel = KINDS[rule.kind](kernel, site, **rule.options)
+            except UserError as error:
+                raise UserError(f"{rule.where}, kernel {site.path!r}: {error}") from None
+    return kernel
+
+
+def _checked_list(rules: Any) -> Rules:
+    if isinstance(rules, str | Mapping) or not isinstance(rules, Sequence):
+        raise UserError(f"weights={rules!r} must be a list of rules such as {_EXAMPLE}")
+    return rules
+
+
+_EXAMPLE = "{'pattern': '.*/kernel', 'kind': 'map'}"
+
+
+def _parse(index: int, rule: Any, kernels: Sequence[str]) -> _Rule:
+    where = f"weights[{index}]"
+    if not hasattr(rule, "keys"):
+        raise UserError(f"{where}={rule!r} must be a mapping such as {_EXAMPLE}")
+    options = {str(name): rule[name] for name in rule}
+    pattern, kind = options.pop("pattern", None), options.pop("kind", None)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"{where}: kind={kind!r}: expected one of {', '.join(KINDS)}; {nearest(str(kind), KINDS, 1)}")
+    where = f"{where} (kind {kind})"
+    known = [name for name, p in inspect.signature(KINDS[kind]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise UserError(f"{where} has no option {name!r}; {nearest(name, known, count=1)}")
+    if not isinstance(pattern, str):
+        raise UserError(f"{where}: pattern={pattern!r} must be a regular expression of kernel paths")
+    compiled = compile_pattern(pattern)
+    if not any(compiled.fullmatch(path) for path in kernels):
+        raise UserError(f"{where}: pattern {pattern!r} matches no kernel; {nearest(pattern, kernels)}")
+    return _Rule(where, compiled, kind, options)
