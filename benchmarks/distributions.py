@@ -14,9 +14,9 @@ SHAPES = ((512, 2048), (192, 384))
 
 
 def measure(names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per distribution, from one map of each shape, root seed 0, scale "none".
+    """One row per distribution, from one map of each shape, base seed 0, scale "none".
 
-    `mean`, `deviation` and `kurtosis` are those of the [512, 2048] map, `exact_kurtosis` that of the recipe.
+    `mean`, `std` and `kurtosis` are those of the [512, 2048] map, `exact_kurtosis` that of the recipe.
     `cosine_rms` and `cosine_max` are of the cosines between different rows, vectors along the larger side.
     """
     return [_row(name) for name in names]
@@ -28,7 +28,7 @@ def _row(name: str) -> dict[str, Any]:
     row = {
         "name": name,
         "mean": float(w.mean()),
-        "deviation": float(w.std()),
+        "std": float(w.std()),
         "kurtosis": float(np.mean(w**4) / np.mean(w**2) ** 2),
         "exact_kurtosis": RECIPES[name].kurtosis,
         "levels": len(np.unique(w)),

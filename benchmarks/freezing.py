@@ -28,7 +28,7 @@ PAGES = (pages.README, pages.PERFORMANCE)
 TARGET = 0.05  # of the FLOP ratio: how far the time ratio may be above it
 ALL, FROZEN = "nothing frozen", "gate and up"
 ADAPTERS, SCALES = "all but adapters", "all but norm scales"
-LORA = [{"pattern": r"blocks/\d+/.*/kernel", "rank": 16}]
+LORA = [{"pattern": r"blocks/\d+/.*/kernel", "kind": "lora", "rank": 16}]
 _MOVED_STEPS = 3
 
 
@@ -65,7 +65,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     """Everything, as it stands in the JSON."""
     environment = pages.environment()
     programs = {name: phase(settings.sizes, rules) for name, rules in cases(settings.sizes.num_layers).items()}
-    programs[ADAPTERS] = phase(settings.sizes, [(r".*/[ab]", True), (".*", False)], lora=LORA)
+    programs[ADAPTERS] = phase(settings.sizes, [(r".*/[ab]", True), (".*", False)], weights=LORA)
     made = recipes(settings.sizes)
     moved = {name: _largest_change(program, GATE_UP) for name, program in made.items()}
     everything = programs | made | {SCALES: phase(settings.sizes, [(r".*/scale", True), (".*", False)])}

@@ -7,7 +7,7 @@ import jax
 
 from benchmarks.timing import compare, interleave
 from freezejax import RandomMap
-from freezejax.weights import MapWeight, hold
+from freezejax.weights import MapWeight, draw_maps
 from freezejax.weights.linear import linear
 
 Shape = tuple[int, int]
@@ -26,7 +26,7 @@ def time_draw(shape: Shape, distributions: Sequence[str], rounds: int) -> list[d
     """Drawing the map alone, against drawing signs; nanoseconds per weight, too."""
 
     def draw(weight: MapWeight) -> Callable[[], Any]:
-        compiled = jax.jit(hold).lower(weight).compile()
+        compiled = jax.jit(draw_maps).lower(weight).compile()
         return lambda: jax.block_until_ready(compiled(weight))
 
     calls = {name: draw(_map(shape, name)) for name in distributions}
@@ -35,14 +35,14 @@ def time_draw(shape: Shape, distributions: Sequence[str], rounds: int) -> list[d
 
 
 def time_tokens(shape: Shape, distributions: Sequence[str], counts: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """The layer against the number of tokens: drawn once per step ("step") or in each pass ("layer")."""
+    """The layer against the number of tokens: drawn once per step ("per_step") or in each pass ("per_layer")."""
     rows = []
     for tokens in counts:
         calls = {"stored": layer(_stored(shape), shape, tokens, "float32")}
         for name in distributions:
             weight = _map(shape, name)
-            calls[f"{name}, step"] = layer(weight, shape, tokens, "float32", once=True)
-            calls[f"{name}, layer"] = layer(weight, shape, tokens, "float32")
+            calls[f"{name}, per_step"] = layer(weight, shape, tokens, "float32", once=True)
+            calls[f"{name}, per_layer"] = layer(weight, shape, tokens, "float32")
         rows += [{"tokens": tokens, **row} for row in compare(interleave(calls, rounds), "stored")]
     return rows
 
@@ -71,7 +71,7 @@ def layer(weight: Any, shape: Shape, tokens: int, dtype: str, *, once: bool = Fa
     )
 
     def both_passes(weight: Any, x: jax.Array, grad: jax.Array) -> Any:
-        weight = hold(weight) if once else weight
+        weight = draw_maps(weight) if once else weight
         y, backward = jax.vjp(lambda x: linear(x, weight), x)
         return y, backward(grad)
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from benchmarks.training_step import abstract_step
-from freezejax.weights import map_weights
+from freezejax.weights import maps_of
 
 PLATFORMS = ("cuda", "tpu")
 # [192, 384]: a shape that nothing else in the model has.
@@ -19,11 +19,11 @@ def measure() -> list[dict[str, Any]]:
     """Counts over the StableHLO of one training step of a two-layer GEGLU model whose gate and up are maps.
 
     `draws` counts the calls of the generator that give the words of a map, `map_arguments` arguments and
-    `map_constants` constants of a map's size or more, `root_arguments` the seeds that are arguments;
+    `map_constants` constants of a map's size or more, `seed_arguments` the seeds that are arguments;
     `largest_constant` is in elements.
     """
     step, arguments, _ = abstract_step(_PATTERN, layers=2)
-    maps = [weight.map for weight in map_weights(arguments[1])]
+    maps = [weight.map for weight in maps_of(arguments[1])]
     rows, columns = maps[0].shape
     size = rows * columns
     words = rf"tensor<{rows}x{columns // _FIELDS_PER_WORD}xui32>"
@@ -38,7 +38,7 @@ def measure() -> list[dict[str, Any]]:
                 "maps": len(maps),
                 "map_elements": size,
                 "draws": len(re.findall(rf"call @threefry2x32\w*\(.*-> \({words}", text)),
-                "root_arguments": inputs.count("2xui32"),  # no dropout, so no other key
+                "seed_arguments": inputs.count("2xui32"),  # no dropout, so no other key
                 "map_arguments": sum(shape == f"{rows}x{columns}xf32" for shape in inputs),
                 "map_constants": sum(elements >= size for elements in constants(text)),
                 "largest_constant": max(constants(text)),

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from benchmarks.training_step import abstract_step
 from freezejax import RandomMap
 from freezejax.paths import named_key
-from freezejax.weights import MapWeight, hold
+from freezejax.weights import MapWeight, draw_maps
 from freezejax.weights.linear import linear
 
-FORMS = ("stored", "step", "layer", "naive")
+FORMS = ("once", "per_step", "per_layer", "naive")
 JUDGED = "layers with gelu"
 _CHAINS: dict[str, Callable[[jax.Array], jax.Array]] = {JUDGED: jax.nn.gelu, "layers without": lambda x: x}
 _MODELS = {
@@ -27,9 +27,9 @@ def measure(shape: tuple[int, int], tokens: int, layers: int, *, models: bool = 
     The programs are the gradient through unrolled layers of alternating shapes, with a gelu after each and without,
     and, with `models`, a training step of a GEGLU model of `layers` blocks on a quarter of the tokens.
 
-    `saved_share` compares arguments and temporaries together with those of "stored", in parts of the maps' bytes:
+    `saved_share` compares arguments and temporaries together with those of "once", in parts of the maps' bytes:
     a stored map is an argument, a drawn one a temporary, and only the sum of both is the same thing in every form.
-    `saved_share_of_temporaries` compares temporaries alone with those of "step", which holds maps as temporaries.
+    `saved_share_of_temporaries` compares temporaries alone with those of "per_step", which holds maps as temporaries.
     """
     shapes = [shape if i % 2 == 0 else shape[::-1] for i in range(layers)]
     rows = []
@@ -53,7 +53,7 @@ def _compare(program: str, compiled: Callable[[str], tuple[Any, int]], forms: Se
             "temporary_bytes": found.temp_size_in_bytes,
         }
     for row in rows.values():
-        stored, step = rows["stored"], rows["step"]
+        stored, step = rows["once"], rows["per_step"]
         saved = _total(stored) - _total(row)
         row["saved_share"] = saved / row["maps_bytes"]
         row["saved_share_of_temporaries"] = (step["temporary_bytes"] - row["temporary_bytes"]) / row["maps_bytes"]
@@ -67,7 +67,7 @@ def _total(row: dict[str, Any]) -> int:
 def _model(form: str, pattern: str, layers: int, tokens: int) -> tuple[Any, int]:
     seq_len = min(tokens, 256)
     step, arguments, map_weights = abstract_step(
-        pattern, maps=form, layers=layers, batch_size=tokens // seq_len, seq_len=seq_len
+        pattern, draw=form, layers=layers, batch_size=tokens // seq_len, seq_len=seq_len
     )
     return jax.jit(step, donate_argnums=0).lower(*arguments).compile(), map_weights
 
@@ -77,13 +77,13 @@ def _chain(
 ) -> tuple[Any, int]:
     """The compiled gradient of half the squared norm of the chain's output with respect to its input."""
     maps = [RandomMap(shape, "normal", name=f"layers/{i}/kernel") for i, shape in enumerate(shapes)]
-    root = jax.random.key(0)
-    drawn = [MapWeight.create(random_map, root) for random_map in maps]
+    base_key = jax.random.key(0)
+    drawn = [MapWeight.create(random_map, base_key) for random_map in maps]
     argument, use = {
-        "stored": (jax.eval_shape(hold, drawn), lambda weights: weights),
-        "step": (drawn, hold),
-        "layer": (drawn, lambda weights: weights),
-        "naive": (root, lambda key: [_naive(random_map, key) for random_map in maps]),
+        "once": (jax.eval_shape(draw_maps, drawn), lambda weights: weights),
+        "per_step": (drawn, draw_maps),
+        "per_layer": (drawn, lambda weights: weights),
+        "naive": (base_key, lambda key: [_naive(random_map, key) for random_map in maps]),
     }[form]
 
     def gradient(argument: Any, x: jax.Array) -> Any:
@@ -105,6 +105,6 @@ def _naive(random_map: RandomMap, key: jax.Array) -> Callable[[jax.Array], jax.A
 
     def product(x: jax.Array) -> jax.Array:
         drawn = jax.random.normal(named_key(key, random_map.name), random_map.shape)
-        return x @ (drawn * jnp.float32(random_map.deviation))
+        return x @ (drawn * jnp.float32(random_map.std))
 
     return product

@@ -34,7 +34,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "random_maps.json"
 PAGES = (ROOT / "docs" / "random_maps.md", ROOT / "benchmarks" / "README.md")
 # Times the layer on a stored weight in float32; and the share of the maps' bytes that eight drawn layers save.
 TARGETS = {"rademacher": 1.05, "normal": 1.15, "memory": 0.8}
-_TIMED = ("rademacher", "uniform", "normal", "hadamard", "normal_float")  # a QR would slow down its neighbours
+_TIMED = ("rademacher", "uniform", "normal", "hadamard", "normal_f32")  # a QR would slow down its neighbours
 _BOTH_FORMS = ("rademacher", "normal")  # timed against the number of tokens
 _H100_TOKENS = (256, 1024, 4096, 16384, 65536)
 _PACKAGES = ("freezejax", "jax", "jaxlib", "numpy")

@@ -11,7 +11,7 @@ INFINIBAND = 50e9  # 400 Gb/s per GPU
 
 _WORD_OPERATIONS = 75  # threefry2x32: 20 rounds of add, rotate, xor, and the key schedule
 _UNPACK_OPERATIONS = 3  # shift, mask, place: per weight
-_WEIGHTS_PER_WORD = {"rademacher": 32, "normal": 4, "normal_float": 1}
+_WEIGHTS_PER_WORD = {"rademacher": 32, "normal": 4, "normal_f32": 1}
 # In bfloat16 a drawn map goes to memory as float32 levels, comes back, goes out as bfloat16 and comes back once more.
 _DRAWN_BYTES = 4 + 4 + 2 + 2
 

@@ -90,7 +90,7 @@ def phase(sizes: Sizes, rules: Sequence[Rule] = EVERYTHING, **model: Any) -> Run
     Args:
       sizes: model and batch.
       rules: what trains, see `trainable_mask`.
-      model: further fields of the model, such as `lora`.
+      model: further fields of the model, such as `weights`.
     """
     built, config = sizes.model(**model), sizes.config
     params = built.init(jax.random.key(0))

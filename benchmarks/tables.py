@@ -9,14 +9,14 @@ from freezejax.errors import UserError
 
 Found = Mapping[str, Any]
 
-_NAMES = {"stored": "stored", "step": "once per step", "layer": "per layer and pass", "naive": "`jax.random.normal`"}
+_NAMES = {"once": "stored", "per_step": "once per step", "per_layer": "per layer and pass", "naive": "`jax.random.normal`"}
 _BYTES = {"maps": "maps, MiB", "argument": "arguments, MiB", "temporary": "temporaries, MiB"}
 _LEVELS = {
     "rademacher": ("-1, 1", "1"),
     "uniform": ("256 odd integers, -255 to 255", "8"),
     "normal": ("256 quantiles as integers, -127 to 127", "8"),
     "hadamard": ("-1, 1", "under 0.01"),
-    "normal_float": ("float32", "32"),
+    "normal_f32": ("float32", "32"),
     "orthogonal_qr": ("float32", "32"),
 }
 
@@ -118,8 +118,8 @@ def _memory(found: Found) -> str:
         line = {"program": row["program"], "maps": _NAMES[row["form"]]}
         for field in ("maps", "argument", "temporary"):
             line[_BYTES[field]] = f"{row[f'{field}_bytes'] / 2**20:.1f}"
-        line["saved, of the maps' bytes"] = f"{round(100 * saved)} %" if row["form"] != "stored" else ""
-        judged = target and row["form"] == "layer" and row["program"] == memory.JUDGED
+        line["saved, of the maps' bytes"] = f"{round(100 * saved)} %" if row["form"] != "once" else ""
+        judged = target and row["form"] == "per_layer" and row["program"] == memory.JUDGED
         line["target"] = f"{100 * target:.0f} %: {verdict(saved >= target)}" if judged else ""
         lines.append(line)
     return table(lines)
@@ -132,7 +132,7 @@ def _lowering(found: Found) -> str:
                 "lowered for": row["platform"],
                 "maps": str(row["maps"]),
                 "draws": str(row["draws"]),
-                "roots that are arguments": str(row["root_arguments"]),
+                "seeds that are arguments": str(row["seed_arguments"]),
                 "maps that are arguments": str(row["map_arguments"]),
                 "constants of a map's size": str(row["map_constants"]),
                 "largest constant": f"{row['largest_constant']} numbers",
@@ -169,7 +169,7 @@ def _distributions(found: Found) -> str:
                 "levels": levels,
                 "random bits per weight": bits,
                 "mean": f"{row['mean']:.4f}",
-                "deviation": f"{row['deviation']:.4f}",
+                "std": f"{row['std']:.4f}",
                 "kurtosis": f"{row['kurtosis']:.3f}",
                 **cosines,
                 "portable": "yes" if row["portable"] else "no",

@@ -11,31 +11,32 @@ from freezejax.training.config import TrainConfig
 from freezejax.training.optimizers import make_optimizer
 from freezejax.training.plan import mean_loss
 from freezejax.training.step import StepState, make_step
-from freezejax.weights import count_seeded, hold
+from freezejax.weights import count_seeded, draw_maps
 
 
 def abstract_step(
-    pattern: str, *, maps: str = "layer", layers: int = 2, batch_size: int = 4, seq_len: int = 256, **model: Any
+    pattern: str, *, draw: str = "per_layer", layers: int = 2, batch_size: int = 4, seq_len: int = 256, **model: Any
 ) -> tuple[Callable[..., Any], tuple[Any, ...], int]:
     """`(step, its abstract arguments, weights that are maps)` of a GEGLU model whose kernels `pattern` are maps.
 
     Args:
       pattern: regular expression of kernel paths.
-      maps: "stored", "step" or "layer", as in `TrainConfig.maps`.
+      draw: "once", "per_step" or "per_layer", as in `TrainConfig.draw_maps`.
       layers: blocks of the model.
       batch_size: sequences.
       seq_len: tokens of each.
       model: further fields of the model's config.
     """
-    built = models.build("geglu", num_layers=layers, maps=[{"pattern": pattern, "distribution": "normal"}], **model)
-    config = TrainConfig(steps=1, batch_size=batch_size, seq_len=seq_len, maps=maps)
+    weights = [{"pattern": pattern, "kind": "map", "distribution": "normal"}]
+    built = models.build("geglu", num_layers=layers, weights=weights, **model)
+    config = TrainConfig(steps=1, batch_size=batch_size, seq_len=seq_len, draw_maps=draw)
     params = jax.eval_shape(built.init, jax.random.key(0))
-    mask = trainable_mask(params, [(".*/seed", False), (".*", True)])
+    mask = trainable_mask(params, [(".*", True)])
     tx = freeze(make_optimizer(config.optimizer, lambda count: jnp.ones([])), mask)
     trainable, frozen = partition(params, mask)
     state = StepState(trainable, jax.eval_shape(tx.init, params), None)
-    if maps == "stored":
-        frozen = jax.eval_shape(hold, frozen)
+    if draw == "once":
+        frozen = jax.eval_shape(draw_maps, frozen)
     sequence = jax.ShapeDtypeStruct((batch_size, seq_len), jnp.int32)
     arguments = (
         state,
@@ -44,5 +45,5 @@ def abstract_step(
         jax.ShapeDtypeStruct((), jnp.int32),
         {"inputs": sequence, "targets": sequence},
     )
-    step = make_step(mean_loss(built, config), tx, hold_maps=maps == "step")
+    step = make_step(mean_loss(built, config), tx, draw_once=draw == "per_step")
     return step, arguments, count_seeded(params)

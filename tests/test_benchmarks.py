@@ -34,7 +34,7 @@ def test_a_quick_run_measures_what_the_committed_one_holds(quick, committed):
 def test_a_lowered_step_draws_each_map_in_both_passes_and_holds_none(quick):
     for row in quick["lowering"]:
         assert row["draws"] == 2 * row["maps"]
-        assert row["root_arguments"] == row["maps"]
+        assert row["seed_arguments"] == row["maps"]
         assert row["map_arguments"] == row["map_constants"] == 0
 
 
@@ -47,8 +47,8 @@ def test_counterpart_a_step_that_closes_over_a_map_holds_a_constant():
 def test_memory_is_saved_where_maps_are_drawn_in_each_pass(committed):
     for program in {row["program"] for row in committed["memory"]}:
         rows = {row["form"]: row for row in committed["memory"] if row["program"] == program}
-        assert rows["layer"]["argument_bytes"] < rows["stored"]["argument_bytes"]
-        assert rows["step"]["saved_share"] < 0.1
+        assert rows["per_layer"]["argument_bytes"] < rows["once"]["argument_bytes"]
+        assert rows["per_step"]["saved_share"] < 0.1
 
 
 @pytest.mark.parametrize("page", random_maps.PAGES, ids=lambda page: page.name)

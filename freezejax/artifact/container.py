@@ -35,7 +35,7 @@ from freezejax.artifact.encode import (
     encode_half,
 )
 from freezejax.artifact.header import Header
-from freezejax.artifact.plan import SEED_WORDS, Tensor
+from freezejax.artifact.tensors import SEED_WORDS, Tensor
 from freezejax.errors import UserError
 
 MAGIC = b"\x89FJX\r\n\x1a\n"

@@ -6,7 +6,7 @@ import numpy as np
 
 from freezejax.artifact import codecs, packing
 from freezejax.artifact.compress import COMPRESSORS, decompress
-from freezejax.artifact.plan import Tensor
+from freezejax.artifact.tensors import Tensor
 from freezejax.errors import UserError
 
 PACKED, PACKED_COMPRESSED, BYTES_COMPRESSED = range(3)

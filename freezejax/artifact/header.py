@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from freezejax.artifact.codecs import CODECS
 from freezejax.artifact.compress import COMPRESSORS, decompress
-from freezejax.artifact.plan import CodecRules, Tensor, codec_rules, is_small
+from freezejax.artifact.tensors import CodecRules, Tensor, check_codec, is_small
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 
@@ -51,7 +51,7 @@ def make_header(
             raise UserError(f"artifact header: {name}={value!r} is not a mapping")
     reference = None if tokenizer is None else dict(tokenizer)
     named = None if model is None else dict(model)
-    header = Header(named, codec_rules(codec), compressor, seeded, reference, notes, tensors)
+    header = Header(named, check_codec(codec), compressor, seeded, reference, notes, tensors)
     try:
         text = _text_of(header)
         check(json.loads(text))

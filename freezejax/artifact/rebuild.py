@@ -14,7 +14,7 @@ from freezejax import models, roles
 from freezejax.artifact.container import Parts
 from freezejax.artifact.encode import ENCODINGS
 from freezejax.artifact.header import Header
-from freezejax.artifact.plan import Tensor, stored_leaves
+from freezejax.artifact.tensors import Tensor, stored_leaves
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, nearest
 from freezejax.roles import Leaf, Role

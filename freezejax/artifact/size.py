@@ -9,7 +9,7 @@ from scipy.special import ndtri, stdtrit
 
 from freezejax.artifact import codecs, container, packing
 from freezejax.artifact.header import make_header, to_bytes
-from freezejax.artifact.plan import CodecRules, Tensor, plan
+from freezejax.artifact.tensors import CodecRules, Tensor, stored_tensors
 from freezejax.paths import PyTree
 from freezejax.roles import Role, leaves
 
@@ -40,7 +40,7 @@ def predict_bytes(shapes: PyTree, codec: CodecRules = "int6") -> int:
     >>> predict_bytes({"w": np.zeros((64, 128)), "b": np.zeros(3)}, "int4")  # 4096 + 2 * 128 + 2 * 3
     4358
     """
-    tensors = plan(shapes, codec)
+    tensors = stored_tensors(shapes, codec)
     return _seed_bytes(shapes) + sum(tensor.packed_bytes + 2 * tensor.rows for tensor in tensors)
 
 
@@ -69,7 +69,7 @@ def predict_size(
     >>> predict_size(shapes, codec="int6", compressor="brotli")
     SizeEstimate(low=123505, high=197824, gaussian=177714)
     """
-    tensors = plan(shapes, codec)
+    tensors = stored_tensors(shapes, codec)
     seed_bytes = _seed_bytes(shapes)
     text, _ = to_bytes(make_header(tensors, model, codec, compressor, tokenizer, notes, seeded=seed_bytes > 0))
     fixed = container.PREAMBLE.size + len(text) + container.table_bytes(len(tensors)) + seed_bytes

@@ -11,7 +11,7 @@ import numpy as np
 from freezejax.artifact import container, rebuild
 from freezejax.artifact.encode import quantize_leaf
 from freezejax.artifact.header import make_header
-from freezejax.artifact.plan import CodecRules, plan, seed_of, stored_leaves
+from freezejax.artifact.tensors import CodecRules, seed_of, stored_leaves, stored_tensors
 from freezejax.data.atomic import atomic_file
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, leaf_paths
@@ -54,7 +54,7 @@ def save(
       UserError: leaves that are not the model's, not finite or too large; unknown names; an unwritable file.
     """
     path = Path(path)
-    tensors = plan(params, codec)
+    tensors = stored_tensors(params, codec)
     seed = seed_of(params)
     header = make_header(tensors, model, codec, compressor, tokenizer, notes, seeded=seed is not None)
     rebuild.check_params(params, header)
@@ -121,7 +121,7 @@ def quantize(params: PyTree, codec: CodecRules = "int6") -> PyTree:
     >>> quantize({"scale": np.array([1 / 3], np.float32)})
     {'scale': Array([0.33325195], dtype=float32)}
     """
-    tensors = {tensor.path: tensor for tensor in plan(params, codec)}
+    tensors = {tensor.path: tensor for tensor in stored_tensors(params, codec)}
 
     def restored(path: str, leaf: Any) -> Any:
         if path not in tensors:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from freezejax import artifact
-from freezejax.artifact.plan import CodecRules
+from freezejax.artifact.tensors import CodecRules
 from freezejax.cost import arguments, collectives, memory
 from freezejax.cost.arguments import Leaf
 from freezejax.cost.elementwise import Counts, count_elements

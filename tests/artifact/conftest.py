@@ -14,14 +14,17 @@ MODELS = {
     "parameter_golf": {**GOLF, "num_kv_heads": 2},
     "maps": {
         **GEGLU,
-        "maps": [{"pattern": ".*/(gate|up)/kernel", "distribution": "rademacher", "scale": "gain"}],
-        "lora": [{"pattern": ".*/(qkv|gate)/kernel", "rank": 32, "alpha": 8.0}],
+        "weights": [
+            {"pattern": ".*/(gate|up)/kernel", "kind": "map", "distribution": "rademacher"},
+            {"pattern": ".*/(gate|up)/kernel", "kind": "gain"},
+            {"pattern": ".*/(qkv|gate)/kernel", "kind": "lora", "rank": 32, "alpha": 8.0},
+        ],
     },
 }
 
 
 def moved(path, leaf):
-    """Away from the initial zeros and ones, so that every leaf matters; roots stay."""
+    """Away from the initial zeros and ones, so that every leaf matters; seeds stay."""
     if leaf.dtype == np.uint32:
         return leaf
     noise = np.random.default_rng(stable_hash(path)).normal(size=leaf.shape)

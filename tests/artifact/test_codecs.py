@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freezejax.artifact import codecs
-from freezejax.artifact.plan import plan
+from freezejax.artifact.tensors import stored_tensors
 from freezejax.errors import UserError
 
 integer_codecs = st.sampled_from(sorted(codecs.BITS))
@@ -123,10 +123,10 @@ def test_small_adapters_keep_their_digits_without_the_floor():
 )
 def test_bad_rules_are_told(rules, message):
     with pytest.raises(UserError, match=message):
-        plan({"up": {"kernel": np.zeros((80, 80))}, "table": np.zeros((80, 80))}, rules)
+        stored_tensors({"up": {"kernel": np.zeros((80, 80))}, "table": np.zeros((80, 80))}, rules)
 
 
 def test_the_first_matching_rule_wins():
     tree = {"w": {"a": np.zeros((80, 80)), "base": np.zeros((80, 80)), "b": np.zeros((8, 8))}}
-    found = plan(tree, [(".*/(a|b)", "int8"), (".*", "int6")])
+    found = stored_tensors(tree, [(".*/(a|b)", "int8"), (".*", "int6")])
     assert {tensor.path: tensor.codec for tensor in found} == {"w/a": "int8", "w/b": "float16", "w/base": "int6"}

@@ -110,7 +110,10 @@ def test_foreign_and_newer_files(content, refused):
     assert refused(b"PK\x03\x04" + bytes(100)) == "not a freezejax artifact"
     assert "transfer in text mode" in refused(content.replace(b"\r\n", b"\n"))
     _, *rest = parts(content)
-    assert refused(container.seal(2, *rest)) == "written by a newer freezejax: format 2, this one reads 1"
+    assert refused(container.seal(3, *rest)) == "written by a newer freezejax: format 3, this one reads 2"
+    assert refused(container.seal(1, *rest)).startswith(
+        "format 1, which named maps and adapters otherwise, is no longer"
+    )
     assert refused(container.seal(0, *rest)) == "damaged: format 0 does not exist"
 
 
@@ -145,12 +148,12 @@ DOWN = "blocks/0/mlp/down/kernel"
         (_model(num_layers=1), "wrong model: it has no leaf 'blocks/1/attn/out/kernel'; nearest: blocks/0/"),
         (_model(num_layers=3), "wrong model: leaf 'blocks/2/attn/out/kernel' is missing"),
         (_model(num_layers=10**6), "damaged: the model has 1000000 layers, but"),
-        (_model(maps=[]), "wrong model: leaf 'blocks/0/mlp/gate/kernel/base' is missing"),
+        (_model(weights=[]), "wrong model: leaf 'blocks/0/attn/qkv/kernel' is missing"),
         (_model(family="gpt"), "the model it names cannot be built: there is no model family 'gpt'"),
         (_model(width=3), "the model it names cannot be built: GegluConfig has no field 'width'"),
         (_model(mlp_mult=1e300), f"wrong model: leaf '{DOWN}' has shape (128, 64)"),
         (_model(vocab_size=2**40), "damaged: an integer in field 'model' is beyond 32 bits"),
-        (_model(lora=[{"pattern": "(a|a)*/kernel"}]), "damaged: pattern '(a|a)*/kernel'"),
+        (_model(weights=[{"pattern": "(a|a)*/kernel", "kind": "lora"}]), "damaged: pattern '(a|a)*/kernel'"),
         (_tensor(0, "nowhere"), f"wrong model: leaf '{DOWN}' is missing"),
         (_tensor(0, "two\nlines"), "damaged: 'two\\nlines' is no printable text"),
         (_tensor(1, [4096, 1]), f"damaged: tensor '{DOWN}' of shape (4096, 1) is small"),
@@ -160,7 +163,7 @@ DOWN = "blocks/0/mlp/down/kernel"
         (_tensor(2, "int7"), "damaged: unknown codec 'int7'; nearest: int8"),
         (lambda fields: fields.update(compressor="gzip"), "damaged: unknown compressor 'gzip'; nearest: "),
         (lambda fields: fields.update(compressor="brotli"), "damaged: "),
-        (lambda fields: fields.update(rooted=False), "damaged: "),
+        (lambda fields: fields.update(seeded=False), "damaged: "),
         (lambda fields: fields.update(extra=1), "damaged: its header does not have exactly the fields"),
         (lambda fields: fields["tensors"].append(fields["tensors"][0]), "damaged: two tensors have one path"),
         (lambda fields: [1], "damaged: its header does not have exactly the fields"),
@@ -174,7 +177,7 @@ def test_a_lying_header_is_told(change, message, content, refused):
 def test_a_header_that_is_no_header(text, content, refused):
     coder = zlib.compressobj(9, wbits=-15)
     packed = coder.compress(text) + coder.flush()
-    assert refused(container.seal(1, len(packed), len(text), packed)).startswith("damaged: ")
+    assert refused(container.seal(container.VERSION, len(packed), len(text), packed)).startswith("damaged: ")
 
 
 def test_content_that_does_not_decode(content, refused):

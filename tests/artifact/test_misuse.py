@@ -13,9 +13,12 @@ from freezejax.weights import MapWeight, RandomMap
 
 CONFIG = {
     **{"family": "geglu", "num_layers": 1, "model_dim": 96, "num_heads": 3},
-    "maps": [{"pattern": ".*/gate/kernel", "distribution": "rademacher"}],
-    "lora": [{"pattern": ".*/up/kernel", "rank": 4}],
+    "weights": [
+        {"pattern": ".*/gate/kernel", "kind": "map", "distribution": "rademacher"},
+        {"pattern": ".*/up/kernel", "kind": "lora", "rank": 4},
+    ],
 }
+MAP, LORA = CONFIG["weights"]
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +29,11 @@ def params():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"model": {**CONFIG, "maps": [{"pattern": ".*/gate/kernel"}]}}, "config has a normal map"),
-        ({"model": {**CONFIG, "maps": [{**CONFIG["maps"][0], "scale": 0.5}]}}, "scale fan_in at"),
-        ({"model": {**CONFIG, "maps": []}}, "wrong model"),
-        ({"model": {**CONFIG, "lora": [{"pattern": ".*/up/kernel", "rank": 4, "alpha": 64}]}}, "adapters"),
-        ({"model": None}, "model=None is not a mapping"),
+        ({"model": {**CONFIG, "weights": [{**MAP, "distribution": "normal"}, LORA]}}, "config MapWeight of RandomMap("),
+        ({"model": {**CONFIG, "weights": [{**MAP, "scale": 0.5}, LORA]}}, "scale='fan_in', name="),
+        ({"model": {**CONFIG, "weights": [LORA]}}, "wrong model"),
+        ({"model": {**CONFIG, "weights": [MAP, {**LORA, "alpha": 64}]}}, "hold LoraWeight at 'blocks/0/mlp/up/kernel'"),
+        ({"model": {**CONFIG, "maps": [{"pattern": ".*"}]}}, "'kind': 'map'}]"),
         ({"model": "geglu"}, "is not a mapping"),
         ({"tokenizer": "bytes"}, "tokenizer='bytes' is not a mapping"),
         ({"codec": None}, "give a codec"),

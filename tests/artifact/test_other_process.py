@@ -17,19 +17,18 @@ import pytest
 
 from freezejax import artifact, models
 from freezejax.paths import leaf_paths, map_with_paths
-from freezejax.weights import RECIPES, map_weights
+from freezejax.weights import RECIPES, maps_of
 from tests.artifact.conftest import GEGLU, moved
 
 RECIPE_OF = {"mlp/gate": "normal", "mlp/up": "uniform", "mlp/down": "rademacher", "attn/out": "hadamard"}
-GAIN = ("mlp/gate", "attn/out")
 MODEL = {
     **GEGLU,
     "num_layers": 1,
-    "maps": [
-        {"pattern": f".*/{place}/kernel", "distribution": recipe, "scale": "gain" if place in GAIN else "fan_in"}
-        for place, recipe in RECIPE_OF.items()
+    "weights": [
+        *({"pattern": f".*/{place}/kernel", "kind": "map", "distribution": r} for place, r in RECIPE_OF.items()),
+        {"pattern": ".*/(mlp/gate|attn/out)/kernel", "kind": "gain"},
+        {"pattern": ".*/(qkv|up|out)/kernel", "kind": "lora", "rank": 4, "alpha": 8.0},  # on a stored weight and maps
     ],
-    "lora": [{"pattern": ".*/(qkv|up|out)/kernel", "rank": 4, "alpha": 8.0}],  # on a stored weight and on maps
 }
 CHILD = """
 import sys, jax, numpy as np
@@ -37,7 +36,7 @@ from pathlib import Path
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from freezejax import artifact
 from freezejax.paths import leaf_paths
-from freezejax.weights import map_weights
+from freezejax.weights import maps_of
 
 assert jax.device_count() == 8
 folder = Path(sys.argv[1])
@@ -51,7 +50,7 @@ found["logits on one device"] = jax.jit(apply)(params, tokens)
 logits = jax.jit(apply)(jax.device_put(params, everywhere), jax.device_put(tokens, everywhere))
 assert len(logits.sharding.device_set) == 8
 found |= {f"logits on device {i} of 8": shard.data for i, shard in enumerate(logits.addressable_shards)}
-for weight in map_weights(params):
+for weight in maps_of(params):
     drawn = jax.jit(weight.map.materialize, static_argnums=1)(weight.key, split)
     assert [shard.data.shape[1] for shard in drawn.addressable_shards] == [drawn.shape[1] // 8] * 8
     found["map " + weight.map.name] = drawn
@@ -77,13 +76,13 @@ def apply():
     return jax.jit(models.build(**MODEL).apply)
 
 
-def trained(root=7):
+def trained(base_seed=7):
     """Parameters of which no leaf is at its start."""
     shapes = jax.eval_shape(models.build(**MODEL).init, jax.random.key(0))
 
     def drawn(path, leaf):
         if leaf.dtype == jnp.uint32:
-            return jax.random.key_data(jax.random.key(root))
+            return jax.random.key_data(jax.random.key(base_seed))
         return moved(path, jnp.ones(leaf.shape) if path.endswith(("scale", "gain")) else jnp.zeros(leaf.shape))
 
     return map_with_paths(drawn, shapes)
@@ -92,7 +91,7 @@ def trained(root=7):
 def check_same(params, apply, tokens, found):
     """`found` is what the other process has of a model whose quantized parameters are `params`."""
     here = dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
-    here |= {f"map {weight.map.name}": jax.jit(weight.map.materialize)(weight.key) for weight in map_weights(params)}
+    here |= {f"map {weight.map.name}": jax.jit(weight.map.materialize)(weight.key) for weight in maps_of(params)}
     names = ["logits on one device", *(f"logits on device {i} of 8" for i in range(8))]
     here |= dict.fromkeys(names, apply(params, tokens))
     assert here.keys() == found.keys()
@@ -102,7 +101,7 @@ def check_same(params, apply, tokens, found):
 
 
 def test_every_portable_recipe_is_a_map_of_the_model():
-    assert {weight.map.distribution for weight in map_weights(trained())} == {
+    assert {weight.map.distribution for weight in maps_of(trained())} == {
         name for name, recipe in RECIPES.items() if recipe.portable
     }
 
@@ -111,8 +110,8 @@ def test_the_same_model_in_another_process(there, apply, tokens):
     check_same(artifact.quantize(trained()), apply, tokens, there)
 
 
-def test_counterpart_another_root_seed_is_another_model(there, apply, tokens):
-    other = artifact.quantize(trained(root=8))
+def test_counterpart_another_base_seed_is_another_model(there, apply, tokens):
+    other = artifact.quantize(trained(base_seed=8))
     with pytest.raises(AssertionError, match="seed"):
         check_same(other, apply, tokens, there)
     there = {name: there[name] for name in there if "logits" in name}

@@ -11,7 +11,7 @@ from freezejax.artifact import packing
 from freezejax.artifact.codecs import BITS, Rows
 from freezejax.artifact.compress import COMPRESSORS, decompress
 from freezejax.artifact.encode import Blob, Quantized, decode_codes, decode_half, encode_codes, encode_half
-from freezejax.artifact.plan import Tensor
+from freezejax.artifact.tensors import Tensor
 
 CODERS = sorted(set(COMPRESSORS) - {"none"})
 

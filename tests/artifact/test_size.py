@@ -7,10 +7,11 @@ import pytest
 from freezejax import artifact, models
 from freezejax.artifact import container, header
 from freezejax.artifact.encode import quantize_leaf
-from freezejax.artifact.plan import plan
+from freezejax.artifact.tensors import stored_tensors
 from freezejax.weights import MapWeight, RandomMap
 
-RULES = [(".*/(a|b)", "int8"), (".*", "int6")]
+RULES = [("role=adapter", "int8"), (".*", "int6")]
+GATE_UP = [{"pattern": ".*/(gate|up)/kernel", "kind": "map"}]
 CODED = sorted(set(artifact.COMPRESSORS) - {"none"})
 
 
@@ -37,8 +38,8 @@ def test_entropy_coded_files_lie_in_the_interval(codec, compressor, tails):
     draw = rng.normal if tails == "normal" else lambda size: rng.standard_t(3, size)
     params = {"up": {"kernel": (draw(size=(256, 192)) / 16).astype(np.float32)}}
     predicted = artifact.predict_size(params, codec=codec, compressor=compressor)
-    tensors = plan(params, codec)
-    top = header.make_header(tensors, {"family": "geglu"}, codec, compressor, None, None, rooted=False)
+    tensors = stored_tensors(params, codec)
+    top = header.make_header(tensors, {"family": "geglu"}, codec, compressor, None, None, seeded=False)
     leaves = [quantize_leaf(tensors[0], params["up"]["kernel"])]
     size = len(container.to_bytes(top, None, leaves))
     assert predicted.low <= size <= predicted.high
@@ -51,7 +52,7 @@ def test_a_matrix_costs_its_bits_and_two_bytes_a_row():
         "up": {"kernel": jax.ShapeDtypeStruct((100, 80), np.float32)},
         "tok_emb": {"embedding": jax.ShapeDtypeStruct((100, 80), np.float32)},
         "scale": jax.ShapeDtypeStruct((80,), np.float32),
-        "seed": jax.ShapeDtypeStruct((2,), np.uint32),
+        "map": jax.eval_shape(lambda key: MapWeight.create(RandomMap((64, 64)), key), jax.random.key(0)),
     }
     for codec, bits in {"int8": 8, "int6": 6, "int5": 5, "int4": 4}.items():
         assert artifact.predict_bytes(shapes, codec) == 2 * 8000 * bits // 8 + 2 * (80 + 100) + 2 * 80 + 8
@@ -61,18 +62,18 @@ def test_a_matrix_costs_its_bits_and_two_bytes_a_row():
 def test_trained_then_frozen_is_billed_and_seeded_is_not(trained):
     plain, seeded = (
         jax.eval_shape(models.build(**config).init, jax.random.key(0))
-        for config in ({**trained("geglu")[0], "maps": maps} for maps in ([], [{"pattern": ".*/(gate|up)/kernel"}]))
+        for config in ({**trained("geglu")[0], "weights": weights} for weights in ([], GATE_UP))
     )
     saved = artifact.predict_bytes(plain, "int8") - artifact.predict_bytes(seeded, "int8")
     assert saved == 4 * (64 * 128 + 2 * 128) - 8
 
 
 def file_bytes(params, model):
-    tensors = plan(params, "int6")
-    root = (0, 1) if model["maps"] else None
-    top = header.make_header(tensors, model, "int6", "none", None, None, rooted=root is not None)
+    tensors = stored_tensors(params, "int6")
+    seed = (0, 1) if model["weights"] else None
+    top = header.make_header(tensors, model, "int6", "none", None, None, seeded=seed is not None)
     leaves = [quantize_leaf(t, np.asarray(params[t.path])) for t in tensors]
-    return len(container.to_bytes(top, root, leaves))
+    return len(container.to_bytes(top, seed, leaves))
 
 
 def test_ten_maps_cost_sixteen_bytes_each_at_most_and_nothing_where_the_recipe_is_shared():
@@ -80,13 +81,13 @@ def test_ten_maps_cost_sixteen_bytes_each_at_most_and_nothing_where_the_recipe_i
     names = [f"blocks/{i}/mlp/up/kernel" for i in range(11)]
     maps = [MapWeight.create(RandomMap((512, 2048), name=name), jax.random.key(1)) for name in names]
     kinds = ["normal", "uniform", "rademacher", "hadamard"]
-    recipes = [{"pattern": n, "distribution": kinds[i % 4], "scale": "fan_in"} for i, n in enumerate(names)]
-    shared = [{"pattern": "blocks/.*", "distribution": "normal", "scale": "fan_in"}]
+    recipes = [{"pattern": n, "kind": "map", "distribution": kinds[i % 4]} for i, n in enumerate(names)]
+    shared = [{"pattern": "blocks/.*", "kind": "map", "distribution": "normal"}]
 
     def grown(before, after):
         one, eleven = ({**stored, **dict(zip(names[:n], maps[:n], strict=True))} for n in (1, 11))
         model = {"family": "geglu", "num_layers": 3}
-        return file_bytes(eleven, {**model, "maps": after}) - file_bytes(one, {**model, "maps": before})
+        return file_bytes(eleven, {**model, "weights": after}) - file_bytes(one, {**model, "weights": before})
 
     assert grown(shared, shared) == 0
     assert 0 < grown(recipes[:1], recipes) < 16 * 10
@@ -95,8 +96,8 @@ def test_ten_maps_cost_sixteen_bytes_each_at_most_and_nothing_where_the_recipe_i
 def test_ten_kernels_that_become_maps_leave_the_file(trained, tmp_path):
     config = {**trained("geglu")[0], "num_layers": 5}
     sizes = []
-    for maps in ([], [{"pattern": ".*/(gate|up)/kernel"}]):
-        model = {**config, "maps": maps}
+    for weights in ([], GATE_UP):
+        model = {**config, "weights": weights}
         params = models.build(**model).init(jax.random.key(0))
         sizes.append(artifact.save(tmp_path / "x.fjax", params, model=model, compressor="none").sizes)
     assert sizes[0]["codes"] - sizes[1]["codes"] == 10 * 64 * 128 * 6 // 8

@@ -12,9 +12,9 @@ from freezejax import artifact, models
 from freezejax.artifact import store
 from freezejax.errors import UserError
 from freezejax.paths import leaf_paths
-from freezejax.weights import hold
+from freezejax.weights import draw_maps
 
-RULES = [(".*/(a|b)", "int8"), (".*", "int6")]
+RULES = [("role=adapter", "int8"), (".*", "int6")]
 
 
 def same_bits(a, b):
@@ -88,9 +88,9 @@ def test_the_same_model_gives_the_same_file(trained, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_maps_held_in_memory_are_not_stored(trained, tokens, tmp_path):
+def test_drawn_maps_are_not_stored(trained, tokens, tmp_path):
     config, params = trained("maps")
-    held = hold(params)
+    held = draw_maps(params)
     artifact.save(tmp_path / "a", params, model=config)
     artifact.save(tmp_path / "b", held, model=config)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -166,12 +166,14 @@ def test_what_cannot_be_saved_is_told(change, options, message, trained, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_two_roots_and_evil_patterns_are_told(trained, tmp_path):
+def test_two_base_seeds_and_evil_patterns_are_told(trained, tmp_path):
     config, params = trained("maps")
-    other = _set("blocks/1/mlp/up/kernel/root", np.array([0, 8], np.uint32))(params)
-    with pytest.raises(UserError, match=r"'blocks/1/mlp/up/kernel/root' is \(0, 8\), but .* a model has one root seed"):
+    other = _set("blocks/1/mlp/up/kernel/base/seed", np.array([0, 8], np.uint32))(params)
+    with pytest.raises(
+        UserError, match=r"'blocks/1/mlp/up/kernel/base/seed' is \(0, 8\), but .* a model has one base seed"
+    ):
         artifact.save(tmp_path / "x.fjax", other, model=config)
-    evil = {**config, "maps": [{"pattern": "(.*)*/kernel"}]}
+    evil = {**config, "weights": [{"pattern": "(.*)*/kernel", "kind": "map"}]}
     with pytest.raises(UserError, match="no repeated group"):
         artifact.save(tmp_path / "x.fjax", params, model=evil)
 

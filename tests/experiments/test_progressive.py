@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from experiments.configs.progressive import get_config
-from experiments.engine.matching import SEEDS_FROZEN, stored_bytes
+from experiments.engine.matching import stored_bytes
 from experiments.engine.results import sizes
 from experiments.engine.variants import Variant, select
 from experiments.progressive import make_study
@@ -14,7 +14,7 @@ from freezejax.masks import count_parameters
 from freezejax.paths import leaf_paths
 from freezejax.schedules import FreezeSchedule
 from freezejax.training.config import TrainConfig
-from freezejax.weights import map_weights
+from freezejax.weights import maps_of
 
 SCALES = {"tiny": 256, "cpu": 1024, "h100": 4096}  # and a vocabulary
 
@@ -49,11 +49,11 @@ def frozen_at(variant, step):
     phases = variant.schedule.phases(params, variant.train["steps"])
     (mask,) = (phase.mask for phase in phases if phase.start <= step < phase.stop)
     masked = zip(leaf_paths(params), jax.tree.leaves(mask), strict=True)
-    return {path.removesuffix("/root") for path, trains in masked if not trains}
+    return {path.removesuffix("/seed") for path, trains in masked if not trains}
 
 
 def gate_and_up(variant):
-    paths = {path.removesuffix("/root") for path in leaf_paths(shapes(variant))}
+    paths = {path.removesuffix("/seed") for path in leaf_paths(shapes(variant))}
     return {path for path in paths if path.endswith(("mlp/gate/kernel", "mlp/up/kernel"))}
 
 
@@ -87,7 +87,7 @@ def test_masks_at_the_first_and_the_last_step(variants):
         at_first, at_last = frozen_at(variant, 0), frozen_at(variant, steps - 1)
         assert at_first == (gate_and_up(variant) if kind == "selective" else set())
         assert at_last == (set() if kind in ("baseline", "trained") else gate_and_up(variant))
-        assert bool(map_weights(shapes(variant))) == (kind == "selective")
+        assert bool(maps_of(shapes(variant))) == (kind == "selective")
         if kind == "progressive":
             assert not frozen_at(variant, round(steps / 3) - 1)
             assert frozen_at(variant, round(steps / 3)) == gate_and_up(variant)
@@ -104,14 +104,14 @@ def test_controls_differ_from_their_partner_in_what_their_name_says_and_nothing_
         ("progressive_medium", "trained_medium"): set(),
         ("progressive_small", "baseline"): set(),
         ("progressive_large", "trained_large"): set(),
-        ("selective_medium", "trained_medium_same_scale"): {"maps"},
-        ("selective_medium", "trained_medium"): {"mlp_in_init", "maps"},
-        ("selective_small", "baseline_same_scale"): {"maps"},
-        ("selective_large", "trained_large_same_scale"): {"maps"},
+        ("selective_medium", "trained_medium_same_scale"): {"weights"},
+        ("selective_medium", "trained_medium"): {"mlp_in_init", "weights"},
+        ("selective_small", "baseline_same_scale"): {"weights"},
+        ("selective_large", "trained_large_same_scale"): {"weights"},
         ("progressive_medium_same_scale", "trained_medium_same_scale"): set(),
-        ("progressive_medium_same_scale", "selective_medium"): {"maps"},
+        ("progressive_medium_same_scale", "selective_medium"): {"weights"},
         ("progressive_medium_dropout", "trained_medium_dropout"): set(),
-        ("selective_medium_dropout", "trained_medium_dropout_same_scale"): {"maps"},
+        ("selective_medium_dropout", "trained_medium_dropout_same_scale"): {"weights"},
         ("selective_medium_dropout", "selective_medium"): {"dropout"},
         ("trained_medium_dropout_same_scale", "trained_medium_dropout"): {"mlp_in_init"},
         ("progressive_medium_dropout", "progressive_medium"): {"dropout"},
@@ -165,24 +165,24 @@ def sizes_of(schedule, steps=60, **model):
 
 
 def test_parameters_add_up_and_only_maps_are_free(variants):
-    maps = variants["selective_medium"].model["maps"]
+    weights = variants["selective_medium"].model["weights"]
     trained, selective, progressive = (
         sizes_of(variants[name].schedule, **more)
-        for name, more in (("trained_medium", {}), ("selective_medium", {"maps": maps}), ("progressive_medium", {}))
+        for name, more in (("trained_medium", {}), ("selective_medium", {"weights": weights}), ("progressive_medium", {}))
     )
     whole = count_parameters(models.build(**MODEL).init(jax.random.key(0)))
     mlp_in = 2 * 16 * 32
     assert trained == {"trainable_params": whole, "frozen_params": 0, "seeded_params": 0}
     assert selective == {"trainable_params": whole - mlp_in, "frozen_params": 0, "seeded_params": mlp_in}
     assert progressive == {"trainable_params": whole - mlp_in, "frozen_params": mlp_in, "seeded_params": 0}
-    saved = stored_bytes(MODEL, "int8") - stored_bytes({**MODEL, "maps": maps}, "int8")
-    assert saved == 2 * mlp_in - 8  # tensors this small are float16; the root seed takes 8 bytes
+    saved = stored_bytes(MODEL, "int8") - stored_bytes({**MODEL, "weights": weights}, "int8")
+    assert saved == 2 * mlp_in - 8  # tensors this small are float16; the base seed takes 8 bytes
 
 
 def test_a_leaf_that_was_frozen_and_thawed_is_stored_beside_a_map():
     up, rest = (".*/up/kernel", False), (".*", True)
-    schedule = FreezeSchedule([(0, [*SEEDS_FROZEN.entries[0][1][:1], up, rest]), (8, [(".*", False)])])
-    found = sizes_of(schedule, 10, maps=[{"pattern": ".*/gate/kernel"}])
+    schedule = FreezeSchedule([(0, [up, rest]), (8, [(".*", False)])])
+    found = sizes_of(schedule, 10, weights=[{"pattern": ".*/gate/kernel", "kind": "map"}])
     assert found["seeded_params"] == 16 * 32
     assert found["trainable_params"] == 0
     assert found["frozen_params"] == count_parameters(models.build(**MODEL).init(jax.random.key(0))) - 16 * 32

@@ -12,7 +12,7 @@ from freezejax import models
 from freezejax.errors import UserError
 from freezejax.paths import leaf_paths, map_with_paths
 from freezejax.training.config import TrainConfig
-from freezejax.weights import MapWeight, count_seeded, map_weights
+from freezejax.weights import MapWeight, count_seeded, maps_of
 
 SCALES = {"tiny": 256, "cpu": 1024, "h100": 1024}  # and a vocabulary
 PAPER = {  # difference to the paper's baseline in percent
@@ -38,7 +38,7 @@ def variants(studies):
 
 
 def seeded_paths(variant):
-    return {weight.map.name for weight in map_weights(abstract(variant.model))}
+    return {weight.map.name for weight in maps_of(abstract(variant.model))}
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -49,7 +49,7 @@ def test_every_variant_can_be_built_at_every_scale(studies, scale):
     assert names[0] == "baseline"
     for variant in study.variants:
         (phase,) = variant.schedule.phases(abstract(variant.model), TrainConfig.from_mapping(variant.train).steps)
-        trains = map_with_paths(lambda path, mask: mask != path.endswith("/root"), phase.mask)
+        trains = map_with_paths(lambda path, mask: mask != path.endswith("/seed"), phase.mask)
         assert all(jax.tree.leaves(trains))  # whatever is stored trains
     pairs = [(contrast.variant, contrast.reference) for contrast in study.contrasts]
     assert len(set(pairs)) == len(pairs)
@@ -67,7 +67,7 @@ def test_the_papers_rows_have_its_figures_and_every_base_seed(studies):
     assert not [item for item in (*studies["tiny"].variants, *studies["tiny"].contrasts) if item.paper]
     main = {v.name for v in studies["cpu"].variants if v.base_seeds}
     assert main == {name for name in PAPER if name != "trained_large"}
-    assert all(bool(v.model.get("maps")) >= v.base_seeds for v in studies["cpu"].variants)
+    assert all(bool(v.model.get("weights")) >= v.base_seeds for v in studies["cpu"].variants)
 
 
 def test_maps_are_where_the_names_say(variants):
@@ -79,7 +79,7 @@ def test_maps_are_where_the_names_say(variants):
         if name.startswith("selective"):
             assert ends(variant) == gate_up
         elif name.startswith(("baseline", "trained")):
-            assert not map_weights(abstract(variant.model))
+            assert not maps_of(abstract(variant.model))
     for place, kernel in {"down": "mlp/down", **{p: f"attn/{p}" for p in ("q", "k", "v", "out")}}.items():
         assert ends(variants[f"frozen_{place}"]) == {f"{kernel}/kernel"}
     lora = abstract(variants["full_freeze_lora"].model)
@@ -96,17 +96,18 @@ def test_each_distribution_is_one_row_and_all_else_is_alike(variants):
     found = {}
     for name, variant in variants.items():
         if name.startswith("selective_small") and "dropout" not in name:
-            (rule,) = variant.model["maps"]
-            found[rule["distribution"], rule["scale"]] = name
-            assert {**variant.model, "maps": normal.model["maps"]} == normal.model
+            rule, *more = variant.model["weights"]
+            found[rule["distribution"], *(other["kind"] for other in more)] = name
+            assert {**variant.model, "weights": normal.model["weights"]} == normal.model
             assert variant.train == normal.train
-    assert {d for d, _ in found} == {"normal", "rademacher", "uniform", "hadamard", "normal_float", "orthogonal_qr"}
-    assert [name for (_, scale), name in found.items() if scale == "gain"] == ["selective_small_gain"]
+    assert {distribution for distribution, *_ in found} == {"normal", "rademacher", "uniform", "hadamard", "normal_f32", "orthogonal_qr"}
+    assert found["normal", "gain"] == "selective_small_gain"
+    assert len(found) == 7
 
 
-def initial(variant, root):
+def initial(variant, base_seed):
     """Initial weights as plain arrays, maps drawn."""
-    params = models.build(**variant.model).init(jax.random.key(7), jax.random.key(root))
+    params = models.build(**variant.model).init(jax.random.key(7), jax.random.key(base_seed))
     drawn = jax.tree.map(
         lambda leaf: leaf.materialize() if isinstance(leaf, MapWeight) else leaf,
         params,
@@ -118,8 +119,8 @@ def initial(variant, root):
 @pytest.mark.parametrize(("name", "twin"), TWINS.items())
 def test_twins_start_from_the_same_bits_and_differ_in_nothing_else(variants, name, twin):
     frozen, trained = variants[name], variants[twin]
-    assert {**frozen.model, "maps": None} == {**trained.model, "maps": None}
-    (rule,), (other,) = frozen.model["maps"], trained.model["maps"]
+    assert {**frozen.model, "weights": None} == {**trained.model, "weights": None}
+    (rule,), (other,) = frozen.model["weights"], trained.model["weights"]
     assert {**rule, "trained": True} == other
     assert frozen.train == trained.train
     assert_same_start(initial(frozen, 3), initial(trained, 3))
@@ -132,7 +133,7 @@ def assert_same_start(one, other):
 
 
 def test_counterpart_another_base_seed_is_another_start(variants):
-    frozen, trained = (initial(variants[name], root) for name, root in (("frozen_q", 3), ("trained_q", 4)))
+    frozen, trained = (initial(variants[name], seed) for name, seed in (("frozen_q", 3), ("trained_q", 4)))
     with pytest.raises(AssertionError, match="attn/q"):
         assert_same_start(frozen, trained)
 

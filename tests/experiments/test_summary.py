@@ -141,7 +141,7 @@ def test_seeds_that_only_one_side_has_are_not_paired(tmp_path):
 
 
 # Losses of a variant with maps, by (training seed, base seed), and what pairs with it.
-MAPS = {"model_dim": 8, "maps": [{"pattern": ".*"}]}
+MAPS = {"model_dim": 8, "weights": [{"pattern": ".*", "kind": "map"}]}
 TWO_AXES = {(0, 0): 4.0, (0, 1): 6.0, (1, 0): 5.0, (1, 1): 9.0}
 
 

@@ -21,16 +21,19 @@ MAX_EXPANSION = 1000  # weights per byte of file, as the format promises
 REFUSED, SAME, OTHER = "refused", "same content", "says so"
 
 TINY = {"family": "geglu", "vocab_size": 260, "num_layers": 1, "model_dim": 16, "num_heads": 1}
-SEEDED = {"maps": [{"pattern": ".*/(gate|up)/kernel", "distribution": "hadamard", "scale": "gain"}]}
-LORA = {"lora": [{"pattern": ".*/qkv/kernel", "rank": 2, "alpha": 4.0}]}
+MAPS = [
+    {"pattern": ".*/(gate|up)/kernel", "kind": "map", "distribution": "hadamard"},
+    {"pattern": ".*/(gate|up)/kernel", "kind": "gain"},
+]
+LORA = [{"pattern": ".*/qkv/kernel", "kind": "lora", "rank": 2, "alpha": 4.0}]
 GOLF = {"family": "parameter_golf", "vocab_size": 300, "num_layers": 2, "model_dim": 16, "num_heads": 2}
 NOTED = {"tokenizer": {"name": "bytes", "sha256": "ab" * 32}, "notes": {"seq_len": 64, "list": [1, None, "é"]}}
 ARTIFACTS: list[dict[str, Any]] = [
     {"model": TINY, "codec": "int4", "compressor": "zlib"},
-    {"model": {**TINY, **SEEDED, **LORA}, "codec": "int6", "compressor": "brotli", **NOTED},
+    {"model": {**TINY, "weights": [*MAPS, *LORA]}, "codec": "int6", "compressor": "brotli", **NOTED},
     {"model": {**GOLF, "num_kv_heads": 1}, "codec": [(".*emb.*", "int8"), (".*", "float16")], "compressor": "lzma"},
     {"model": {**TINY, "model_dim": 48, "num_heads": 2}, "codec": "int5", "compressor": "zstd", **NOTED},
-    {"model": {**TINY, **SEEDED, "num_layers": 2}, "codec": "int6", "compressor": "none"},
+    {"model": {**TINY, "weights": MAPS, "num_layers": 2}, "codec": "int6", "compressor": "none"},
     {"model": {**TINY, "rope_dims": 8}, "codec": "float16", "compressor": "zlib"},
 ]
 
@@ -81,8 +84,8 @@ def _make(path: Path, model: dict[str, Any], **options: Any) -> tuple[bytes, Any
     shapes, rng = jax.eval_shape(models.build(**model).init, jax.random.key(0)), np.random.default_rng(0)
 
     def drawn(leaf: Any) -> np.ndarray:
-        is_root = leaf.dtype == np.uint32
-        return np.array([1, 2], np.uint32) if is_root else rng.normal(size=leaf.shape).astype(np.float32)
+        is_seed = leaf.dtype == np.uint32
+        return np.array([1, 2], np.uint32) if is_seed else rng.normal(size=leaf.shape).astype(np.float32)
 
     params = jax.tree.map(drawn, shapes)
     artifact.save(path, params, model=model, **options)
@@ -104,11 +107,11 @@ def _judge_artifact(path: Path, whole: dict[bytes, Any] | None, content: bytes) 
     assert stored <= MAX_EXPANSION * len(content), f"{stored} weights of {len(content)} bytes"
     for name in ("model", "tokenizer", "notes"):
         assert repr(metadata[name]) == repr(said.header[name]), f"{name} is not what the file says"
-    assert metadata["seed"] == said.root
+    assert metadata["seed"] == said.seed
     shapes, logits = _traced(json.dumps(said.header["model"], sort_keys=True))
     assert jax.tree.structure(params) == jax.tree.structure(shapes), "not the model's parameters"
     for name, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
-        wanted = np.array(said.root, np.uint32) if leaf.dtype == np.uint32 else said.weights[name]
+        wanted = np.array(said.seed, np.uint32) if leaf.dtype == np.uint32 else said.weights[name]
         assert np.isfinite(leaf).all(), f"{name} is not finite"
         assert leaf.dtype == wanted.dtype, f"{name} is {leaf.dtype}"
         assert leaf.shape == wanted.shape, f"{name} has shape {leaf.shape}"

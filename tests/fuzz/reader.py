@@ -33,7 +33,7 @@ class Content(NamedTuple):
     """What a file says."""
 
     header: dict[str, Any]
-    root: tuple[int, int] | None
+    seed: tuple[int, int] | None
     weights: dict[str, np.ndarray]  # float32, by path
 
 
@@ -42,8 +42,8 @@ def read(content: bytes) -> Content:
     rest = content[PREAMBLE.size :]
     header = json.loads(zlib.decompress(rest[:header_bytes], wbits=-15))
     rest = rest[header_bytes:]
-    root = struct.unpack("<II", rest[:8]) if header["rooted"] else None
-    rest = rest[8:] if header["rooted"] else rest
+    seed = struct.unpack("<II", rest[:8]) if header["seeded"] else None
+    rest = rest[8:] if header["seeded"] else rest
     count = 2 + len(header["tensors"])
     table = [ENTRY.unpack_from(rest, i * ENTRY.size) for i in range(count)]
     at, sections = count * ENTRY.size, []
@@ -52,7 +52,7 @@ def read(content: bytes) -> Content:
         is_coded = encoding > 0 and size > 0  # a small tensor has no bytes of its own
         sections.append((encoding, DECOMPRESS[header["compressor"]](data) if is_coded else data))
         at += size
-    return Content(header, root, _weights(header["tensors"], sections))
+    return Content(header, seed, _weights(header["tensors"], sections))
 
 
 def _weights(tensors: list[Any], sections: list[tuple[int, bytes]]) -> dict[str, np.ndarray]:

@@ -70,7 +70,24 @@ def header_text(rng: Rng, content: bytes, other: bytes) -> bytes:
 
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 7, 2**31 - 1, 2**31, 2**63, 10**400, 0.5, 1e-300, 1e300, float("nan")),
-    *("", "x", "é", "a\nb", "int4", "float16", "brotli", "none", "geglu", "hadamard", "gain", "(a|a)*b", "[", ".*"),
+    *(
+        "",
+        "x",
+        "é",
+        "a\nb",
+        "int4",
+        "float16",
+        "brotli",
+        "none",
+        "geglu",
+        "hadamard",
+        "gain",
+        "map",
+        "lora",
+        "(a|a)*b",
+        "[",
+        ".*",
+    ),
     *([], {}, [[]], [1, 2], {"a": 1}, "9" * 5000, ".*/(gate|up|down)/kernel", "\ud800", float("inf")),
 ]
 
@@ -171,12 +188,12 @@ def bomb(rng: Rng, content: bytes, other: bytes) -> bytes:
     ]
     fields = {
         **{"model": {**_BOMB, "vocab_size": vocabulary}, "codec": [[".*", "int8"]], "compressor": compressor},
-        **{"rooted": False, "tokenizer": None, "notes": None},
+        **{"seeded": False, "tokenizer": None, "notes": None},
         "tensors": [["tok_emb/embedding", [vocabulary, 16], "int8"], *small],
     }
     table = [(1, len(data), 0) for data in sections] + [(0, 0, 0)] * len(small)
     packed = deflate(text := json.dumps(fields).encode())
-    start = PREAMBLE.pack(content[:8], 1, 0, len(packed), len(text), b"")
+    start = PREAMBLE.pack(content[:8], 2, 0, len(packed), len(text), b"")
     return seal(b"".join([start, packed, *(ENTRY.pack(*entry) for entry in table), *sections]))
 
 
@@ -203,4 +220,4 @@ def header_of(content: bytes) -> bytes:
 def _table(content: bytes) -> tuple[int, int]:
     """Offset of the table and number of its entries."""
     fields = json.loads(header_of(content))
-    return PREAMBLE.size + PREAMBLE.unpack_from(content)[3] + 8 * fields["rooted"], 2 + len(fields["tensors"])
+    return PREAMBLE.size + PREAMBLE.unpack_from(content)[3] + 8 * fields["seeded"], 2 + len(fields["tensors"])

@@ -23,16 +23,16 @@ from freezejax.training.interrupts import Stopped, StopSignal
 from freezejax.training.loop import train
 from freezejax.training.plan import RunPlan
 from freezejax.training.state import fingerprint
-from freezejax.weights import map_weights
+from freezejax.weights import maps_of
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
 VOCAB = 64
 TOKENS = np.where(np.arange(4000) % 4 == 0, np.random.default_rng(0).integers(0, 61, 4000), np.arange(4000) * 7 % 61)
-ALL, SEEDS = (".*", True), (".*/seed", False)
+ALL = (".*", True)
 GATE_UP = (r".*/(gate|up|fc)/kernel", False)
 ATTENTION = (r".*/attn/.*", False)
-MAPS = [{"pattern": r".*/(gate|up|fc)/kernel", "scale": "gain"}]
-LORA = [{"pattern": r".*/(up|out|fc|proj)/kernel", "rank": 4}]
+MAPS = [{"pattern": r".*/(gate|up|fc)/kernel", "kind": kind} for kind in ("map", "gain")]
+LORA = [{"pattern": r".*/(up|out|fc|proj)/kernel", "kind": "lora", "rank": 4}]
 GOLF = {"family": "parameter_golf", "num_kv_heads": 2, "num_layers": 2}
 MUON = {"name": "muon", "learning_rate": 5e-3}
 FREEZE_THAW = ((0, [ALL]), (2, [GATE_UP, ALL]), (4, [ATTENTION, ALL]))
@@ -71,12 +71,12 @@ CASES = {
         ((1, 8, 1), (2, 2, 2), (1, 1, 8)),
     ),
     **{
-        f"geglu, maps of each {mode} under adapters": Case(
-            {"maps": MAPS, "lora": LORA, "dropout": 0.1},
-            {"maps": mode, "accumulation": 2 if mode == "layer" else 1},
-            ((0, [SEEDS, (r".*/(a|b|gain)", True), (".*", False)]),),
+        f"geglu, maps drawn {mode} under adapters": Case(
+            {"weights": [*MAPS, *LORA], "dropout": 0.1},
+            {"draw_maps": mode, "accumulation": 2 if mode == "per_layer" else 1},
+            ((0, [(r".*/(a|b|gain)", True), (".*", False)]),),
         )
-        for mode in ("layer", "step", "stored")
+        for mode in ("per_layer", "per_step", "once")
     },
 }
 RESUMED = Case(
@@ -218,10 +218,10 @@ def storage() -> dict[str, Any]:
 
 
 def stored_maps() -> list[jax.Array]:
-    case = CASES["geglu, maps of each stored under adapters"]
+    case = CASES["geglu, maps drawn once under adapters"]
     plan = RunPlan(*case.build(), make_mesh(2, 2, 2))
     held = plan.held(plan.begin().split(plan.phases[0].mask)[1])
-    return [weight.levels for weight in map_weights(held)]
+    return [weight.levels for weight in maps_of(held)]
 
 
 def shard_bytes(leaf: jax.Array) -> int:

@@ -23,8 +23,8 @@ from freezejax.training.state import fingerprint
 
 GEGLU = {"family": "geglu", "vocab_size": 61, "num_layers": 2, "model_dim": 16, "num_heads": 1}
 GOLF = {**GEGLU, "family": "parameter_golf", "num_layers": 3, "num_heads": 2, "num_kv_heads": 1}
-MAPS = {**GEGLU, "maps": [{"pattern": r"blocks/\d+/mlp/(gate|up)/kernel", "scale": "gain"}]}
-ROOTS = [(".*/seed", False)]
+GATE_UP = r"blocks/\d+/mlp/(gate|up)/kernel"
+MAPS = {**GEGLU, "weights": [{"pattern": GATE_UP, "kind": kind} for kind in ("map", "gain")]}
 ALL = [(".*", True)]
 PREFIX = [("tok_emb/.*|blocks/0/.*", False), *ALL]
 FROM_START, LATER = [(0, PREFIX)], [(0, ALL), (3, PREFIX)]
@@ -107,9 +107,9 @@ def test_the_rest_on_what_a_prefix_carries_is_the_model(model):
         (GEGLU, [("ln_f/.*", True), (".*", False)], 2),
         (GEGLU, [("tok_emb/.*", True), (".*", False)], 0),
         (GEGLU, [("blocks/0/ln2/.*", True), (".*", False)], 0),
-        (MAPS, [*ROOTS, ("blocks/1/mlp/up/kernel/gain", True), (".*", False)], 1),
+        (MAPS, [("blocks/1/mlp/up/kernel/gain", True), (".*", False)], 1),
         (
-            {**GEGLU, "lora": [{"pattern": "blocks/1/attn/out/kernel", "rank": 2}]},
+            {**GEGLU, "weights": [{"pattern": "blocks/1/attn/out/kernel", "kind": "lora", "rank": 2}]},
             [(".*/(a|b)", True), (".*", False)],
             1,
         ),
@@ -137,7 +137,7 @@ def test_a_prefix_ends_at_the_first_leaf_that_trains_and_reads_none(model, rules
 CASES = {
     "dropout": {"model": {**GEGLU, "dropout": 0.3}},
     "u-net, bfloat16": {"model": GOLF, "compute_dtype": "bfloat16", "ema_decay": 0.5},
-    "maps, accumulation": {"model": MAPS, "schedule": [(0, [*ROOTS, *PREFIX])], "accumulation": 2, "draw_maps": "once"},
+    "maps, accumulation": {"model": MAPS, "schedule": [(0, PREFIX)], "accumulation": 2, "draw_maps": "once"},
     "nothing trains": {"schedule": [(0, [(".*", False)])]},
 }
 

@@ -16,7 +16,7 @@ from freezejax.paths import leaf_paths
 from freezejax.sharding import Layout, make_mesh, spec_of, used_spec
 from freezejax.training.config import TrainConfig
 from freezejax.training.plan import RunPlan
-from freezejax.weights import hold
+from freezejax.weights import draw_maps
 
 COLUMNS, ROWS = P("fsdp", "tensor"), P("tensor", "fsdp")
 PATHS = ["blocks/0/attn/qkv/kernel", "blocks/11/mlp/down/kernel", "tok_emb/embedding", "ln_f/scale"]
@@ -34,17 +34,13 @@ def mesh_of(data=1, fsdp=1, tensor=1):
         *((f"blocks/3/mlp/{name}/kernel", COLUMNS) for name in ("gate", "up", "fc")),
         *((f"blocks/3/{name}/kernel", ROWS) for name in ("attn/out", "attn/proj", "mlp/proj", "mlp/down")),
         ("up/kernel", COLUMNS),
-        ("blocks/3/mlp/up/kernel/base", COLUMNS),
-        ("blocks/3/mlp/up/kernel/levels", COLUMNS),
-        ("blocks/3/mlp/down/kernel/base/levels", ROWS),
         ("tok_emb/embedding", P("fsdp", None)),
-        *((f"blocks/3/mlp/up/kernel/{name}", P()) for name in ("a", "b", "seed", "gain")),
         ("blocks/3/ln1/scale", P()),
         ("blocks/3/mlp/pickup/kernel", P()),
         ("skip_weights", P()),
     ],
 )
-def test_every_kind_of_leaf_has_its_rule(path, expected):
+def test_every_matrix_has_its_rule(path, expected):
     assert spec_of(path, (64, 64), mesh_of(2, 2, 2)) == expected
 
 
@@ -70,12 +66,14 @@ def specs(tree):
 @pytest.fixture(scope="module")
 def plan():
     """A mesh of one device: the axes are all there, and nothing is divided."""
-    maps = [{"pattern": r".*/up/kernel", "scale": "gain"}, {"pattern": r".*/out/kernel"}]
-    lora = [{"pattern": r".*/(up|down)/kernel", "rank": 4}]
-    model = models.build("geglu", vocab_size=64, num_layers=1, model_dim=32, num_heads=2, maps=maps, lora=lora)
+    weights = [
+        {"pattern": r".*/(up|out)/kernel", "kind": "map"},
+        {"pattern": r".*/up/kernel", "kind": "gain"},
+        {"pattern": r".*/(up|down)/kernel", "kind": "lora", "rank": 4},
+    ]
+    model = models.build("geglu", vocab_size=64, num_layers=1, model_dim=32, num_heads=2, weights=weights)
     config = TrainConfig(steps=9, batch_size=2, seq_len=8, ema_decay=0.9, on_thaw="keep", draw_maps="once")
-    seeds, gate = (".*/seed", False), (".*/gate/kernel", False)
-    schedule = FreezeSchedule([(0, [seeds, (".*", True)]), (3, [seeds, gate, (".*", True)])])
+    schedule = FreezeSchedule([(0, [(".*", True)]), (3, [(".*/gate/kernel", False), (".*", True)])])
     return RunPlan(model, config, schedule, make_mesh())
 
 
@@ -84,7 +82,8 @@ def test_moments_mean_and_kept_moments_lie_like_their_parameter_and_counts_on_ev
     of_params, of_moments, of_kept = specs(state.params), specs(state.opt_state), specs(state.kept)
     assert of_params["blocks/0/mlp/gate/kernel"] == COLUMNS
     assert of_params["blocks/0/mlp/down/kernel/base"] == ROWS
-    assert of_params["blocks/0/mlp/up/kernel/base/root"] == P()
+    whole = ["up/kernel/a", "up/kernel/b", "up/kernel/base/gain", "up/kernel/base/base/seed", "down/kernel/a"]
+    assert {of_params[f"blocks/0/mlp/{name}"] for name in whole} == {P()}
     assert {path: spec for path, spec in specs(state.ema).items() if spec != of_params[path]} == {}
     moments = [(path, spec) for path, spec in of_moments.items() if "/mu/" in path or "/nu/" in path]
     assert len(moments) == 2 * len(jax.tree.leaves(state.ema))
@@ -101,12 +100,12 @@ def test_moments_mean_and_kept_moments_lie_like_their_parameter_and_counts_on_ev
 def test_stored_maps_lie_like_kernels_and_a_seed_on_every_device(plan):
     frozen = plan.arguments(0)[1]
     of_frozen = specs(frozen)
-    assert of_frozen["blocks/0/mlp/up/kernel/base/levels"] == COLUMNS
+    assert of_frozen["blocks/0/mlp/up/kernel/base/base/levels"] == COLUMNS
     assert of_frozen["blocks/0/attn/out/kernel/levels"] == ROWS
-    assert of_frozen["blocks/0/attn/out/kernel/root"] == P()
+    assert of_frozen["blocks/0/attn/out/kernel/seed"] == P()
     held = plan.held(plan.begin().split(plan.phases[0].mask)[1])
     assert specs(held) == of_frozen
-    plain = hold(plan.model.init(jax.random.key(0), jax.random.key(0)))
+    plain = draw_maps(plan.model.init(jax.random.key(0), jax.random.key(0)))
     one, other = (tree["blocks"][0]["attn"]["out"]["kernel"].levels for tree in (held, plain))
     assert bool((one == other).all())
 

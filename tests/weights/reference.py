@@ -93,7 +93,7 @@ VARIANCE = {
 }
 
 
-def materialize(distribution, shape, path, seed, deviation):
+def materialize(distribution, shape, path, seed, std):
     """The weights, float32 [in, out]."""
     levels = RECIPES[distribution](path_key(seed, path), shape).astype(np.float32)
-    return levels * np.float32(deviation / math.sqrt(VARIANCE[distribution]))
+    return levels * np.float32(std / math.sqrt(VARIANCE[distribution]))

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from freezejax import RandomMap
-from freezejax.weights import MapWeight, hold, recipes
+from freezejax.weights import MapWeight, draw_maps, recipes
 from tests.weights.programs import collectives, largest_array
 
 ALIGNED, ODD = (256, 512), (96, 80)  # ODD: a word's 32 signs lie on two devices
@@ -91,7 +91,7 @@ def held_shards():
     """Sizes of the shards of a map that is stored."""
     sharding = NamedSharding(make_mesh((2, 2, 2)), BOTH)
     weight = MapWeight.create(RandomMap(ALIGNED, name=PATH), replicated_key(sharding.mesh), sharding)
-    return [shard.data.size for shard in jax.jit(hold)(weight).levels.addressable_shards]
+    return [shard.data.size for shard in jax.jit(draw_maps)(weight).levels.addressable_shards]
 
 
 def counterparts():

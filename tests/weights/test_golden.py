@@ -1,4 +1,4 @@
-"""Law 6: the bits of a map follow from root seed, path, shape and recipe alone, for ever.
+"""Law 6: the bits of a map follow from base seed, path, shape and recipe alone, for ever.
 
 The hashes below pin every portable recipe. Updating one is never legitimate: artifacts in the field hold a seed and
 the recipe's name and nothing else, and would silently become other models. Another way to draw is another recipe,

@@ -11,7 +11,7 @@ from freezejax.training.config import OptimizerConfig, TrainConfig
 from freezejax.training.optimizers import make_optimizer
 from freezejax.training.plan import mean_loss
 from freezejax.training.step import StepState, make_step
-from freezejax.weights import MapWeight, hold
+from freezejax.weights import MapWeight, draw_maps
 from freezejax.weights import random_map as implementation
 from tests.weights.programs import largest_constant, memory
 
@@ -48,7 +48,7 @@ def residuals(layer):
     return jax.tree.leaves(backward)
 
 
-def test_nothing_but_the_root_is_kept_for_the_backward_pass():
+def test_nothing_but_the_seed_is_kept_for_the_backward_pass():
     assert [(leaf.shape, leaf.dtype) for leaf in residuals(mapped)] == [((2,), jnp.uint32)]
 
 
@@ -59,7 +59,7 @@ def test_counterpart_the_naive_layer_keeps_its_map():
 @pytest.fixture(scope="module")
 def stored():
     """Bytes of arguments and temporaries where the maps are arguments."""
-    held = [hold(MapWeight.create(random_map, KEY)) for random_map in MAPS]
+    held = [draw_maps(MapWeight.create(random_map, KEY)) for random_map in MAPS]
     by_name = lambda x, held, random_map: held[MAPS.index(random_map)](x)  # noqa: E731
     arguments, temporaries = memory(gradient(by_name), X, held)
     assert arguments >= MAPS_BYTES
@@ -83,19 +83,19 @@ def test_counterparts_save_nothing(stored, monkeypatch):
     assert share_saved(naive, stored) < 0.1
     assert share_saved(drawn_in_each_layer, stored) < 0.1
 
-    def without_barriers(x, random_map, sharding, root):
-        return random_map.levels(jax.random.wrap_key_data(root, impl="threefry2x32"), sharding)
+    def without_barriers(x, random_map, sharding, seed):
+        return random_map.levels(jax.random.wrap_key_data(seed, impl="threefry2x32"), sharding)
 
     monkeypatch.setattr(implementation, "_levels_after", without_barriers)
     assert share_saved(mapped, stored) < 0.1
 
 
-def test_no_map_is_a_constant_and_the_root_is_an_argument():
+def test_no_map_is_a_constant_and_the_seed_is_an_argument():
     one = [MAPS[0]]
     lowered = jax.jit(gradient(mapped, one)).lower(X, KEY)
     compiled = lowered.compile()
     assert largest_constant(lowered.as_text()) == largest_constant(compiled.as_text()) == 256  # the table of quantiles
-    # One program for every root.
+    # One program for every base seed.
     for key in (KEY, jax.random.key(8)):
         np.testing.assert_allclose(compiled(X, key)[0], loss(mapped, X, key, one), rtol=1e-5)
     assert float(compiled(X, KEY)[0]) != float(compiled(X, jax.random.key(8))[0])
@@ -107,21 +107,21 @@ def test_counterpart_a_map_closed_over_is_a_constant():
     assert largest_constant(lowered.as_text()) == largest_constant(lowered.compile().as_text()) == MAP_SIZE
 
 
-def test_counterpart_a_key_closed_over_makes_a_program_for_one_root():
+def test_counterpart_a_key_closed_over_makes_a_program_for_one_seed():
     closed = jax.jit(lambda x: MAPS[0].apply(x, KEY)).lower(X)
     assert "tensor<2xui32>" not in closed.as_text().split("func.func public @main(")[1].split("->")[0]
 
 
 WIDTH = 96
-MAPS_RULE = [{"pattern": r"blocks/\d+/mlp/(gate|up)/kernel"}]
+MAPS_RULE = [{"pattern": r"blocks/\d+/mlp/(gate|up)/kernel", "kind": "map"}]
 CONFIG = TrainConfig(steps=4, batch_size=2, seq_len=16, optimizer=OptimizerConfig(clip=1.0))
 
 
-def training_step(maps):
+def training_step(weights):
     """`(step, its abstract arguments)` of a small model whose gate and up are maps."""
-    model = models.build("geglu", num_layers=2, model_dim=48, num_heads=3, vocab_size=61, mlp_mult=2, maps=maps)
+    model = models.build("geglu", num_layers=2, model_dim=48, num_heads=3, vocab_size=61, mlp_mult=2, weights=weights)
     params = jax.eval_shape(model.init, KEY)
-    mask = trainable_mask(params, [*([(".*/seed", False)] if maps else []), (".*", True)])
+    mask = trainable_mask(params, [(".*", True)])
     tx = freeze(make_optimizer(CONFIG.optimizer, lambda count: jnp.ones([])), mask)
     half, frozen = partition(params, mask)
     state = StepState(half, jax.eval_shape(tx.init, half), None)
@@ -133,8 +133,8 @@ def training_step(maps):
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_training_step_for_an_accelerator_draws_its_maps(platform):
-    def lowered(maps):
-        step, arguments = training_step(maps)
+    def lowered(weights):
+        step, arguments = training_step(weights)
         with jax.numpy_dtype_promotion("standard"):
             return jax.jit(step).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 

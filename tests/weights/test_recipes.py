@@ -58,7 +58,7 @@ def test_moments(distribution, drawn):
 def test_documented_moments_are_those_of_the_levels(name):
     levels, recipe = LEVELS[name], RECIPES[name]
     assert levels.mean() == 0
-    assert recipe.deviation == pytest.approx(levels.std(), rel=1e-12)
+    assert recipe.std == pytest.approx(levels.std(), rel=1e-12)
     assert recipe.kurtosis == pytest.approx(np.mean(levels**4) / levels.var() ** 2, rel=1e-12)
 
 
@@ -77,7 +77,7 @@ def test_the_table_is_close_to_normal():
 @pytest.mark.parametrize("name", LEVELS)
 def test_every_level_is_as_frequent_as_it_should_be(name, drawn):
     levels, expected = np.unique(LEVELS[name], return_counts=True)
-    integers = np.rint(drawn[name, "a", 0] * RECIPES[name].deviation)
+    integers = np.rint(drawn[name, "a", 0] * RECIPES[name].std)
     found, counts = np.unique(integers, return_counts=True)
     assert np.array_equal(found, levels)
     assert scipy.stats.chisquare(counts, expected / expected.sum() * SAMPLES).pvalue > 1e-4
@@ -105,7 +105,7 @@ def test_levels_are_integers_that_bfloat16_holds(portable, drawn):
 
 
 def test_counterpart_bfloat16_does_not_hold_floats(drawn):
-    w = jnp.asarray(drawn["normal_float", "a", 0], jnp.float32)
+    w = jnp.asarray(drawn["normal_f32", "a", 0], jnp.float32)
     assert float((w.astype(jnp.bfloat16).astype(jnp.float32) == w).mean()) < 0.01
 
 

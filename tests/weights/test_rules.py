@@ -1,4 +1,4 @@
-"""Rules put maps and adapters in place of kernels: the first match wins, seeds stay apart, errors name the rule."""
+"""Rules put weights of other kinds in place of kernels: inside out, first match of a kind, errors name the rule."""
 
 import json
 
@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from freezejax.weights.rules import LoraRule, MapRule
 from ml_collections import ConfigDict
 
 import freezejax
 from freezejax import UserError, models
 from freezejax.paths import leaf_paths
-from freezejax.weights import MapWeight, RandomMap, count_seeded, map_weights
-from freezejax.weights.lora import LoraWeight
+from freezejax.roles import is_weight
+from freezejax.weights import GainWeight, LoraWeight, MapWeight, RandomMap, count_seeded, maps_of
 from tests.models.conftest import SMALL
 
-KEY, ROOT = jax.random.key(0), jax.random.key(100)
+KEY, BASE = jax.random.key(0), jax.random.key(100)
 EVERY_KERNEL = ".*/kernel"
 GATE_UP = r"blocks/\d+/mlp/(gate|up)/kernel"
 
@@ -26,12 +25,20 @@ def build(family="geglu", **changes):
     return models.build(family, **{**SMALL[family], **changes})
 
 
-def is_weight(leaf):
-    return isinstance(leaf, MapWeight | LoraWeight)
+def maps(pattern, **options):
+    return {"pattern": pattern, "kind": "map", **options}
+
+
+def gain(pattern):
+    return {"pattern": pattern, "kind": "gain"}
+
+
+def lora(pattern, **options):
+    return {"pattern": pattern, "kind": "lora", **options}
 
 
 def by_path(params):
-    """Path of the kernel (or other leaf) -> array, MapWeight or LoraWeight."""
+    """Path of the kernel (or other leaf) -> array or weight."""
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_weight)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -42,6 +49,8 @@ def dense(params):
     def merge(leaf):
         if isinstance(leaf, LoraWeight):
             return merge(leaf.base) + leaf.alpha / leaf.a.shape[1] * leaf.a @ leaf.b
+        if isinstance(leaf, GainWeight):
+            return merge(leaf.base) * leaf.gain[None]
         return leaf.materialize() if isinstance(leaf, MapWeight) else leaf
 
     return jax.tree.map(merge, params, is_leaf=is_weight)
@@ -56,16 +65,16 @@ def moved(params):
     return jax.tree.map(move, jax.tree.map(np.asarray, params))
 
 
-def test_the_first_rule_that_matches_wins():
+def test_of_each_kind_the_first_rule_that_matches_wins():
     rules = [
-        {"pattern": "blocks/0/mlp/gate/kernel", "distribution": "rademacher", "scale": 0.5},
-        {"pattern": GATE_UP, "distribution": "hadamard"},
+        maps("blocks/0/mlp/gate/kernel", distribution="rademacher", scale=0.5),
+        maps(GATE_UP, distribution="hadamard"),
+        lora("blocks/1/.*", rank=2, alpha=4.0),
+        lora(".*/(gate|qkv)/kernel", rank=3),
     ]
-    lora = [{"pattern": "blocks/1/.*", "rank": 2, "alpha": 4.0}, {"pattern": ".*/(gate|qkv)/kernel", "rank": 3}]
-    found = by_path(build(maps=rules, lora=lora).init(KEY))
+    found = by_path(build(weights=rules).init(KEY))
     map_of = {path: getattr(leaf, "base", leaf) for path, leaf in found.items()}
-    maps = {path: leaf.map for path, leaf in map_of.items() if isinstance(leaf, MapWeight)}
-    assert maps == {
+    assert {path: leaf.map for path, leaf in map_of.items() if isinstance(leaf, MapWeight)} == {
         "blocks/0/mlp/gate/kernel": RandomMap((24, 48), "rademacher", 0.5, "blocks/0/mlp/gate/kernel"),
         "blocks/0/mlp/up/kernel": RandomMap((24, 48), "hadamard", name="blocks/0/mlp/up/kernel"),
         "blocks/1/mlp/gate/kernel": RandomMap((24, 48), "hadamard", name="blocks/1/mlp/gate/kernel"),
@@ -78,34 +87,34 @@ def test_the_first_rule_that_matches_wins():
 
 
 def test_the_leaves_have_the_documented_paths():
-    model = build(num_layers=1, maps=[{"pattern": GATE_UP, "scale": "gain"}], lora=[{"pattern": ".*/up/kernel"}])
+    model = build(num_layers=1, weights=[maps(GATE_UP), gain(GATE_UP), lora(".*/up/kernel")])
     paths = [path for path in leaf_paths(jax.eval_shape(model.init, KEY)) if "/mlp/" in path]
     gate, up = "blocks/0/mlp/gate/kernel", "blocks/0/mlp/up/kernel"
-    wanted = ["blocks/0/mlp/down/kernel", f"{gate}/gain", f"{gate}/root"]
-    assert sorted(paths) == [*wanted, f"{up}/a", f"{up}/b", f"{up}/base/gain", f"{up}/base/root"]
+    wanted = ["blocks/0/mlp/down/kernel", f"{gate}/base/seed", f"{gate}/gain"]
+    assert sorted(paths) == [*wanted, f"{up}/a", f"{up}/b", f"{up}/base/base/seed", f"{up}/base/gain"]
 
 
 def test_without_rules_the_model_is_the_plain_one():
     for empty in ((), [], None):
-        chex.assert_trees_all_equal(build(maps=empty, lora=empty).init(KEY, ROOT), build().init(KEY))
+        chex.assert_trees_all_equal(build(weights=empty).init(KEY, BASE), build().init(KEY))
 
 
 def test_rules_come_from_json_and_from_config_dicts():
-    rule = {"pattern": GATE_UP, "distribution": "rademacher", "scale": "none", "trained": False}
-    expected = jax.eval_shape(build(maps=[rule]).init, KEY)
-    for rules in (json.loads(json.dumps([rule])), (ConfigDict(rule),), ConfigDict({"maps": [rule]}).maps):
-        assert jax.tree.structure(jax.eval_shape(build(maps=rules).init, KEY)) == jax.tree.structure(expected)
+    rule = maps(GATE_UP, distribution="rademacher", scale="none", trained=False)
+    expected = jax.eval_shape(build(weights=[rule]).init, KEY)
+    for rules in (json.loads(json.dumps([rule])), (ConfigDict(rule),), ConfigDict({"weights": [rule]}).weights):
+        assert jax.tree.structure(jax.eval_shape(build(weights=rules).init, KEY)) == jax.tree.structure(expected)
 
 
 def test_shapes_are_known_without_drawing(family):
-    model = build(family, maps=[{"pattern": EVERY_KERNEL, "scale": "gain"}], lora=[{"pattern": EVERY_KERNEL}])
-    abstract, params = jax.eval_shape(model.init, KEY), model.init(KEY, ROOT)
+    model = build(family, weights=[maps(EVERY_KERNEL), gain(EVERY_KERNEL), lora(EVERY_KERNEL)])
+    abstract, params = jax.eval_shape(model.init, KEY), model.init(KEY, BASE)
     assert jax.tree.structure(abstract) == jax.tree.structure(params)
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract, params)
     kernels = [leaf for path, leaf in by_path(build(family).init(KEY)).items() if path.endswith("/kernel")]
     assert count_seeded(params) == count_seeded(abstract) == sum(kernel.size for kernel in kernels)
-    roots = {leaf.root.tobytes() for leaf in map_weights(jax.tree.map(np.asarray, params))}
-    assert roots == {np.asarray(jax.random.key_data(ROOT)).tobytes()}
+    seeds = {leaf.seed.tobytes() for leaf in maps_of(jax.tree.map(np.asarray, params))}
+    assert seeds == {np.asarray(jax.random.key_data(BASE)).tobytes()}
 
 
 @pytest.mark.parametrize(
@@ -113,10 +122,10 @@ def test_shapes_are_known_without_drawing(family):
     [("geglu", "bfloat16", 0.05), ("parameter_golf", "float32", 1e-5)],
 )
 def test_logits_are_those_of_the_same_weights_stored(family, tokens, dtype, tolerance):
-    maps = [{"pattern": ".*/(attn/out|up|attn/proj|fc)/kernel", "scale": "gain"}]
-    lora = [{"pattern": ".*/attn/(proj|out)/kernel", "rank": 2, "alpha": 3.0}]
-    model = build(family, num_layers=1, maps=maps, lora=lora)
-    params = moved(model.init(KEY, ROOT))
+    seeded = ".*/(attn/out|up|attn/proj|fc)/kernel"
+    adapted = lora(".*/attn/(proj|out)/kernel", rank=2, alpha=3.0)
+    model = build(family, num_layers=1, weights=[maps(seeded), gain(seeded), adapted])
+    params = moved(model.init(KEY, BASE))
     apply = jax.jit(model.apply, static_argnames="compute_dtype")
     found, expected = (apply(tree, tokens, compute_dtype=dtype) for tree in (params, dense(params)))
     assert np.abs(found).max() > 0.1
@@ -124,10 +133,10 @@ def test_logits_are_those_of_the_same_weights_stored(family, tokens, dtype, tole
 
 
 @pytest.mark.parametrize("distribution", ["normal", "orthogonal_qr"])
-@pytest.mark.parametrize("scale", ["fan_in", "gain"])
+@pytest.mark.parametrize("scale", ["fan_in", 0.3])
 def test_the_trained_control_starts_with_the_bits_of_the_map(distribution, scale):
-    rule = {"pattern": GATE_UP, "distribution": distribution, "scale": scale}
-    seeded, control = (build(maps=[{**rule, "trained": t}]).init(KEY, ROOT) for t in (False, True))
+    rule = maps(GATE_UP, distribution=distribution, scale=scale)
+    seeded, control = (build(weights=[{**rule, "trained": t}]).init(KEY, BASE) for t in (False, True))
     assert count_seeded(control) == 0
     chex.assert_trees_all_equal(dense(seeded), control)
     assert leaf_paths(control) == leaf_paths(build().init(KEY))
@@ -140,33 +149,33 @@ def changed(one, other):
 
 
 def test_base_seed_and_training_seed_are_separate():
-    maps = [{"pattern": ".*/gate/kernel", "scale": "gain"}, {"pattern": ".*/up/kernel", "trained": True}]
-    init = build(maps=maps, lora=[{"pattern": ".*/(gate|down)/kernel"}]).init
-    start = init(KEY, ROOT)
-    of_maps = {path for path in leaf_paths(start) if path.endswith(("/root", "/up/kernel"))}
+    seeded = [maps(".*/gate/kernel"), gain(".*/gate/kernel"), maps(".*/up/kernel", trained=True)]
+    init = build(weights=[*seeded, lora(".*/(gate|down)/kernel")]).init
+    start = init(KEY, BASE)
+    of_maps = {path for path in leaf_paths(start) if path.endswith(("/seed", "/up/kernel"))}
     constant = {path for path in leaf_paths(start) if path.endswith(("/scale", "/gain", "/b"))}
     assert changed(start, init(KEY, jax.random.key(101))) == of_maps
-    assert changed(start, init(jax.random.key(1), ROOT)) == set(leaf_paths(start)) - of_maps - constant
+    assert changed(start, init(jax.random.key(1), BASE)) == set(leaf_paths(start)) - of_maps - constant
     assert not changed(init(KEY), init(KEY, KEY))
 
 
 def test_adding_a_layer_changes_no_other_map():
-    maps, lora = [{"pattern": ".*/(gate|qkv)/kernel"}], [{"pattern": ".*/up/kernel"}]
-    small, large = (build(num_layers=layers, maps=maps, lora=lora).init(KEY, ROOT) for layers in (1, 2))
+    weights = [maps(".*/(gate|qkv)/kernel"), lora(".*/up/kernel")]
+    small, large = (build(num_layers=layers, weights=weights).init(KEY, BASE) for layers in (1, 2))
     chex.assert_trees_all_equal(dense(small)["blocks"][0], dense(large)["blocks"][0])
     gates = [np.asarray(dense(large)["blocks"][i]["mlp"]["gate"]["kernel"]) for i in (0, 1)]
     assert abs(np.mean(gates[0] * gates[1])) * 24 < 0.2  # layers of one model do not share a map
 
 
 def test_an_adapted_model_starts_as_its_base():
-    maps = [{"pattern": ".*/up/kernel"}]
-    plain, adapted = (build(maps=maps, lora=lora).init(KEY, ROOT) for lora in ([], [{"pattern": EVERY_KERNEL}]))
+    rules = [maps(".*/up/kernel")]
+    plain, adapted = (build(weights=[*rules, *more]).init(KEY, BASE) for more in ([], [lora(EVERY_KERNEL)]))
     chex.assert_trees_all_equal(dense(adapted), dense(plain))
 
 
 def test_the_gradient_of_an_adapted_model_reaches_the_adapters_alone(tokens):
-    model = build(num_layers=1, maps=[{"pattern": ".*/up/.*"}], lora=[{"pattern": EVERY_KERNEL, "rank": 2}])
-    params = model.init(KEY, ROOT)
+    model = build(num_layers=1, weights=[maps(".*/up/.*"), lora(EVERY_KERNEL, rank=2)])
+    params = model.init(KEY, BASE)
     mask = freezejax.trainable_mask(params, [(".*/(a|b)", True), (".*", False)])
     gradient = jax.jit(freezejax.value_and_grad(lambda p: jnp.mean(jnp.square(model.apply(p, tokens))), mask))
     _, grads = gradient(params)
@@ -183,45 +192,74 @@ def test_alpha_over_rank_scales_the_adapter():
     np.testing.assert_allclose(LoraWeight(base, a, b, alpha=3.0)(x), expected, atol=1e-5)
 
 
-def _one(**rule):
-    return {"pattern": GATE_UP, **rule}
+def test_a_gain_stands_over_any_weight():
+    model = build(num_layers=1, weights=[gain(".*/down/kernel"), lora(".*/up/kernel", rank=2), gain(".*/up/kernel")])
+    mlp = model.init(KEY)["blocks"][0]["mlp"]
+    assert isinstance(mlp["down"]["kernel"].base, jax.Array)
+    assert isinstance(mlp["up"]["kernel"].base, LoraWeight)
 
 
+OVER = "a map takes the place of the kernel: let its rule stand before those of adapters"
 NO_MATCH = r"pattern '.*' matches no kernel; nearest: blocks/0/mlp/up/kernel"
 BAD_RULES = {
-    "unknown key of a map": ({"maps": [_one(distrib="normal")]}, "MapRule has no field 'distrib'; nearest: distribut"),
-    "unknown key of an adapter": ({"lora": [_one(ranks=2)]}, "LoraRule has no field 'ranks'; nearest: rank"),
-    "number for a key": ({"maps": [{3: 4}]}, "MapRule has no field '3'"),
-    "no match, map": ({"maps": [{"pattern": "blocks/0/mlp/upp/kernel"}]}, "maps: " + NO_MATCH),
-    "no match, adapter": ({"lora": [{"pattern": "block/0/mlp/up/kernel"}]}, "lora: " + NO_MATCH),
-    "not a kernel": ({"maps": [{"pattern": "tok_emb/embedding"}]}, "matches no kernel"),
-    "not the whole path": ({"maps": [{"pattern": "mlp/up"}]}, "matches no kernel"),
-    "broken pattern": ({"maps": [{"pattern": "(gate"}]}, r"'\(gate' is not a regular expression"),
-    "no pattern": ({"lora": [{"rank": 3}]}, "LoraRule.pattern=None must be a regular expression"),
-    "number for a pattern": ({"maps": [{"pattern": 3}]}, "MapRule.pattern=3 must be a regular expression"),
-    "number for a distribution": ({"maps": [_one(distribution=3)]}, "blocks/0/mlp/gate/kernel': no distribution 3"),
-    "list for a distribution": ({"maps": [_one(distribution=["normal"])]}, r"no distribution \['normal'\]; nearest"),
-    "misspelt distribution": ({"maps": [_one(distribution="rademaker")]}, "nearest: rademacher"),
-    "misspelt scale": ({"maps": [_one(scale="fanin")]}, "scale='fanin' must be 'fan_in', 'gain', 'none' or a number"),
-    "word for trained": ({"maps": [_one(trained="no")]}, "MapRule.trained='no' must be true or false"),
-    "mapping for a list": ({"maps": _one()}, "maps=.* must be a list of rules"),
-    "string for a list": ({"lora": "blocks"}, "lora='blocks' must be a list of rules"),
-    "number for a list": ({"maps": 3}, "maps=3 must be a list of rules"),
-    "string for a rule": ({"maps": [GATE_UP]}, "maps: rule .* must be a mapping"),
+    "unknown option of a map": (
+        maps(GATE_UP, distrib="normal"),
+        r"\(kind map\) has no option 'distrib'; nearest: ",
+    ),
+    "unknown option of an adapter": (lora(GATE_UP, ranks=2), r"\(kind lora\) has no option 'ranks'; nearest: rank"),
+    "an option of no gain": ({**gain(GATE_UP), "rank": 2}, r"\(kind gain\) has no option 'rank'; there are none"),
+    "number for a key": ({**maps(GATE_UP), 3: 4}, "has no option '3'"),
+    "no kind": ({"pattern": GATE_UP}, "kind=None: expected one of map, lora, gain; nearest: "),
+    "misspelt kind": (
+        {"pattern": GATE_UP, "kind": "lorra"},
+        "kind='lorra': expected one of map, lora, gain; nearest: lora",
+    ),
+    "list for a kind": ({"pattern": GATE_UP, "kind": ["map"]}, "expected one of map, lora, gain"),
+    "no match, map": (maps("blocks/0/mlp/upp/kernel"), NO_MATCH),
+    "no match, adapter": (lora("block/0/mlp/up/kernel"), NO_MATCH),
+    "not a kernel": (maps("tok_emb/embedding"), "matches no kernel"),
+    "not the whole path": (maps("mlp/up"), "matches no kernel"),
+    "broken pattern": (maps("(gate"), r"'\(gate' is not a regular expression"),
+    "no pattern": ({"kind": "lora", "rank": 3}, "pattern=None must be a regular expression"),
+    "number for a pattern": (maps(3), "pattern=3 must be a regular expression"),
+    "number for a distribution": (maps(GATE_UP, distribution=3), "blocks/0/mlp/gate/kernel': no distribution 3"),
+    "list for a distribution": (maps(GATE_UP, distribution=["normal"]), r"no distribution \['normal'\]; nearest"),
+    "misspelt distribution": (maps(GATE_UP, distribution="rademaker"), "nearest: rademacher"),
+    "misspelt scale": (maps(GATE_UP, scale="fanin"), "scale='fanin' must be 'fan_in', 'none' or a number"),
+    "a gain as the scale of a map": (maps(GATE_UP, scale="gain"), "scale='gain' must be 'fan_in', 'none' or a number"),
+    "word for trained": (maps(GATE_UP, trained="no"), "trained='no' must be true or false"),
+    "string for a rule": (GATE_UP, r"weights\[0\]=.* must be a mapping"),
 }
-BAD_RULES |= {f"scale={s}": ({"maps": [_one(scale=s)]}, "scale=.* must be 'fan_in'") for s in (True, 0, -1, [1], {})}
-BAD_RULES |= {f"rank={r}": ({"lora": [_one(rank=r)]}, "rank=.* an integer of at least 1") for r in ("x", 0, 1.5, True)}
-BAD_RULES |= {f"alpha={a}": ({"lora": [_one(alpha=a)]}, "alpha=.* a finite number above 0") for a in ("x", 0, True)}
+BAD_RULES |= {f"scale={s}": (maps(GATE_UP, scale=s), "scale=.* must be 'fan_in'") for s in (True, 0, -1, [1], {})}
+BAD_RULES |= {f"rank={r}": (lora(GATE_UP, rank=r), "rank=.* an integer of at least 1") for r in ("x", 0, 1.5, True)}
+BAD_RULES |= {f"alpha={a}": (lora(GATE_UP, alpha=a), "alpha=.* a finite number above 0") for a in ("x", 0, True)}
+BAD_CONFIGS = {
+    **{name: ({"weights": [rule]}, message) for name, (rule, message) in BAD_RULES.items()},
+    "mapping for a list": ({"weights": maps(GATE_UP)}, "weights=.* must be a list of rules"),
+    "string for a list": ({"weights": "blocks"}, "weights='blocks' must be a list of rules"),
+    "number for a list": ({"weights": 3}, "weights=3 must be a list of rules"),
+    "a map over an adapter": (
+        {"weights": [lora(GATE_UP), maps(GATE_UP)]},
+        r"weights\[1\] \(kind map\), kernel .*" + OVER,
+    ),
+    "the second of two": (
+        {"weights": [gain(GATE_UP), lora(GATE_UP, rank=0)]},
+        r"weights\[1\] \(kind lora\), kernel 'blocks/0",
+    ),
+    "maps, as it was": (
+        {"maps": [{"pattern": GATE_UP}]},
+        r"maps=.* is now weights=\[{'pattern': ..., 'kind': 'map'}\]",
+    ),
+    "lora, as it was": (
+        {"lora": [{"pattern": GATE_UP}]},
+        r"lora=.* is now weights=\[{'pattern': ..., 'kind': 'lora'}\]",
+    ),
+}
 
 
-@pytest.mark.parametrize("name", BAD_RULES)
+@pytest.mark.parametrize("name", BAD_CONFIGS)
 def test_bad_rules_are_told_when_the_model_is_built(name):
-    rules, message = BAD_RULES[name]
+    config, message = BAD_CONFIGS[name]
     with pytest.raises(UserError, match=message) as caught:
-        build(**rules)
+        build(**config)
     assert "\n" not in str(caught.value)
-
-
-def test_rules_are_values():
-    assert MapRule(GATE_UP) == MapRule(GATE_UP, "normal", "fan_in", False)
-    assert LoraRule(GATE_UP).rank == 16

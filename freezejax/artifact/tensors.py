@@ -59,7 +59,7 @@ def is_small(shape: tuple[int, ...]) -> bool:
     return len(shape) < 2 or math.prod(shape) <= SMALL
 
 
-def plan(params: PyTree, codec: CodecRules) -> list[Tensor]:
+def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
     """The stored leaves in flattening order; seeds and drawn maps are not among them.
 
     Args:
@@ -70,22 +70,22 @@ def plan(params: PyTree, codec: CodecRules) -> list[Tensor]:
     Raises:
       UserError: an unknown codec or role, a bad regex, a leaf that no rule covers or that is not float.
 
-    >>> plan({"w": np.zeros((64, 128)), "scale": np.zeros(64)}, "int6")
+    >>> stored_tensors({"w": np.zeros((64, 128)), "scale": np.zeros(64)}, "int6")
     [Tensor(path='scale', shape=(64,), codec='float16'), Tensor(path='w', shape=(64, 128), codec='int6')]
     """
-    rules = codec_rules(codec)
+    rules = check_codec(codec)
     return [
         Tensor(leaf.path, tuple(leaf.value.shape), "float16" if is_small(leaf.value.shape) else _find(leaf, rules))
         for leaf in stored_leaves(params)
     ]
 
 
-def codec_rules(codec: CodecRules) -> list[tuple[str, str]]:
+def check_codec(codec: CodecRules) -> list[tuple[str, str]]:
     """The rules in their long form, checked.
 
-    >>> codec_rules("int6")
+    >>> check_codec("int6")
     [('.*', 'int6')]
-    >>> codec_rules("int7")
+    >>> check_codec("int7")
     Traceback (most recent call last):
     ...
     freezejax.errors.UserError: there is no codec 'int7'; nearest: int8, int6, int5
