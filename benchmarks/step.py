@@ -31,7 +31,7 @@ from benchmarks.timing import compare, interleave
 from experiments.engine import host_memory
 from freezejax import trainable_mask
 from freezejax.errors import UserError
-from freezejax.models.importers import state_to_torch, torch_name
+from freezejax.models.importers import state_to_torch, torch_names
 from freezejax.paths import leaf_paths
 
 RESULTS = pages.RESULTS / "step.json"
@@ -143,11 +143,11 @@ def write_orders(folder: Path, settings: Settings) -> list[tuple[str, str]]:
     """Parameters, batches and config for `torch_step.py`; the names of its programs."""
     sizes, model = settings.sizes, settings.sizes.model()
     params = model.init(jax.random.key(0))
-    np.savez(folder / "arrays.npz", **state_to_torch(params), **sizes.batches())
-    programs = {}
+    np.savez(folder / "arrays.npz", **state_to_torch(model, params), **sizes.batches())
+    programs, names = {}, torch_names(model, params)
     for case, rules in CASES.items():
         mask = zip(leaf_paths(params), jax.tree.leaves(trainable_mask(params, rules)), strict=True)
-        frozen = [torch_name(path) for path, trains in mask if not trains]
+        frozen = [names[path][0] for path, trains in mask if not trains]
         programs[case, "torch"] = {"frozen": frozen, "compiled": False}
         if settings.compiled:
             programs[case, "torch.compile"] = {"frozen": frozen, "compiled": True}

@@ -1,7 +1,6 @@
 """Language models as pure functions over plain trees of arrays; see `Model`."""
 
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from freezejax.errors import UserError
 from freezejax.fields import make_config
 from freezejax.models import geglu, importers, parameter_golf
 from freezejax.models.attention import causal_attention
-from freezejax.models.base import Model, Params, count
+from freezejax.models.base import Family, Model, Params, count, functional
 from freezejax.models.geglu import GegluConfig
 from freezejax.models.loss import cross_entropy
 from freezejax.models.parameter_golf import ParameterGolfConfig
@@ -19,6 +18,7 @@ from freezejax.weights import Rules, attach
 
 __all__ = [
     "FAMILIES",
+    "Family",
     "GegluConfig",
     "Model",
     "ParameterGolfConfig",
@@ -30,10 +30,10 @@ __all__ = [
     "from_torch",
 ]
 
-# family: config, module with `build`, keys of a foreign config whose value the family fixes
-FAMILIES: dict[str, tuple[type[Any], ModuleType, dict[str, Any]]] = {
-    "geglu": (GegluConfig, geglu, {"mlp": "geglu", "tied": True}),
-    "parameter_golf": (ParameterGolfConfig, parameter_golf, {"tie_embeddings": True}),
+# A new family is a file with its record and a line here.
+FAMILIES: dict[str, Family] = {
+    "geglu": geglu.FAMILY,
+    "parameter_golf": parameter_golf.FAMILY,
 }
 
 
@@ -56,11 +56,11 @@ def build(family: str, *, weights: Rules = (), **config: Any) -> Model:
     ...
     freezejax.errors.UserError: there is no model family 'gegelu'; nearest: geglu
     """
-    config_class, module, _ = _family(family)
+    known = _family(family)
     for name, kind in (("maps", "map"), ("lora", "lora")):
         if name in config:
             raise UserError(f"{name}=[{{'pattern': ...}}] is now weights=[{{'pattern': ..., 'kind': '{kind}'}}]")
-    model: Model = module.build(make_config(config_class, config))
+    model = functional(known, make_config(known.config, config))
     return model._replace(init=attach(model.init, weights))
 
 
@@ -86,12 +86,11 @@ def from_torch(
     ...
     freezejax.errors.UserError: config tied=False: this family supports True only
     """
-    fixed = _family(family)[2]
-    model = build(family, **importers.drop_fixed(config, fixed))
+    model = build(family, **importers.drop_fixed(config, _family(family).fixed))
     return model.apply, importers.params_from_torch(model, state)
 
 
-def _family(family: str) -> tuple[type[Any], ModuleType, dict[str, Any]]:
+def _family(family: str) -> Family:
     if family not in FAMILIES:
         raise UserError(f"there is no model family {family!r}; {nearest(family, FAMILIES, count=1)}")
     return FAMILIES[family]

@@ -1,41 +1,82 @@
-"""A model as two pure functions over a plain nested dict of arrays, made from a flax.nnx module."""
+"""What every model family shares: a family writes `embed`, `block` and `head`; all that runs them is derived here."""
 
+import dataclasses
+import functools
+import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import Literal
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
-from freezejax.paths import map_with_paths, named_key, nearest
+from freezejax.models.layers import named
+from freezejax.paths import leaf_paths, map_with_paths, named_key, nearest
 
 Params = dict[Any, Any]
+Stream = Any  # a tree of [B, T, D]; its last leaf is the residual stream
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
 InitRules = Sequence[tuple[str, Initializer]]
 
 
-class Model(NamedTuple):
-    """A model: its config, `init(key) -> params` and `apply(params, tokens) -> logits`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    r"""All that the project knows about a model family. A new one is a file with its record and a line in `FAMILIES`.
 
-    `init(key, root=None)` takes a typed PRNG key, and the root key of the model's random maps if it has any
+    The module is an `nnx.Module` of these methods:
+
+    - `embed(tokens_BxT, dtype) -> stream`: a tree of [B, T, D] in this dtype, whose last leaf is the residual stream;
+    - `block(i, stream, state, dropout_key) -> (stream, state)`: what block i makes of the stream. `state` is what
+      cached generation keeps of earlier tokens; it is None in training, and then handed on as it is. Without a key
+      there is no dropout;
+    - `head(stream, targets_BxT) -> ` float32 logits [B, T, V], or with targets their negative log likelihoods [B, T].
+
+    All patterns are regular expressions of whole leaf paths; the first match wins.
+
+    >>> from freezejax import models
+    >>> models.FAMILIES["geglu"].names[0]
+    ('(.*)/kernel', '\\1/weight', True)
+    """
+
+    config: type[Any]  # a frozen dataclass with `vocab_size` and `num_layers`
+    module: Callable[[Any], nnx.Module]  # of a config
+    init_rules: Callable[[Any], InitRules]  # of a config: initial distributions, see `initialize`
+    names: Sequence[tuple[str, str, bool]]  # (our path, torch's name with / for ., whether torch has it transposed)
+    sharding: Sequence[tuple[str, PartitionSpec]]  # how leaves lie on the mesh; whole where no pattern matches
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys of foreign configs, with the only value
+
+
+class Model(NamedTuple):
+    """A model: its family and config, `init(key) -> params` and `apply(params, tokens) -> logits`.
+
+    `init(key, base_key=None)` takes a typed PRNG key, and the base key of the model's random maps if it has any
     (default: the first), and returns a nested dict of float32 arrays; list-like levels have int
     keys (`params["blocks"][3]["mlp"]["up"]["kernel"]`, path `blocks/3/mlp/up/kernel`), kernels are
     [in, out]. Every leaf is drawn from the key folded with its own path, so adding a layer changes no
     other leaf.
 
-    `apply(params, tokens_BxT, *, dropout_key=None, compute_dtype=jnp.float32)` takes int32 tokens in
-    [0, vocab_size) and returns float32 logits [B, T, V]. A token out of range gives NaN. Without a
-    dropout key there is no dropout; with `compute_dtype=jnp.bfloat16` activations and matmuls are
-    bfloat16, while parameters, norms, softmax and logits stay float32. With `targets_BxT` it returns their
-    negative log likelihoods in nats, float32 [B, T], instead of the logits, and holds the logits once at most.
+    `apply(params, tokens_BxT)` takes int32 tokens in [0, vocab_size) and returns float32 logits [B, T, V]. A token
+    out of range gives NaN. Its options:
+
+    - `targets_BxT`: returns their negative log likelihoods in nats, float32 [B, T], instead of the logits, of
+      which no more than a slice is ever held where they are many;
+    - `dropout_key`: without one there is no dropout;
+    - `compute_dtype=jnp.bfloat16`: activations and matmuls in bfloat16; norms, softmax and logits stay float32,
+      parameters stay as they are;
+    - `remat=True`: the backward pass computes each block again instead of keeping what is inside; the same
+      loss, gradients to float tolerance;
+    - `taps=[0, 3]`: returns `(result, {0: stream, 3: stream})`, the streams after these blocks;
+    - `hidden`, `blocks`: see `prefix`.
 
     `prefix(params, tokens_BxT, *, blocks=k, compute_dtype=jnp.float32)` runs the embedding and the first k
     blocks, without dropout, and returns what the rest needs of them: a tree of [B, T, D] in the compute
-    dtype. `apply(..., blocks=k, carried=...)` runs the rest on it, and takes everything else as above.
-    `frozen_blocks(mask)` is the largest such k whose weights are all frozen under a mask of bools.
+    dtype. `apply(..., blocks=k, hidden=...)` runs the rest on it. What the embedding gave and no block changed
+    is not in it: `apply` looks it up again.
 
     >>> from freezejax import models
     >>> model = models.build("geglu", vocab_size=11, num_layers=1, model_dim=32, num_heads=2)
@@ -44,68 +85,164 @@ class Model(NamedTuple):
     (2, 5, 11)
     """
 
+    family: Family
     config: Any
     init: Callable[..., Params]
-    apply: Callable[..., jax.Array]
+    apply: Callable[..., Any]
     prefix: Callable[..., Any]
-    frozen_blocks: Callable[[Params], int]
+
+    def abstract_params(self) -> Params:
+        """The parameters as `jax.ShapeDtypeStruct`; nothing is allocated."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def check(self, params: Params) -> None:
+        """Refuses parameters that are not this model's. Any float dtype will do.
+
+        Raises:
+          UserError: naming a leaf that is missing, left over, or of another shape or kind of number.
+
+        >>> from freezejax import models
+        >>> models.build("geglu", num_layers=1).check({"ln_f": {"scale": jnp.ones(192)}})
+        Traceback (most recent call last):
+        ...
+        freezejax.errors.UserError: the parameters have no leaf 'blocks/0/attn/out/kernel'; nearest: ln_f/scale
+        """
+        wanted = self.abstract_params()
+        found, known = (dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)) for tree in (params, wanted))
+        for path, leaf in known.items():
+            if path not in found:
+                raise UserError(f"the parameters have no leaf {path!r}; {nearest(path, found, count=1)}")
+            if jnp.shape(found[path]) != leaf.shape:
+                raise UserError(f"leaf {path!r} has shape {jnp.shape(found[path])}; the model's has {leaf.shape}")
+            if jnp.issubdtype(found[path].dtype, jnp.floating) != jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise UserError(f"leaf {path!r} is {found[path].dtype}; the model's is {leaf.dtype}")
+        for path in found:
+            if path not in known:
+                raise UserError(f"the model has no place for leaf {path!r}; {nearest(path, known, count=1)}")
+        structure: Any = jax.tree.structure(params)
+        if structure != jax.tree.structure(wanted):
+            raise UserError("the parameters must be nested dicts as `init` returns them, with int keys for blocks")
+
+    def frozen_blocks(self, mask: Params) -> int:
+        """The largest k such that nothing that the embedding and the first k blocks read trains; 0 if there is none.
+
+        Args:
+          mask: tree of bools like the parameters, True = trainable.
+
+        >>> from freezejax import models
+        >>> model = models.build("geglu", num_layers=3)
+        >>> mask = jax.tree.map(lambda _: False, model.abstract_params())
+        >>> mask["blocks"][2]["mlp"]["up"]["kernel"] = True
+        >>> model.frozen_blocks(mask)
+        2
+        """
+        trains = sum(1 << i for i, leaf in enumerate(jax.tree.leaves(mask)) if leaf)
+        reads = _reads(self.init, self.apply, self.config.num_layers)
+        return next((k for k in range(len(reads), 0, -1) if not reads[k - 1] & trains), 0)
 
 
-def functional(config: Any, make_module: Callable[[], nnx.Module], rules: InitRules) -> Model:
-    """Splits the module once, without allocating its arrays, into the pure functions of a `Model`.
+@functools.lru_cache(maxsize=64)
+def _reads(init: Callable[..., Params], apply: Callable[..., Any], blocks: int) -> list[int]:
+    """Which leaves of the parameters the stream after each block depends on: bit i stands for leaf i.
 
-    Args:
-      config: kept in the result.
-      make_module: builds the module; its `prefix` takes `(tokens_BxT, compute_dtype, blocks)`, its `__call__`
-        `(tokens_BxT, dropout_key, compute_dtype, blocks, carried)`, where `carried` is what `prefix` returned.
-      rules: initial distributions, see `initialize`.
+    Read off the jaxpr: what an equation gives depends on all that it takes, and a leaf that the stream does not
+    depend on is dead code in a program that ends there.
+    """
+    params, tokens = jax.eval_shape(init, jax.random.key(0)), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    streams = jax.make_jaxpr(lambda *args: list(apply(*args, taps=range(blocks))[1].values()), return_shape=True)
+    closed, shapes = streams(params, tokens)
+    depends = {variable: 1 << i for i, variable in enumerate(closed.jaxpr.invars)}
+
+    def all_of(variables: Any) -> int:
+        known = (depends.get(variable, 0) for variable in variables if not isinstance(variable, Literal))
+        return functools.reduce(operator.or_, known, 0)
+
+    for equation in closed.jaxpr.eqns:
+        depends.update(dict.fromkeys(equation.outvars, all_of(equation.invars)))
+    left = iter(closed.jaxpr.outvars)
+    return [all_of(next(left) for _ in jax.tree.leaves(stream)) for stream in shapes]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Embedded:
+    """Stands where an array is leaf `index` of what `embed` gave."""
+
+    index: int
+
+
+def functional(family: Family, config: Any) -> Model:
+    """The model of a family and config: its module is split once, without allocating its arrays, into pure functions.
 
     Raises:
-      UserError: a leaf that no rule covers.
+      UserError: a leaf that no initial distribution of the family covers.
+
+    >>> from freezejax import models
+    >>> functional(models.FAMILIES["geglu"], models.GegluConfig(num_layers=1)).config.num_layers
+    1
     """
-    graphdef, state = nnx.split(nnx.eval_shape(make_module))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: family.module(config)))
     shapes: Params = nnx.to_pure_dict(state)
+    rules = family.init_rules(config)
     map_with_paths(lambda path, _: _find(path, rules), shapes)
 
-    def init(key: jax.Array, root: jax.Array | None = None) -> Params:
+    def init(key: jax.Array) -> Params:
         return initialize(shapes, rules, key)
 
     def apply(
         params: Params,
         tokens_BxT: jax.Array,
         *,
+        targets_BxT: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
         compute_dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+        taps: Sequence[int] | None = None,
         blocks: int = 0,
-        carried: Any = None,
-        targets_BxT: jax.Array | None = None,
-    ) -> jax.Array:
+        hidden: Any = None,
+    ) -> Any:
         module: Any = nnx.merge(graphdef, params)
-        dtype = jnp.dtype(compute_dtype)
-        if carried is None:
-            carried = module.prefix(tokens_BxT, dtype, blocks)
-        return module(tokens_BxT, dropout_key, dtype, blocks, carried, targets_BxT)
+        stream = module.embed(tokens_BxT, jnp.dtype(compute_dtype))
+        stream = stream if hidden is None else _restored(hidden, stream)
+        left = range(blocks if hidden is not None else 0, config.num_layers)
+        if wrong := [i for i in taps or () if i not in left]:
+            raise UserError(f"taps: there is no block {wrong[0]} here; blocks {left.start} to {left.stop - 1} are run")
+        after = dict(zip(left, _through(module, stream, left, dropout_key, remat), strict=True))
+        result = module.head([stream, *after.values()][-1], targets_BxT)
+        return result if taps is None else (result, {i: after[i] for i in taps})
 
     def prefix(params: Params, tokens_BxT: jax.Array, *, blocks: int, compute_dtype: DTypeLike = jnp.float32) -> Any:
         module: Any = nnx.merge(graphdef, params)
-        return module.prefix(tokens_BxT, jnp.dtype(compute_dtype), blocks)
+        embedded = module.embed(tokens_BxT, jnp.dtype(compute_dtype))
+        *_, stream = [embedded, *_through(module, embedded, range(blocks))]
+        return _without(stream, embedded)
 
-    return Model(config, init, apply, prefix, frozen_blocks)
+    return Model(family, config, init, apply, prefix)
 
 
-def frozen_blocks(mask: Params) -> int:
-    """Number of leading blocks that are frozen whole, as is all that they read; 0 if the embedding trains.
+def _through(
+    module: Any, stream: Stream, blocks: range, dropout_key: jax.Array | None = None, remat: bool = False
+) -> Iterator[Stream]:
+    """The stream after each of some consecutive blocks."""
+    for i in blocks:
 
-    >>> block = {"mlp": {"up": {"kernel": False}}}
-    >>> frozen_blocks({"tok_emb": {"embedding": False}, "blocks": {0: block, 1: block}, "ln_f": {"scale": True}})
-    2
-    """
-    if any(jax.tree.leaves(mask["tok_emb"])):
-        return 0
-    blocks = mask["blocks"]
-    frozen = next((i for i in range(len(blocks)) if any(jax.tree.leaves(blocks[i]))), len(blocks))
-    # The second half of a U-net weighs what the first half pushed.
-    return min(frozen, len(blocks) // 2) if mask.get("skip_weights", False) else frozen
+        def block(stream: Stream, key: jax.Array | None, i: int = i) -> Stream:
+            return module.block(i, stream, None, key)[0]
+
+        stream = (jax.checkpoint(block) if remat else block)(stream, named(dropout_key, f"blocks/{i}"))
+        yield stream
+
+
+def _without(stream: Stream, embedded: Stream) -> Any:
+    """The stream without the arrays that the embedding gave: they can be had again for next to nothing."""
+    places = {id(leaf): _Embedded(i) for i, leaf in enumerate(jax.tree.leaves(embedded))}
+    return jax.tree.map(lambda leaf: places.get(id(leaf), leaf), stream)
+
+
+def _restored(hidden: Any, embedded: Stream) -> Stream:
+    leaves = jax.tree.leaves(embedded)
+    is_place = lambda node: isinstance(node, _Embedded)  # noqa: E731
+    return jax.tree.map(lambda node: leaves[node.index] if is_place(node) else node, hidden, is_leaf=is_place)
 
 
 def initialize(shapes: Params, rules: InitRules, key: jax.Array) -> Params:

@@ -1,19 +1,26 @@
-"""The GEGLU language model: the toy model of the progressive-freezing study."""
+"""The GEGLU language model: the toy model of the progressive-freezing study.
+
+Leaves: `tok_emb/embedding`, `ln_f/scale` and per block `ln1/scale`, `attn/{qkv,out}/kernel` (with `separate_qkv`:
+`attn/{q,k,v,out}/kernel`), `ln2/scale`, `mlp/{gate,up,down}/kernel`.
+"""
 # ruff: noqa: D107 - what a module is stands in its class docstring
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
 from freezejax.fields import check_number, check_positive
-from freezejax.models import attention, base, layers
+from freezejax.models import attention, layers
+from freezejax.models.base import Family, InitRules
 from freezejax.models.config import check_dropout, check_heads, mlp_width
+from freezejax.models.importers import NAMES
 
 
 @dataclass(frozen=True)
@@ -51,26 +58,6 @@ class GegluConfig:
             raise UserError(f"GegluConfig.rope_dims={self.rope_dims} must be even and at most the head, {head}")
         if self.mlp_in_init not in ("normal", "fan_in"):
             raise UserError(f"GegluConfig.mlp_in_init={self.mlp_in_init!r} must be 'normal' or 'fan_in'")
-
-
-def build(config: GegluConfig) -> base.Model:
-    """The model of a config; see `base.Model`.
-
-    Leaves: `tok_emb/embedding`, `ln_f/scale` and per block `ln1/scale`, `attn/{qkv,out}/kernel` (with
-    `separate_qkv`: `attn/{q,k,v,out}/kernel`), `ln2/scale`, `mlp/{gate,up,down}/kernel`.
-
-    >>> model = build(GegluConfig(num_layers=1, model_dim=32, num_heads=2))
-    >>> sorted(model.init(jax.random.key(0)))
-    ['blocks', 'ln_f', 'tok_emb']
-    """
-    fan_in = initializers.variance_scaling(1.0, "fan_in", "normal")
-    normal = initializers.normal(config.init_std)
-    rules = [
-        (r".*/scale", initializers.ones),
-        (r".*/mlp/(gate|up)/kernel", fan_in if config.mlp_in_init == "fan_in" else normal),
-        (r".*/(kernel|embedding)", normal),
-    ]
-    return base.functional(config, lambda: Geglu(config), rules)
 
 
 class Attention(nnx.Module):
@@ -135,23 +122,39 @@ class Geglu(nnx.Module):
         self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
         self.ln_f = layers.RMSNorm(config.model_dim, config.norm_eps)
 
-    def prefix(self, tokens_BxT: jax.Array, dtype: DTypeLike, blocks: int) -> jax.Array:
-        """Tokens [B, T] -> what the first `blocks` blocks make of them, without dropout [B, T, D]."""
-        x = self.tok_emb(tokens_BxT, dtype)
-        for block in self.blocks[:blocks]:
-            x = block(x, None)
-        return x
+    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """Tokens [B, T] -> [B, T, D]."""
+        return self.tok_emb(tokens_BxT, dtype)
 
-    def __call__(
-        self,
-        tokens_BxT: jax.Array,
-        dropout_key: jax.Array | None,
-        dtype: DTypeLike,
-        blocks: int,
-        x: jax.Array,
-        targets_BxT: jax.Array | None,
-    ) -> jax.Array:
-        """Tokens [B, T] and `prefix` of them -> float32 logits [B, T, V], or what they cost the targets [B, T]."""
-        for i, block in enumerate(self.blocks[blocks:], start=blocks):
-            x = block(x, layers.named(dropout_key, f"blocks/{i}"))
+    def block(self, i: int, x: jax.Array, state: Any, dropout_key: jax.Array | None) -> tuple[jax.Array, Any]:
+        """[B, T, D] -> [B, T, D]."""
+        return self.blocks[i](x, dropout_key), state
+
+    def head(self, x: jax.Array, targets_BxT: jax.Array | None) -> jax.Array:
+        """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T]."""
         return self.tok_emb.head(self.ln_f(x), targets_BxT)
+
+
+def _init_rules(config: GegluConfig) -> InitRules:
+    fan_in = initializers.variance_scaling(1.0, "fan_in", "normal")
+    normal = initializers.normal(config.init_std)
+    return [
+        (r".*/scale", initializers.ones),
+        (r".*/mlp/(gate|up)/kernel", fan_in if config.mlp_in_init == "fan_in" else normal),
+        (r".*/(kernel|embedding)", normal),
+    ]
+
+
+FAMILY = Family(
+    config=GegluConfig,
+    module=Geglu,
+    init_rules=_init_rules,
+    names=NAMES,
+    # Columns of what reads the residual stream, rows of what writes to it: one sum over `tensor` a pair.
+    sharding=[
+        (r".*/(qkv|q|k|v|gate|up)/kernel", P("fsdp", "tensor")),
+        (r".*/(out|down)/kernel", P("tensor", "fsdp")),
+        (r"tok_emb/embedding", P("fsdp", None)),
+    ],
+    fixed={"mlp": "geglu", "tied": True},
+)

@@ -1,18 +1,26 @@
-"""The Parameter Golf baseline language model (train_gpt.py of openai/parameter-golf), any size."""
+"""The Parameter Golf baseline language model (train_gpt.py of openai/parameter-golf), any size.
+
+Leaves: `tok_emb/embedding`, `skip_weights` (absent at one layer) and per block `resid_mix`, `attn_scale`,
+`mlp_scale`, `attn/q_gain`, `attn/{c_q,c_k,c_v,proj}/kernel`, `mlp/{fc,proj}/kernel`.
+"""
 # ruff: noqa: D107 - what a module is stands in its class docstring
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
 from freezejax.fields import check_number, check_positive
-from freezejax.models import attention, base, layers
+from freezejax.models import attention, layers
+from freezejax.models.base import Family, InitRules
 from freezejax.models.config import check_dropout, check_heads, mlp_width
+from freezejax.models.importers import NAMES
 
 
 @dataclass(frozen=True)
@@ -49,27 +57,6 @@ class ParameterGolfConfig:
             raise UserError(
                 f"ParameterGolfConfig.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
             )
-
-
-def build(config: ParameterGolfConfig) -> base.Model:
-    """The model of a config; see `base.Model`.
-
-    Leaves: `tok_emb/embedding`, `skip_weights` (absent at one layer) and per block `resid_mix`,
-    `attn_scale`, `mlp_scale`, `attn/q_gain`, `attn/{c_q,c_k,c_v,proj}/kernel`, `mlp/{fc,proj}/kernel`.
-
-    >>> model = build(ParameterGolfConfig())
-    >>> base.count(jax.eval_shape(model.init, jax.random.key(0)))
-    17059912
-    """
-    rules = [
-        (r"tok_emb/embedding", initializers.normal(config.tied_embed_init_std)),
-        (r"skip_weights|.*/(attn|mlp)_scale", initializers.ones),
-        (r".*/resid_mix", _first_row_one),
-        (r".*/q_gain", initializers.constant(config.qk_gain_init)),
-        (r".*/proj/kernel", initializers.zeros),
-        (r".*/kernel", initializers.variance_scaling(1 / 3, "fan_in", "uniform")),  # U(+-1/sqrt(in))
-    ]
-    return base.functional(config, lambda: ParameterGolf(config), rules)
 
 
 class Attention(nnx.Module):
@@ -132,7 +119,11 @@ class Block(nnx.Module):
 
 
 class ParameterGolf(nnx.Module):
-    """Normalised embedding, U-net of blocks, final norm, tied head, softcap."""
+    """Normalised embedding, U-net of blocks, final norm, tied head, softcap.
+
+    The stream is a list: the normalised embedding x0, what the first half of the blocks pushed and the second has not
+    popped yet, and x last. In the first half x is what was pushed last, and stands there once.
+    """
 
     def __init__(self, config: ParameterGolfConfig):
         self.config = config
@@ -142,48 +133,26 @@ class ParameterGolf(nnx.Module):
         if self.skips:
             self.skip_weights = layers.parameter(self.skips, config.model_dim)
 
-    def prefix(self, tokens_BxT: jax.Array, dtype: DTypeLike, blocks: int) -> list[jax.Array]:
-        """Tokens [B, T] -> what the first `blocks` blocks leave for the others, see `through`."""
-        return self.through(tokens_BxT, None, dtype, [], range(blocks))
+    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike) -> list[jax.Array]:
+        """Tokens [B, T] -> x0, which is x as well."""
+        return [layers.rms_norm(self.tok_emb(tokens_BxT, dtype), self.config.norm_eps)]
 
-    def __call__(
-        self,
-        tokens_BxT: jax.Array,
-        dropout_key: jax.Array | None,
-        dtype: DTypeLike,
-        blocks: int,
-        carried: list[jax.Array],
-        targets_BxT: jax.Array | None,
-    ) -> jax.Array:
-        """Tokens [B, T] and `prefix` of them -> float32 logits [B, T, V], or what they cost the targets [B, T]."""
-        left = range(blocks, len(self.blocks))
-        x = self.through(tokens_BxT, dropout_key, dtype, carried, left)[-1]
-        normed = layers.rms_norm(x, self.config.norm_eps)
+    def block(
+        self, i: int, stream: list[jax.Array], state: Any, dropout_key: jax.Array | None
+    ) -> tuple[list[jax.Array], Any]:
+        """Pushes in the first half of the blocks, pops in the second."""
+        x0, x = stream[0], stream[-1]
+        if i < self.skips:
+            return [*stream, self.blocks[i](x, x0, dropout_key)], state
+        pushed = stream[1:] if i == self.skips else stream[1:-1]
+        if pushed:  # of an odd number of layers the last has nothing to pop
+            x = x + _channels(self.skip_weights[i - self.skips], x) * pushed.pop()
+        return [x0, *pushed, self.blocks[i](x, x0, dropout_key)], state
+
+    def head(self, stream: list[jax.Array], targets_BxT: jax.Array | None) -> jax.Array:
+        """x [B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T]."""
+        normed = layers.rms_norm(stream[-1], self.config.norm_eps)
         return self.tok_emb.head(normed, targets_BxT, self.config.logit_softcap)
-
-    def through(
-        self,
-        tokens_BxT: jax.Array,
-        dropout_key: jax.Array | None,
-        dtype: DTypeLike,
-        carried: list[jax.Array],
-        blocks: range,
-    ) -> list[jax.Array]:
-        """Runs some of the blocks on what those before them carried: the pushed [B, T, D], then x [B, T, D].
-
-        In the first half x is the last that was pushed, and stands there once. The embedding is not carried: it
-        would take as much room as x, and looking it up again is a fraction of a millisecond.
-        """
-        x0 = layers.rms_norm(self.tok_emb(tokens_BxT, dtype), self.config.norm_eps)
-        x = carried[-1] if carried else x0
-        pushed = list(carried if blocks.start <= self.skips else carried[:-1])
-        for i in blocks:
-            if i >= self.skips and pushed:  # of an odd number of layers the last has nothing to pop
-                x = x + _channels(self.skip_weights[i - self.skips], x) * pushed.pop()
-            x = self.blocks[i](x, x0, layers.named(dropout_key, f"blocks/{i}"))
-            if i < self.skips:
-                pushed.append(x)
-        return pushed if blocks.stop <= self.skips else [*pushed, x]
 
 
 def _channels(weight_D: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
@@ -192,3 +161,29 @@ def _channels(weight_D: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
 
 def _first_row_one(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     return jnp.zeros(shape, dtype).at[0].set(1)
+
+
+def _init_rules(config: ParameterGolfConfig) -> InitRules:
+    return [
+        (r"tok_emb/embedding", initializers.normal(config.tied_embed_init_std)),
+        (r"skip_weights|.*/(attn|mlp)_scale", initializers.ones),
+        (r".*/resid_mix", _first_row_one),
+        (r".*/q_gain", initializers.constant(config.qk_gain_init)),
+        (r".*/proj/kernel", initializers.zeros),
+        (r".*/kernel", initializers.variance_scaling(1 / 3, "fan_in", "uniform")),  # U(+-1/sqrt(in))
+    ]
+
+
+FAMILY = Family(
+    config=ParameterGolfConfig,
+    module=ParameterGolf,
+    init_rules=_init_rules,
+    names=NAMES,
+    # Columns of what reads the residual stream, rows of what writes to it: one sum over `tensor` a pair.
+    sharding=[
+        (r".*/(c_q|c_k|c_v|fc)/kernel", P("fsdp", "tensor")),
+        (r".*/proj/kernel", P("tensor", "fsdp")),
+        (r"tok_emb/embedding", P("fsdp", None)),
+    ],
+    fixed={"tie_embeddings": True},
+)

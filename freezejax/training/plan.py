@@ -92,7 +92,7 @@ class RunPlan:
         if self.config.draw_maps == "once":
             frozen = jax.eval_shape(draw_maps, frozen)
         if self.blocks_apart(index):
-            batch["carried"] = jax.eval_shape(self.prefix(index), frozen, sequence)
+            batch["hidden"] = jax.eval_shape(self.prefix(index), frozen, sequence)
         if self.layout is None:
             return state, frozen, key, scalar, batch
         replicated = self.layout.replicated
@@ -105,7 +105,7 @@ class RunPlan:
         return frozen_prefix(self.model, self.config, self.phases[index].mask)
 
     def prefix(self, index: int) -> Callable[..., PyTree]:
-        """That prefix: `(frozen half, inputs) -> batch["carried"]` of the step."""
+        """That prefix: `(frozen half, inputs) -> batch["hidden"]` of the step."""
         return make_prefix(self.model, self.config, self.abstract_params, self.phases[index].mask)
 
     def crossing(self, index: int) -> Crossing:
@@ -197,7 +197,7 @@ def mesh_of(config: TrainConfig) -> Mesh | None:
 def mean_loss(model: Model, config: TrainConfig, blocks: int = 0) -> Loss:
     """Mean cross entropy of a batch in nats per token, with dropout, in the run's compute dtype.
 
-    With `blocks` the batch holds `carried`, what the first blocks made of the inputs, and the rest runs on it.
+    With `blocks` the batch holds `hidden`, what the first blocks made of the inputs, and the rest runs on it.
 
     >>> from freezejax import models
     >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
@@ -209,11 +209,8 @@ def mean_loss(model: Model, config: TrainConfig, blocks: int = 0) -> Loss:
     dtype = jnp.dtype(config.compute_dtype)
 
     def loss(params: PyTree, batch: dict[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
-        carried: Any = {"blocks": blocks, "carried": batch["carried"]} if blocks else {}
-        inputs, targets = batch["inputs"], batch["targets"]
-        found = model.apply(
-            params, inputs, dropout_key=dropout_key, compute_dtype=dtype, targets_BxT=targets, **carried
-        )
-        return jnp.mean(found)
+        options: Any = {"dropout_key": dropout_key, "compute_dtype": dtype, "remat": config.remat}
+        rest: Any = {"blocks": blocks, "hidden": batch["hidden"]} if blocks else {}
+        return jnp.mean(model.apply(params, batch["inputs"], targets_BxT=batch["targets"], **options, **rest))
 
     return loss

@@ -1,7 +1,7 @@
 """A frozen prefix: embedding and first blocks that a phase does not train, run apart from the step.
 
 With `train.prefix_cache` other than "off" a phase whose first k blocks are frozen, with all that they read, is
-two programs: `prefix(frozen, inputs) -> carried` and a step that begins at block k. There is no dropout in the
+two programs: `prefix(frozen, inputs) -> hidden` and a step that begins at block k. There is no dropout in the
 prefix then, so what it makes of a window never changes during the phase and can be kept.
 """
 
@@ -61,7 +61,7 @@ def check_one_device(config: TrainConfig, mesh: Mesh | None) -> None:
 
 
 def make_prefix(model: Model, config: TrainConfig, abstract_params: PyTree, mask: PyTree) -> Callable[..., PyTree]:
-    """Pure `prefix(frozen, inputs_BxT) -> carried`: what the frozen prefix makes of a batch, see `Model.prefix`.
+    """Pure `prefix(frozen, inputs_BxT) -> hidden`: what the frozen prefix makes of a batch, see `Model.prefix`.
 
     It runs in the microbatches of the step, so it needs no more memory than the step. `frozen` is the frozen half
     of the parameters; were a leaf of the other half read, the result would be NaN.
@@ -79,14 +79,14 @@ def make_prefix(model: Model, config: TrainConfig, abstract_params: PyTree, mask
 
         if parts == 1:
             return part(inputs)
-        carried = jax.lax.map(part, inputs.reshape(parts, -1, inputs.shape[1]))
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), carried)
+        hidden = jax.lax.map(part, inputs.reshape(parts, -1, inputs.shape[1]))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), hidden)
 
     return prefix
 
 
 class PrefixBatches:
-    """Batches with the entry `carried`: what the prefix program makes of them, computed or from a cache.
+    """Batches with the entry `hidden`: what the prefix program makes of them, computed or from a cache.
 
     A batch comes from the cache if all of its windows are there; otherwise all of it is computed. The first batch
     from the cache is computed as well: should a window have other bits in other company, the cache is given up,
@@ -103,7 +103,7 @@ class PrefixBatches:
     >>> batches = PrefixBatches(source, lambda frozen, inputs: 2 * inputs, {}, cache)
     >>> for _ in range(6):
     ...     batch = next(batches)
-    ...     assert (batch["carried"] == 2 * batch["inputs"]).all()
+    ...     assert (batch["hidden"] == 2 * batch["inputs"]).all()
     >>> batches.computed, batches.reused
     (2, 4)
     """
@@ -122,16 +122,16 @@ class PrefixBatches:
         batch = next(self._batches)
         windows, inputs = self._batches.windows, batch["inputs"]
         self._keep()
-        carried = None if self._cache is None else self._cache.get(windows, inputs)
-        if carried is not None and not self._checked:
-            carried = self._check(carried, inputs)
-        if carried is None:
+        hidden = None if self._cache is None else self._cache.get(windows, inputs)
+        if hidden is not None and not self._checked:
+            hidden = self._check(hidden, inputs)
+        if hidden is None:
             self.computed += 1
-            carried = self._program(self._frozen, inputs)
-            self._pending = windows, inputs, carried
+            hidden = self._program(self._frozen, inputs)
+            self._pending = windows, inputs, hidden
         else:
             self.reused += 1
-        return batch | {"carried": carried}
+        return batch | {"hidden": hidden}
 
     def close(self, *, remove: bool) -> None:
         """Ends the phase, or the run in the middle of it; then what is on disk stays for the resumed run."""
@@ -142,8 +142,8 @@ class PrefixBatches:
     def _keep(self) -> None:
         # One step late, like the metrics: fetching waits for the prefix, and the step is under way behind it.
         if self._pending is not None and self._cache is not None:
-            windows, inputs, carried = self._pending
-            self._cache.put(windows, inputs, jax.device_get(carried))
+            windows, inputs, hidden = self._pending
+            self._cache.put(windows, inputs, jax.device_get(hidden))
         self._pending = None
 
     def _check(self, kept: PyTree, inputs: np.ndarray) -> PyTree | None:
@@ -193,8 +193,8 @@ def _make_cache(
     assert programs.prefix is not None
     if config.prefix_cache == "recompute":
         return None
-    carried = programs.prefix.compiled.out_info
-    row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), carried)
+    hidden = programs.prefix.compiled.out_info
+    row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), hidden)
     limit = config.prefix_cache_gib * 2**30
     if config.prefix_cache == "memory":
         try:

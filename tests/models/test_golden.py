@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from freezejax import models
-from freezejax.models.importers import state_to_torch
+from freezejax.models import importers
 
 SHARED = Path(os.environ.get("FREEZEJAX_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 FILES = {"geglu": "geglu_toy.npz", "parameter_golf": "parameter_golf_baseline.npz"}
@@ -39,13 +39,14 @@ def relative_errors(golden, gradients):
 
 def loss_and_gradients(family, golden, config):
     apply, params = models.from_torch(family, part(golden, "param:"), config)
+    model = models.build(family, **importers.drop_fixed(config, models.FAMILIES[family].fixed))
 
     def loss(params):
         logits = apply(params, golden["input_ids"])
         return models.cross_entropy(logits, golden["target_ids"]).mean(), logits
 
     (value, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    return float(value), state_to_torch(gradients), np.asarray(logits)
+    return float(value), importers.state_to_torch(model, gradients), np.asarray(logits)
 
 
 def test_loss_logits_and_gradients(family):

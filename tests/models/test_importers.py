@@ -9,7 +9,7 @@ from freezejax.models.importers import state_to_torch
 
 def foreign(family, small):
     model, params = small(family)
-    return model, params, state_to_torch(params), vars(model.config)
+    return model, params, state_to_torch(model, params), vars(model.config)
 
 
 def test_round_trip(family, small, tokens):
@@ -61,7 +61,7 @@ def test_a_layer_too_many(family, small):
 
 def test_one_golf_layer_has_empty_skip_weights_in_torch(small):
     model, params = small("parameter_golf", num_layers=1)
-    state = state_to_torch(params) | {"skip_weights": np.zeros((0, 24), np.float32)}
+    state = state_to_torch(model, params) | {"skip_weights": np.zeros((0, 24), np.float32)}
     _, loaded = models.from_torch("parameter_golf", state, vars(model.config))
     assert "skip_weights" not in loaded
 

@@ -86,7 +86,7 @@ def mask_of(model, rules):
 
 
 @pytest.mark.parametrize("model", [GEGLU, {**GOLF, "num_layers": 5}])
-def test_the_rest_on_what_a_prefix_carries_is_the_model(model):
+def test_the_rest_on_what_a_prefix_leaves_is_the_model(model):
     built = models.build(**model)
     params = jax.tree.map(
         lambda leaf: leaf + jnp.ones([], leaf.dtype) / 8 if leaf.dtype == jnp.float32 else leaf,
@@ -95,9 +95,9 @@ def test_the_rest_on_what_a_prefix_carries_is_the_model(model):
     inputs = jnp.arange(24).reshape(2, 12)
     whole = built.apply(params, inputs)
     for blocks in range(model["num_layers"] + 1):
-        carried = built.prefix(params, inputs, blocks=blocks)
-        assert (built.apply(params, inputs, blocks=blocks, carried=carried) == whole).all(), blocks
-        assert all(leaf.shape == (2, 12, 16) for leaf in jax.tree.leaves(carried))
+        hidden = built.prefix(params, inputs, blocks=blocks)
+        assert (built.apply(params, inputs, blocks=blocks, hidden=hidden) == whole).all(), blocks
+        assert all(leaf.shape == (2, 12, 16) for leaf in jax.tree.leaves(hidden))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_the_rest_on_what_a_prefix_carries_is_the_model(model):
         ({**GOLF, "num_layers": 1}, [(".*", False)], 1),
     ],
 )
-def test_a_prefix_ends_at_the_first_leaf_that_trains_and_reads_none(model, rules, blocks):
+def test_a_prefix_ends_at_the_first_leaf_that_trains_and_reads_none(model, rules, blocks, monkeypatch):
     shapes, mask = mask_of(model, rules)
     config = TrainConfig(**FIELDS, prefix_cache="recompute")
     built = models.build(**model)
@@ -128,10 +128,10 @@ def test_a_prefix_ends_at_the_first_leaf_that_trains_and_reads_none(model, rules
     inputs = jnp.arange(64).reshape(4, 16) % 61
     for more in (0, 1):
         if 0 < blocks + more <= model["num_layers"]:
-            built = built._replace(frozen_blocks=lambda _, more=more: blocks + more)
-            carried = prefix.make_prefix(built, config, shapes, mask)(frozen, inputs)
+            monkeypatch.setattr(prefix, "frozen_prefix", lambda *_, more=more: blocks + more)
+            hidden = prefix.make_prefix(built, config, shapes, mask)(frozen, inputs)
             # Counterpart: one block more reads a leaf that trains, which is not there.
-            assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(carried)) == (more == 0)
+            assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(hidden)) == (more == 0)
 
 
 CASES = {
@@ -261,7 +261,7 @@ def test_a_device_whose_bits_depend_on_the_company_does_without_the_cache(tokens
         source, cache = Batches(tokens, config), ActivationCache(row, 11, 2**20)
         batches = prefix.PrefixBatches(source, lambda _, x, s=strange: x + place * s, {}, cache)
         for batch in itertools.islice(iter(batches.__next__, None), 12):
-            np.testing.assert_array_equal(batch["carried"], batch["inputs"] + place * strange)
+            np.testing.assert_array_equal(batch["hidden"], batch["inputs"] + place * strange)
         assert (batches.reused > 0) != strange
 
 
