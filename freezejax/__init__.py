@@ -3,9 +3,12 @@
 from freezejax.describe import describe
 from freezejax.errors import UserError
 from freezejax.masks import trainable_mask
+from freezejax.modules import frozen_modules
 from freezejax.optimizer import freeze, migrate, scheduled_freeze
 from freezejax.partition import apply_updates, combine, partition, value_and_grad
+from freezejax.rows import join_rows, rows
 from freezejax.schedules import FreezeSchedule, Phase, by_groups, layer_by_layer
+from freezejax.ties import tie, untie
 from freezejax.weights import RandomMap
 
 __all__ = [
@@ -18,10 +21,15 @@ __all__ = [
     "combine",
     "describe",
     "freeze",
+    "frozen_modules",
+    "join_rows",
     "layer_by_layer",
     "migrate",
     "partition",
+    "rows",
     "scheduled_freeze",
+    "tie",
     "trainable_mask",
+    "untie",
     "value_and_grad",
 ]

@@ -1,7 +1,9 @@
 """The table a user prints first: what trains when, and the bytes it takes."""
 
 import dataclasses
+import math
 import re
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,8 +11,9 @@ import optax
 
 from freezejax import roles
 from freezejax.errors import UserError
+from freezejax.guard import guarded
 from freezejax.masks import check_static
-from freezejax.optimizer import state_owners
+from freezejax.owners import state_owners
 from freezejax.paths import PyTree
 from freezejax.roles import Role
 from freezejax.schedules import FreezeSchedule, Phase
@@ -88,47 +91,64 @@ def describe(
     else:
         check_static(mask_or_schedule, params)
         phases = [Phase(0, total_steps or 0, mask_or_schedule)]
-    tx = optax.adamw(1e-3) if tx is None else tx
-    return Description(tuple((phase, _rows(params, phase.mask, tx)) for phase in phases))
+    leaves = _leaves(params, [phase.mask for phase in phases], optax.adamw(1e-3) if tx is None else tx)
+    return Description(tuple((phase, _rows(leaves, jax.tree.leaves(phase.mask))) for phase in phases))
 
 
-def _rows(params: PyTree, mask: PyTree, tx: optax.GradientTransformation) -> tuple[GroupRow, ...]:
-    found, trainable = roles.leaves(params), jax.tree.leaves(mask)
-    leaves, counts = [leaf.value for leaf in found], [roles.parameter_count(leaf) for leaf in found]
-    state_bytes = _state_bytes(params, tx)
-    groups: dict[str, list[int]] = {}
-    for index, leaf in enumerate(found):
+class _Leaf(NamedTuple):
+    group: str
+    parameters: int
+    weight_bytes: int
+    state_bytes: int  # while it trains
+
+
+def _leaves(params: PyTree, masks: list[PyTree], tx: optax.GradientTransformation) -> list[_Leaf]:
+    found = []
+    for leaf, state in zip(roles.leaves(params), _state_bytes(params, masks, tx), strict=True):
         path = leaf.path.rpartition("/")[0] if leaf.role is Role.SEED else leaf.path
-        groups.setdefault(re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path), []).append(index)
-
-    def row(name: str, members: list[int]) -> GroupRow:
-        live = [i for i in members if trainable[i]]
-        return GroupRow(
-            group=name,
-            leaves=len(members),
-            parameters=sum(counts[i] for i in members),
-            trainable_parameters=sum(counts[i] for i in live),
-            weight_bytes=sum(_bytes(leaves[i]) for i in members),
-            gradient_bytes=sum(_bytes(leaves[i]) for i in live),
-            state_bytes=sum(state_bytes[i] for i in live),
-        )
-
-    rows = [row(name, members) for name, members in groups.items()]
-    return (*rows, row("total", list(range(len(leaves)))))
+        group = re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path)
+        found.append(_Leaf(group, roles.parameter_count(leaf), _bytes(leaf.value), state))
+    return found
 
 
-def _state_bytes(params: PyTree, tx: optax.GradientTransformation) -> list[int]:
-    state = jax.eval_shape(tx.init, params)
-    indices = jax.tree.unflatten(jax.tree.structure(params), range(len(jax.tree.leaves(params))))
-    total = [0] * len(jax.tree.leaves(params))
-    for owner, leaf in zip(state_owners(tx, params, state), jax.tree.leaves(state), strict=True):
+def _rows(leaves: list[_Leaf], trainable: list[bool]) -> tuple[GroupRow, ...]:
+    members: dict[str, list[tuple[_Leaf, bool]]] = {}
+    for leaf, trains in zip(leaves, trainable, strict=True):
+        members.setdefault(leaf.group, []).append((leaf, trains))
+    members["total"] = list(zip(leaves, trainable, strict=True))
+    return tuple(_row(group, of_group) for group, of_group in members.items())
+
+
+def _row(group: str, members: list[tuple[_Leaf, bool]]) -> GroupRow:
+    live = [leaf for leaf, trains in members if trains]
+    return GroupRow(
+        group=group,
+        leaves=len(members),
+        parameters=sum(leaf.parameters for leaf, _ in members),
+        trainable_parameters=sum(leaf.parameters for leaf in live),
+        weight_bytes=sum(leaf.weight_bytes for leaf, _ in members),
+        gradient_bytes=sum(leaf.weight_bytes for leaf in live),
+        state_bytes=sum(leaf.state_bytes for leaf in live),
+    )
+
+
+def _state_bytes(params: PyTree, masks: list[PyTree], tx: optax.GradientTransformation) -> list[int]:
+    leaves, structure = jax.tree.flatten(params)
+    live = [at for at, trains in enumerate(zip(*map(jax.tree.leaves, masks), strict=True)) if any(trains)]
+    shown: list[Any] = [optax.MaskedNode()] * len(leaves)
+    for at in live:
+        shown[at] = leaves[at]
+    tree, tx = jax.tree.unflatten(structure, shown), guarded(tx)
+    state = jax.eval_shape(tx.init, tree)
+    total = [0] * len(leaves)
+    for owner, leaf in zip(state_owners(tx, tree, state), jax.tree.leaves(state), strict=True):
         if owner is not None:
-            total[owner(indices)] += _bytes(leaf)
+            total[live[owner]] += _bytes(leaf)
     return total
 
 
 def _bytes(leaf: jax.ShapeDtypeStruct | jax.Array | np.ndarray) -> int:
-    return int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
 def _block(phase: Phase, rows: tuple[GroupRow, ...], titled: bool) -> str:

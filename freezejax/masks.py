@@ -1,7 +1,9 @@
 """Masks: trees of Python bools, True where a leaf is trainable, made from ordered rules."""
 
+import functools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, leaf_paths, nearest, path_string
-from freezejax.roles import Leaf, map_leaves
+from freezejax.roles import leaves
 
 Rule = tuple[str, bool]
 Rules = Sequence[Rule]
@@ -19,7 +21,7 @@ def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
     """Tree of bools like `params`: True where a leaf is trainable. The seed of a random map never is.
 
     Args:
-      params: any pytree; only its structure is read, so shapes or tracers do as well as arrays.
+      params: any pytree; no value is read, so shapes or tracers do as well as arrays.
       rules: ordered `(pattern, trainable)` pairs. `re.fullmatch` is applied to the leaf path and the
         first match wins.
 
@@ -27,26 +29,104 @@ def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
       UserError: a rule is not a `(pattern, bool)` pair, a pattern is not a regular expression or matches
         no leaf, or a leaf is covered by no rule. The message names it and the nearest alternatives. A
         pattern whose leaves were all claimed by earlier rules is fine: that is what a final
-        `(".*", True)` often is.
+        `(".*", True)` often is. One array stands at two leaves, and the rules split them (see `tie`).
 
     >>> params = {"mlp": {"gate": 1.0, "down": 2.0}}
     >>> trainable_mask(params, [("mlp/gate", False), (".*", True)])
     {'mlp': {'down': True, 'gate': False}}
     """
-    compiled = [(compile_pattern(pattern), trainable) for pattern, trainable in check_rules(rules)]
-    paths = leaf_paths(params)
-    for pattern, _ in compiled:
-        if not any(pattern.fullmatch(path) for path in paths):
-            raise UserError(f"rule {pattern.pattern!r} matches no leaf; {nearest(pattern.pattern, paths)}")
+    (mask,) = masks_of(params, [check_rules(rules)])
+    check_shared_arrays(params, [mask])
+    return mask
 
-    def first_match(leaf: Leaf) -> bool:
-        for pattern, trainable in compiled:
-            if pattern.fullmatch(leaf.path):
-                return trainable and not leaf.role.constant
-        patterns = [pattern.pattern for pattern, _ in compiled]
-        raise UserError(f"leaf {leaf.path!r} is covered by no rule; {nearest(leaf.path, patterns)}")
 
-    return map_leaves(first_match, params)
+def masks_of(params: PyTree, rule_sets: Sequence[Rules]) -> list[PyTree]:
+    """One mask per rule set. Each pattern is tried on the leaf paths once, however many sets hold it.
+
+    >>> masks_of({"w": 1.0}, [[("w", True)], [(".*", False)]])
+    [{'w': True}, {'w': False}]
+    """
+    paths, structure = leaf_paths(params), jax.tree.structure(params)
+    matched, learned = matcher(paths), [not leaf.role.constant for leaf in leaves(params)]
+
+    def mask_of(rules: Rules) -> PyTree:
+        trains: dict[str, bool] = {}
+        for pattern, trainable in rules:
+            found = matched(pattern)
+            if not found:
+                raise UserError(f"rule {pattern!r} matches no leaf; {nearest(pattern, paths)}")
+            for path in found:
+                trains.setdefault(path, trainable)
+        if len(trains) < len(paths):
+            bare = next(path for path in paths if path not in trains)
+            raise UserError(f"leaf {bare!r} is covered by no rule; {nearest(bare, [pattern for pattern, _ in rules])}")
+        return jax.tree.unflatten(structure, [trains[p] and may for p, may in zip(paths, learned, strict=True)])
+
+    return [mask_of(rules) for rules in rule_sets]
+
+
+def matcher(paths: Sequence[str]) -> Callable[[str], list[str]]:
+    """Function from a pattern to the leaf paths that it matches whole, each pattern worked out once.
+
+    A pattern that is one leaf path, or several joined by `|`, is looked up and not searched for: a rule per leaf
+    of a large tree takes one pass.
+
+    Raises:
+      UserError: (when called) the pattern is not a regular expression.
+
+    >>> matcher(["mlp/down", "mlp/gate", "norm"])("mlp/.*")
+    ['mlp/down', 'mlp/gate']
+    """
+    known = dict.fromkeys(paths)
+
+    @functools.cache
+    def matched(pattern: str) -> list[str]:
+        alternatives = pattern.split("|")
+        if all(_LITERAL.fullmatch(alternative) for alternative in alternatives):
+            return [path for path in map(_unescaped, alternatives) if path in known]
+        compiled = compile_pattern(pattern)
+        return [path for path in paths if compiled.fullmatch(path)]
+
+    return matched
+
+
+# Letters, digits, `_`, `/` and `-` stand for themselves, and so does a backslash before anything else.
+_LITERAL = re.compile(r"(?:[\w/-]|\\\W)+")
+
+
+def _unescaped(literal: str) -> str:
+    return re.sub(r"\\(\W)", r"\1", literal)
+
+
+def check_shared_arrays(params: PyTree, masks: Sequence[PyTree]) -> None:
+    """Refuses a mask under which one array trains at one leaf and is frozen at another.
+
+    Only whole arrays (`jax.Array`, `np.ndarray`) are compared, by identity; tracers say nothing.
+
+    Raises:
+      UserError: naming both leaves.
+
+    >>> shared = np.zeros(2)
+    >>> check_shared_arrays({"embed": shared, "head": shared}, [{"embed": False, "head": True}])
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: leaves 'embed' and 'head' are one array, but only 'head' trains: ...
+    """
+    places: dict[int, list[tuple[int, str]]] = {}
+    for index, (path, leaf) in enumerate(zip(leaf_paths(params), jax.tree.leaves(params), strict=True)):
+        if isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, jax.core.Tracer):
+            places.setdefault(id(leaf), []).append((index, path))
+    shared = [leaves for leaves in places.values() if len(leaves) > 1]
+    for mask in masks if shared else ():
+        trains = jax.tree.leaves(mask)
+        for (first, one), *others in shared:
+            for index, other in others:
+                if trains[index] != trains[first]:
+                    only = one if trains[first] else other
+                    raise UserError(
+                        f"leaves {one!r} and {other!r} are one array, but only {only!r} trains: make them one leaf "
+                        "with freezejax.tie(params), give both the same rule, or copy the array if they are two weights"
+                    )
 
 
 def check_rules(rules: Rules) -> tuple[Rule, ...]:
@@ -129,10 +209,13 @@ def check_static(mask: PyTree, tree: PyTree) -> None:
                 f"mask leaf {path_string(key_path)!r} is {type(value).__name__}, not a Python bool; "
                 "for a mask that depends on a traced step use scheduled_freeze"
             )
-    mask_paths = leaf_paths(mask)
+    structure: Any = jax.tree.structure(mask)
+    if structure == jax.tree.structure(tree):
+        return
     # A leaf of the mask may stand over None in the tree: that is the absent half of a partition.
     with_absent = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
-    tree_paths = [path_string(key_path) for key_path, _ in with_absent]
+    mask_paths = dict.fromkeys(leaf_paths(mask))
+    tree_paths = dict.fromkeys(path_string(key_path) for key_path, _ in with_absent)
     for path in leaf_paths(tree):
         if path not in mask_paths:
             raise UserError(f"mask has no leaf {path!r}; {nearest(path, mask_paths)}")
@@ -156,5 +239,5 @@ def count_parameters(params: PyTree, mask: PyTree | None = None) -> int:
     6
     """
     mask = jax.tree.map(lambda _: True, params) if mask is None else mask
-    sizes = jax.tree.map(lambda m, p: int(np.prod(np.shape(p), dtype=np.int64)) if m else 0, mask, params)
+    sizes = jax.tree.map(lambda m, p: math.prod(np.shape(p)) if m else 0, mask, params)
     return sum(jax.tree.leaves(sizes))

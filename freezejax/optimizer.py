@@ -1,6 +1,6 @@
 """Freezing as optax transformations, and the optimizer state across a phase boundary."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from freezejax.errors import UserError
-from freezejax.masks import check_static
+from freezejax.guard import fields, guarded
+from freezejax.masks import check_shared_arrays, check_static
+from freezejax.owners import state_owners
 from freezejax.partition import partition
-from freezejax.paths import PyTree
+from freezejax.paths import PyTree, leaf_paths
 from freezejax.schedules import FreezeSchedule
 
 OnThaw = Literal["restart", "keep"]
@@ -21,11 +23,12 @@ def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTran
 
     `optax.multi_transform` with the labels `trainable` and `frozen`. It takes whole trees or the
     trainable half of `partition` (None where frozen) as gradients and parameters, with the same state.
-    Everything in `tx`, a gradient-norm clip included, sees trainable leaves only.
+    Everything in `tx`, a gradient-norm clip included, sees trainable leaves only. A tree that is callable (a
+    module with `__call__`) is never called: `tx` sees the dict of its fields, with the same leaf paths.
 
     Raises:
-      UserError: `mask` holds tracers or other things than Python bools, or (at init) does not have the
-        leaves of the parameters.
+      UserError: `mask` holds tracers or other things than Python bools; (at init) it does not have the leaves
+        of the parameters; (at update) `tx` would mix the `rows` of an array with rows that are not there.
 
     >>> import jax.numpy as jnp
     >>> params = {"w": jnp.ones(2), "b": jnp.ones(2)}
@@ -35,8 +38,8 @@ def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTran
     Array([1., 1.], dtype=float32)
     """
     check_static(mask, mask)
-    labels = jax.tree.map(lambda m: "trainable" if m else "frozen", mask)
-    inner = optax.multi_transform({"trainable": tx, "frozen": _set_to_negative_zero()}, labels)
+    labels = jax.tree.map(lambda m: "trainable" if m else "frozen", fields(mask))
+    inner = guarded(optax.multi_transform({"trainable": tx, "frozen": _set_to_negative_zero()}, labels))
 
     def init(params: PyTree) -> Any:
         check_static(mask, params)
@@ -91,30 +94,33 @@ def scheduled_freeze(
     if not schedule.resolved:
         raise UserError("scheduled_freeze: schedule holds fractions; call schedule.resolve(total_steps) first")
     _check_on_thaw(on_thaw)
-    tx = optax.with_extra_args_support(tx)
+    tx = guarded(tx)
 
     def init(params: PyTree) -> ScheduledFreezeState:
+        check_shared_arrays(params, schedule.masks(params))
         return ScheduledFreezeState(jnp.zeros([], jnp.int32), tx.init(params))
 
     def update(
         updates: PyTree, state: ScheduledFreezeState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScheduledFreezeState]:
-        mask = schedule.mask_at(updates, state.step)
-        previous = schedule.mask_at(updates, jnp.maximum(state.step - 1, 0))
+        masks = schedule.masks(updates)
+        mask = schedule.select(masks, state.step)
+        previous = schedule.select(masks, jnp.maximum(state.step - 1, 0))
         thawed = jax.tree.map(lambda now, before: now & ~before, mask, previous)
         shown_updates = _where(mask, updates, jax.tree.map(jnp.zeros_like, updates))
         shown_params = None if params is None else _where(mask, params, jax.tree.map(jnp.zeros_like, params))
         fresh = tx.init(shown_updates if params is None else shown_params)
         owners = state_owners(tx, updates, fresh)
+        trains, thaws = jax.tree.leaves(mask), jax.tree.leaves(thawed)
 
-        def shown(owner: Any, held: jax.Array, new: jax.Array) -> jax.Array:
+        def shown(owner: int | None, held: jax.Array, new: jax.Array) -> jax.Array:
             if owner is None:
                 return held
-            keeps = owner(mask) & ~owner(thawed) if on_thaw == "restart" else owner(mask)
+            keeps = trains[owner] & ~thaws[owner] if on_thaw == "restart" else trains[owner]
             return jnp.where(keeps, held, new)
 
-        def held(owner: Any, new: jax.Array, old: jax.Array) -> jax.Array:
-            return new if owner is None else jnp.where(owner(mask), new, old)
+        def held(owner: int | None, new: jax.Array, old: jax.Array) -> jax.Array:
+            return new if owner is None else jnp.where(trains[owner], new, old)
 
         inner = _map_owned(shown, owners, state.inner, fresh)
         new_updates, inner = tx.update(shown_updates, inner, shown_params, **extra)
@@ -147,13 +153,15 @@ def migrate(
       tx: the wrapped transformation.
       params: the whole parameters at the boundary.
       on_thaw: "restart" or "keep".
-      kept: what the previous call returned; state held for frozen leaves under "keep".
+      kept: what the previous call returned: state held for frozen leaves under "keep". `{}` at the first
+        boundary, where nothing was kept yet and a leaf that thaws has never trained.
 
     Returns:
       The new state, and the held state of frozen leaves by state path (empty under "restart").
 
     Raises:
-      UserError: `opt_state` is not a state of `freeze(tx, old_mask)`, or a mask does not fit `params`.
+      UserError: `opt_state` is not a state of `freeze(tx, old_mask)`, a mask does not fit `params`, or a leaf
+        thaws with "keep" and `kept` is not given.
 
     >>> params, tx = {"w": jnp.ones(2), "b": jnp.ones(2)}, optax.adam(0.1)
     >>> both, only_w = {"w": True, "b": True}, {"w": True, "b": False}
@@ -162,60 +170,36 @@ def migrate(
     {'b': MaskedNode(), 'w': Array([0., 0.], dtype=float32)}
     """
     _check_on_thaw(on_thaw)
-    expected = jax.eval_shape(freeze(tx, old_mask).init, params)
-    if _by_path(expected).keys() != _by_path(opt_state).keys():
+    old, fresh_state = _by_path(opt_state), freeze(tx, new_mask).init(partition(params, new_mask)[0])
+    if _by_path(jax.eval_shape(freeze(tx, old_mask).init, params)).keys() != old.keys():
         raise UserError("migrate: opt_state is not a state of freeze(tx, old_mask): pass the mask it was made with")
-    old = _by_path(opt_state)
+    if on_thaw == "keep" and kept is None:
+        _check_nothing_thaws(old_mask, new_mask)
     held = {**(kept or {}), **old} if on_thaw == "keep" else old
-    fresh = freeze(tx, new_mask).init(partition(params, new_mask)[0])
-    new_state = jax.tree_util.tree_map_with_path(lambda path, leaf: held.get(jax.tree_util.keystr(path), leaf), fresh)
-    released = held.keys() - _by_path(new_state).keys()
-    return new_state, {path: held[path] for path in sorted(released)} if on_thaw == "keep" else {}
+    fresh = _by_path(fresh_state)
+    leaves = [held.get(path, leaf) for path, leaf in fresh.items()]
+    released = {path: held[path] for path in sorted(held.keys() - fresh.keys())}
+    return jax.tree.unflatten(jax.tree.structure(fresh_state), leaves), released if on_thaw == "keep" else {}
 
 
-def state_owners(tx: optax.GradientTransformation, params: PyTree, state: Any) -> list[Any]:
-    """For every leaf of an optimizer state, the parameter leaf it belongs to.
-
-    A state leaf belongs to the parameter with which it vanishes from `tx.init`. Counts and schedules have
-    no owner: they are there without any parameter. Owners are read off in binary, so this takes log2 of
-    the number of leaves calls of `tx.init`, none of which computes anything.
-
-    Returns:
-      One entry per leaf of `state`: None, or a function that picks the owner's leaf from a tree like
-      `params`.
-
-    >>> params = {"w": jnp.ones(3)}
-    >>> owners = state_owners(optax.adam(0.1), params, optax.adam(0.1).init(params))
-    >>> [owner and owner({"w": "mine"}) for owner in owners]
-    [None, 'mine', 'mine']
-    """
-    leaves, structure = jax.tree.flatten(params)
-
-    def paths_without(absent: Callable[[int], bool]) -> set[str]:
-        kept = [optax.MaskedNode() if absent(index) else leaf for index, leaf in enumerate(leaves)]
-        return set(_by_path(jax.eval_shape(tx.init, jax.tree.unflatten(structure, kept))))
-
-    shared = paths_without(lambda index: True)
-    bits = range((len(leaves) - 1).bit_length())
-    present = [paths_without(lambda index, bit=bit: bool(index >> bit & 1)) for bit in bits]  # type: ignore[misc]
-
-    def owner(path: str) -> Any:
-        if path in shared:
-            return None
-        index = sum((path not in present[bit]) << bit for bit in bits)
-        return lambda tree: jax.tree.leaves(tree)[index]
-
-    return [owner(path) for path in _by_path(state)]
+def _check_nothing_thaws(old_mask: PyTree, new_mask: PyTree) -> None:
+    masks = zip(leaf_paths(new_mask), jax.tree.leaves(old_mask), jax.tree.leaves(new_mask), strict=True)
+    for path, before, now in masks:
+        if now and not before:
+            raise UserError(
+                f"migrate: leaf {path!r} thaws with on_thaw='keep', but kept is not given: pass the second value that "
+                "the migrate before returned, or kept={} if the leaf never trained"
+            )
 
 
-def _map_owned(fn: Any, owners: list[Any], tree: Any, other: Any) -> Any:
+def _map_owned(fn: Any, owners: list[int | None], tree: Any, other: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     pairs = zip(owners, leaves, jax.tree.leaves(other), strict=True)
     return jax.tree.unflatten(structure, [fn(owner, leaf, rest) for owner, leaf, rest in pairs])
 
 
 def _by_path(tree: Any) -> dict[str, jax.Array]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
 def _where(mask: PyTree, yes: PyTree, no: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from freezejax.errors import UserError
 from freezejax.masks import check_static
-from freezejax.paths import PyTree
+from freezejax.paths import PyTree, path_string
 
 
 def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
@@ -41,8 +41,9 @@ def combine(trainable: PyTree, frozen: PyTree) -> PyTree:
 
     def pick(path: Any, left: Any, right: Any) -> Any:
         if left is not None and right is not None:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(f"combine: both halves hold leaf {name!r}; pass the two halves of one partition")
+            raise UserError(
+                f"combine: both halves hold leaf {path_string(path)!r}; pass the two halves of one partition"
+            )
         return right if left is None else left
 
     return jax.tree_util.tree_map_with_path(pick, trainable, frozen, is_leaf=lambda x: x is None)

@@ -1,5 +1,6 @@
 """Leaf paths: the `/`-joined names by which rules, errors, tables and keys speak of a leaf."""
 
+import collections
 import difflib
 import hashlib
 from collections.abc import Callable, Iterable
@@ -33,7 +34,7 @@ def leaf_paths(tree: PyTree) -> list[str]:
     """
     paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
+        twice = collections.Counter(paths).most_common(1)[0][0]
         raise UserError(f"leaf path {twice!r} names two leaves: rename a key so that paths are unique")
     return paths
 

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.masks import Rules, check_rules, compile_pattern, trainable_mask
+from freezejax.masks import Rules, check_rules, check_shared_arrays, compile_pattern, masks_of, matcher
 from freezejax.paths import PyTree, leaf_paths, nearest
 
 
@@ -48,6 +48,8 @@ class FreezeSchedule:
     """
 
     entries: Sequence[tuple[int | float | jax.Array, Rules]]
+    # Pairs of (name, pattern) of groups that one event sends different ways, so that no leaf may be in both.
+    disagreeing: frozenset[tuple[tuple[str, str], tuple[str, str]]] = frozenset()
 
     def __post_init__(self) -> None:
         """Freezes the entries into tuples and checks their starts."""
@@ -95,7 +97,7 @@ class FreezeSchedule:
                     f"the last usable step is {total_steps - 1}"
                 )
         _check_increasing([start for start, _ in entries], f" in a run of {total_steps} steps")
-        return FreezeSchedule(entries)
+        return FreezeSchedule(entries, self.disagreeing)
 
     def phases(self, params: PyTree, total_steps: int) -> list[Phase]:
         """Static phases of a run: what the training loop compiles, one after the other.
@@ -103,13 +105,24 @@ class FreezeSchedule:
         >>> FreezeSchedule([(0, [("w", True)]), (3, [("w", False)])]).phases({"w": 1.0}, 10)
         [Phase(start=0, stop=3, mask={'w': True}), Phase(start=3, stop=10, mask={'w': False})]
         """
-        entries = self.resolve(total_steps).entries
-        starts = [int(start) for start, _ in entries]
-        stops = [*starts[1:], total_steps]
-        return [
-            Phase(start, stop, trainable_mask(params, rules))
-            for start, stop, (_, rules) in zip(starts, stops, entries, strict=True)
-        ]
+        resolved = self.resolve(total_steps)
+        starts = [int(start) for start, _ in resolved.entries]
+        masks = resolved.masks(params)
+        check_shared_arrays(params, masks)
+        return list(map(Phase, starts, [*starts[1:], total_steps], masks))
+
+    def masks(self, params: PyTree) -> list[PyTree]:
+        """The mask of each entry, whatever its start.
+
+        Raises:
+          UserError: what `trainable_mask` raises of rules, or two groups of one event that disagree share a leaf.
+
+        >>> FreezeSchedule([(0, [("w", True)]), (0.5, [("w", False)])]).masks({"w": 1.0})
+        [{'w': True}, {'w': False}]
+        """
+        if self.disagreeing:
+            _check_apart(self.disagreeing, leaf_paths(params))
+        return masks_of(params, [rules for _, rules in self.entries])
 
     def mask_at(self, params: PyTree, step: Any) -> PyTree:
         """Mask at `step` as a tree of bool scalars; `step` may be traced (jit, scan, vmap).
@@ -127,12 +140,25 @@ class FreezeSchedule:
         >>> jax.vmap(at)(jnp.array([2, 3, 4]))
         Array([False, False,  True], dtype=bool)
         """
+        masks = self.masks(params)
+        check_shared_arrays(params, masks)
+        return self.select(masks, step)
+
+    def select(self, masks: Sequence[PyTree], step: Any) -> PyTree:
+        """Of what `masks` returns, the mask at `step`, as `mask_at` gives it.
+
+        >>> schedule = FreezeSchedule([(0, [("w", True)]), (3, [("w", False)])])
+        >>> bool(schedule.select(schedule.masks({"w": 1.0}), 3)["w"])
+        False
+        """
         if not self.resolved:
             raise UserError("schedule holds fractions of a run: call schedule.resolve(total_steps) first")
         starts = jnp.stack([jnp.asarray(start, dtype=jnp.int32) for start, _ in self.entries])
         entry = jnp.sum(jnp.asarray(step, dtype=jnp.int32) >= starts) - 1
-        masks = [trainable_mask(params, rules) for _, rules in self.entries]
-        return jax.tree.map(lambda *per_entry: jnp.asarray(per_entry)[entry], *masks)
+        # Most leaves of a large tree freeze and thaw together: one look-up serves all of them.
+        by_leaf = list(zip(*map(jax.tree.leaves, masks), strict=True))
+        now = {trains: jnp.asarray(trains)[entry] for trains in dict.fromkeys(by_leaf)}
+        return jax.tree.unflatten(jax.tree.structure(masks[0]), [now[trains] for trains in by_leaf])
 
 
 def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Mapping[str, bool]]]) -> FreezeSchedule:
@@ -140,11 +166,12 @@ def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Map
 
     Args:
       groups: name -> pattern of leaf paths.
-      events: `(start, {group: trainable})`, in order. A group keeps its state until an event names it;
-        where groups overlap the latest event wins.
+      events: `(start, {group: trainable})`, in order. A group keeps its state until an event names it. Where
+        groups of different events overlap, the latest event wins.
 
     Raises:
-      UserError: an event names an unknown group.
+      UserError: an event names an unknown group. When masks are made of the schedule: one event freezes one group
+        and thaws another, and they share a leaf, so that the event does not say what becomes of it.
 
     >>> schedule = by_groups({"gate": ".*/gate"}, [(10, {"gate": False}), (20, {"gate": True})])
     >>> [start for start, _ in schedule.entries]
@@ -152,6 +179,7 @@ def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Map
     """
     rules: list[tuple[str, bool]] = [(".*", True)]
     entries: list[tuple[int | float, Rules]] = []
+    disagreeing = set()
     for start, changes in events:
         for name, trainable in changes.items():
             if name not in groups:
@@ -159,9 +187,12 @@ def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Map
             others = [rule for rule in rules if rule[0] != groups[name]]
             rules = [(groups[name], trainable), *others]
         entries.append((start, tuple(rules)))
+        named = [(name, groups[name]) for name in changes]
+        pairs = itertools.combinations(named, 2)
+        disagreeing |= {(one, other) for one, other in pairs if changes[one[0]] != changes[other[0]]}
     if not entries or entries[0][0] != 0:
         entries.insert(0, (0, ((".*", True),)))
-    return FreezeSchedule(entries)
+    return FreezeSchedule(entries, frozenset(disagreeing))
 
 
 def layer_by_layer(
@@ -194,9 +225,9 @@ def layer_by_layer(
     layers = sorted(set(layer_of.values()), reverse=order == "top")
     if len(starts) > len(layers):
         raise UserError(f"layer_by_layer: {len(starts)} starts for {len(layers)} layers; give at most one each")
-    groups = {
-        str(layer): "|".join(re.escape(path) for path, owner in layer_of.items() if owner == layer) for layer in layers
-    }
+    groups = dict.fromkeys(map(str, layers), "")
+    for path, layer in layer_of.items():
+        groups[str(layer)] += f"|{re.escape(path)}" if groups[str(layer)] else re.escape(path)
     return by_groups(groups, [(at, {str(n): False}) for at, n in zip(starts, layers, strict=False)])
 
 
@@ -212,6 +243,17 @@ def _layer_numbers(paths: list[str], pattern: str) -> dict[str, int]:
                 f"it does not in leaf {path!r}"
             )
     return {path: int(found[0]) for path, found in captured.items()}
+
+
+def _check_apart(pairs: Iterable[tuple[tuple[str, str], tuple[str, str]]], paths: Sequence[str]) -> None:
+    matched = matcher(paths)
+    for (one, pattern), (other, other_pattern) in sorted(pairs):
+        shared = sorted(set(matched(pattern)) & set(matched(other_pattern)))
+        if shared:
+            raise UserError(
+                f"by_groups: one event freezes one of the groups {one!r} and {other!r} and thaws the other, and leaf "
+                f"{shared[0]!r} is in both; name them in two events, or make the groups disjoint"
+            )
 
 
 def _check_start(start: Any) -> None:

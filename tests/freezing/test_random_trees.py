@@ -111,7 +111,7 @@ def test_law_2_trainable_leaves_move_as_if_the_frozen_were_constants(tree_and_ma
 
 def static_phases(tx, params, schedule, on_thaw, boundary=freezejax.migrate):
     """-> parameters after every step."""
-    state, kept, old_mask, trajectory = None, None, None, []
+    state, kept, old_mask, trajectory = None, {}, None, []
     for start, stop, mask in schedule.phases(params, SCHEDULED_STEPS):
         frozen = freezejax.freeze(tx, mask)
         if state is None:

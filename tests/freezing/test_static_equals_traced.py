@@ -60,7 +60,7 @@ def step_of(make, flat_mask):
 
 def static(make, schedule, params, on_thaw="restart", boundary=freezejax.migrate):
     """The loop of a training run over static phases. -> parameters after each step, stacked."""
-    state, kept, old_mask, trajectory = None, None, None, []
+    state, kept, old_mask, trajectory = None, {}, None, []
     for start, stop, mask in schedule.phases(params, STEPS):
         step, tx = step_of(make, tuple(jax.tree.leaves(mask)))
         if state is None:

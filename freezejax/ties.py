@@ -1,0 +1,113 @@
+"""One array at several leaves (a tied embedding) as one leaf: masked, trained, counted and stored once."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from freezejax.errors import UserError
+from freezejax.masks import matcher
+from freezejax.paths import PyTree, leaf_paths, nearest, path_string
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Tied:
+    """What stands in the parameters where the array of another leaf is used again. It has no leaf of its own.
+
+    >>> jax.tree.leaves({"embed": 1.0, "head": Tied("embed")})
+    [1.0]
+    """
+
+    to: str  # path of the leaf that holds the array
+
+
+def tie(params: PyTree, rules: Sequence[tuple[str, str]] | None = None) -> PyTree:
+    """Makes one leaf of an array that stands at several; `untie` puts it back, inside the loss.
+
+    The other places hold no leaf then: rules, masks, gradients, optimizer state, `describe` and counts see the
+    array once. The gradients of all its uses add up.
+
+    Args:
+      params: parameters; a new tree is returned.
+      rules: ordered `(pattern, path)` pairs: leaves that match the pattern are the array at `path`. Needed where
+        the leaves are equal copies, as a checkpoint gives them back. Without rules, every array that is the same
+        object at several leaves is tied to its first place.
+
+    Raises:
+      UserError: a pattern matches no leaf, `path` is none, or the arrays differ in shape, dtype or values.
+
+    >>> table = np.ones((3, 2), np.float32)
+    >>> tie({"embed": table, "head": table})["head"]
+    Tied(to='embed')
+    >>> sorted(tie({"embed": table, "head": table.copy()}, [("head", "embed")]))
+    ['embed', 'head']
+    """
+    paths, leaves = leaf_paths(params), jax.tree.leaves(params)
+    holder = _same_objects(paths, leaves) if rules is None else _by_rules(paths, leaves, rules)
+    tied = [Tied(holder[path]) if path in holder else leaf for path, leaf in zip(paths, leaves, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), tied)
+
+
+def untie(params: PyTree) -> PyTree:
+    """Inverse of `tie`: the one array at every place where it is used. Call it inside the loss.
+
+    Raises:
+      UserError: the leaf that holds the array is missing, as in one half of a `partition`.
+
+    >>> untied = untie({"embed": np.ones(2), "head": Tied("embed")})
+    >>> untied["head"] is untied["embed"]
+    True
+    """
+    held = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def put_back(path: Any, node: Any) -> Any:
+        if not isinstance(node, Tied):
+            return node
+        if node.to not in held:
+            raise UserError(
+                f"untie: leaf {path_string(path)!r} is tied to {node.to!r}, which is missing: untie whole parameters, "
+                "after join_rows and combine"
+            )
+        return held[node.to]
+
+    return jax.tree_util.tree_map_with_path(put_back, params, is_leaf=lambda node: isinstance(node, Tied))
+
+
+def _same_objects(paths: list[str], leaves: list[Any]) -> dict[str, str]:
+    first: dict[int, str] = {}
+    arrays = [pair for pair in zip(paths, leaves, strict=True) if isinstance(pair[1], jax.Array | np.ndarray)]
+    holder = {path: first.setdefault(id(leaf), path) for path, leaf in arrays}
+    return {path: held_by for path, held_by in holder.items() if path != held_by}
+
+
+def _by_rules(paths: list[str], leaves: list[Any], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
+    matched, leaf_at = matcher(paths), dict(zip(paths, leaves, strict=True))
+    holder: dict[str, str] = {}
+    for pattern, to in rules:
+        if to not in leaf_at:
+            raise UserError(f"tie: there is no leaf {to!r}; {nearest(to, paths)}")
+        found = matched(pattern)
+        if not found:
+            raise UserError(f"tie: {pattern!r} matches no leaf; {nearest(pattern, paths)}")
+        for path in found:
+            if path != to:
+                _check_equal(path, leaf_at[path], to, leaf_at[to])
+                holder.setdefault(path, to)
+    for path, to in holder.items():
+        if to in holder:
+            raise UserError(f"tie: {path!r} is tied to {to!r}, which is tied to {holder[to]!r}; tie both to one leaf")
+    return holder
+
+
+def _check_equal(path: str, leaf: Any, to: str, held: Any) -> None:
+    one, other = ((tuple(np.shape(x)), np.dtype(x.dtype).name) for x in (leaf, held))
+    if one != other:
+        raise UserError(
+            f"tie: {path!r} is {one[1]}{list(one[0])} and {to!r} is {other[1]}{list(other[0])}; they cannot be one"
+        )
+    known = [isinstance(x, jax.Array | np.ndarray) and not isinstance(x, jax.core.Tracer) for x in (leaf, held)]
+    if leaf is not held and all(known) and np.asarray(leaf).tobytes() != np.asarray(held).tobytes():
+        raise UserError(f"tie: {path!r} and {to!r} hold different values, and one would be lost; make them equal")
