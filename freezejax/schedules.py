@@ -187,8 +187,7 @@ def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Map
             others = [rule for rule in rules if rule[0] != groups[name]]
             rules = [(groups[name], trainable), *others]
         entries.append((start, tuple(rules)))
-        named = [(name, groups[name]) for name in changes]
-        pairs = itertools.combinations(named, 2)
+        pairs = itertools.combinations(sorted((name, groups[name]) for name in changes), 2)
         disagreeing |= {(one, other) for one, other in pairs if changes[one[0]] != changes[other[0]]}
     if not entries or entries[0][0] != 0:
         entries.insert(0, (0, ((".*", True),)))

@@ -94,6 +94,27 @@ def wrong_migration():
     return migrate(state, invert(MASK), MASK, tx=optax.lion(1.0), params=PARAMS)
 
 
+def keep_without_kept(kept):
+    """Trains, freezes the gate, thaws it: -> the momentum of the gate."""
+    everything, tx = jax.tree.map(lambda _: True, MASK), optax.sgd(1.0, momentum=0.9)
+    _, state = freeze(tx, everything).update(PARAMS, freeze(tx, everything).init(PARAMS), PARAMS)
+    state, held = migrate(state, everything, MASK, tx=tx, params=PARAMS, on_thaw="keep", kept={})
+    kept = held if kept == "what was kept" else kept
+    state, _ = migrate(state, MASK, everything, tx=tx, params=PARAMS, on_thaw="keep", kept=kept)
+    return state.inner_states["trainable"].inner_state[0].trace["mlp"]["gate"].tolist()
+
+
+def test_keep_gives_back_what_was_kept_or_starts_afresh_where_nothing_was():
+    assert keep_without_kept("what was kept") == [1.0, 1.0]
+    assert keep_without_kept({}) == [0.0, 0.0]
+
+
+def test_keep_needs_nothing_kept_where_nothing_thaws():
+    state = freeze(SGD, MASK).init(PARAMS)
+    frozen = jax.tree.map(lambda _: False, MASK)
+    assert migrate(state, MASK, frozen, tx=SGD, params=PARAMS, on_thaw="keep")[1] == {}
+
+
 SCHEDULE = freezejax.FreezeSchedule([(0, [(".*", True)])])
 ERRORS = {
     "traced mask, partition": (
@@ -132,6 +153,10 @@ ERRORS = {
     "on_thaw of migrate": (
         lambda: migrate(SGD.init(PARAMS), MASK, MASK, tx=SGD, params=PARAMS, on_thaw="restrat"),
         "'restrat'; use 'restart' or 'keep'",
+    ),
+    "keep without what was kept": (
+        lambda: keep_without_kept(None),
+        r"leaf 'mlp/gate' thaws with on_thaw='keep', but kept is not given: pass the second value .* or kept=\{\}",
     ),
     "two leaves of one path": (
         lambda: trainable_mask({"a/b": 1, "a": {"b": 1}}, [(".*", True)]),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +83,28 @@ def test_by_groups_the_latest_event_that_names_a_leaf_wins(events):
     for phase in by_groups(GROUPS, events).phases(PARAMS, TOTAL):
         flat = dict(zip(leaf_paths(PARAMS), jax.tree.leaves(phase.mask), strict=True))
         assert flat == expected[phase.start]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_event_that_sends_one_leaf_both_ways_is_refused(order):
+    """The order of a dict, which a config file need not keep, decides nothing."""
+    schedule = by_groups(GROUPS, [(0, {"head": False}), (0.5, dict([("gate", False), ("low", True)][::order]))])
+    message = "one of the groups 'gate' and 'low' and thaws the other, and leaf 'blocks/0/gate' is in both"
+    for use in (
+        lambda: schedule.phases(PARAMS, TOTAL),
+        lambda: schedule.resolve(TOTAL).mask_at(PARAMS, 3),
+        lambda: scheduled_freeze(optax.sgd(0.1), schedule.resolve(TOTAL)).init(PARAMS),
+    ):
+        with pytest.raises(UserError, match=message):
+            use()
+
+
+def test_groups_that_overlap_and_agree_or_disagree_apart_are_no_error():
+    agreeing = by_groups(GROUPS, [(5, {"gate": False, "low": False}), (9, {"gate": False, "head": True})])
+    assert len(agreeing.phases(PARAMS, TOTAL)) == 3
+    apart = by_groups(GROUPS, [(5, {"gate": False}), (9, {"low": True})]).phases(PARAMS, TOTAL)[-1].mask
+    assert apart["blocks"][0] == {"gate": True, "down": True}
+    assert apart["blocks"][1] == {"gate": False, "down": True}
 
 
 def test_by_groups_can_begin_frozen():
