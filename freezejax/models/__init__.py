@@ -9,7 +9,8 @@ from freezejax.errors import UserError
 from freezejax.fields import make_config
 from freezejax.models import geglu, importers, parameter_golf
 from freezejax.models.attention import causal_attention
-from freezejax.models.base import Family, Model, Params, count, functional
+from freezejax.models.base import Model, count, functional
+from freezejax.models.family import Family, Params
 from freezejax.models.geglu import GegluConfig
 from freezejax.models.loss import cross_entropy
 from freezejax.models.parameter_golf import ParameterGolfConfig

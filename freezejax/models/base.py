@@ -1,54 +1,23 @@
-"""What every model family shares: a family writes `embed`, `block` and `head`; all that runs them is derived here."""
+"""A model as pure functions over a plain nested dict of arrays, made from a family's `embed`, `block` and `head`."""
 
 import dataclasses
 import functools
 import operator
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import Literal
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
+from freezejax.models.family import Family, Params, make_init
 from freezejax.models.layers import named
-from freezejax.paths import leaf_paths, map_with_paths, named_key, nearest
+from freezejax.paths import leaf_paths, nearest
 
-Params = dict[Any, Any]
 Stream = Any  # a tree of [B, T, D]; its last leaf is the residual stream
-Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
-InitRules = Sequence[tuple[str, Initializer]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Family:
-    r"""All that the project knows about a model family. A new one is a file with its record and a line in `FAMILIES`.
-
-    The module is an `nnx.Module` of these methods:
-
-    - `embed(tokens_BxT, dtype) -> stream`: a tree of [B, T, D] in this dtype, whose last leaf is the residual stream;
-    - `block(i, stream, state, dropout_key) -> (stream, state)`: what block i makes of the stream. `state` is what
-      cached generation keeps of earlier tokens; it is None in training, and then handed on as it is. Without a key
-      there is no dropout;
-    - `head(stream, targets_BxT) -> ` float32 logits [B, T, V], or with targets their negative log likelihoods [B, T].
-
-    All patterns are regular expressions of whole leaf paths; the first match wins.
-
-    >>> from freezejax import models
-    >>> models.FAMILIES["geglu"].names[0]
-    ('(.*)/kernel', '\\1/weight', True)
-    """
-
-    config: type[Any]  # a frozen dataclass with `vocab_size` and `num_layers`
-    module: Callable[[Any], nnx.Module]  # of a config
-    init_rules: Callable[[Any], InitRules]  # of a config: initial distributions, see `initialize`
-    names: Sequence[tuple[str, str, bool]]  # (our path, torch's name with / for ., whether torch has it transposed)
-    sharding: Sequence[tuple[str, PartitionSpec]]  # how leaves lie on the mesh; whole where no pattern matches
-    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys of foreign configs, with the only value
 
 
 class Model(NamedTuple):
@@ -112,15 +81,14 @@ class Model(NamedTuple):
         for path, leaf in known.items():
             if path not in found:
                 raise UserError(f"the parameters have no leaf {path!r}; {nearest(path, found, count=1)}")
-            if jnp.shape(found[path]) != leaf.shape:
-                raise UserError(f"leaf {path!r} has shape {jnp.shape(found[path])}; the model's has {leaf.shape}")
-            if jnp.issubdtype(found[path].dtype, jnp.floating) != jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise UserError(f"leaf {path!r} is {found[path].dtype}; the model's is {leaf.dtype}")
-        for path in found:
-            if path not in known:
-                raise UserError(f"the model has no place for leaf {path!r}; {nearest(path, known, count=1)}")
-        structure: Any = jax.tree.structure(params)
-        if structure != jax.tree.structure(wanted):
+            shape, dtype = jnp.shape(found[path]), jnp.result_type(found[path])
+            floats = [jnp.issubdtype(kind, jnp.floating) for kind in (dtype, leaf.dtype)]
+            if shape != leaf.shape or (dtype != leaf.dtype and not all(floats)):
+                raise UserError(f"leaf {path!r} is {dtype}{[*shape]}; the model's is {leaf.dtype}{[*leaf.shape]}")
+        if left := [path for path in found if path not in known]:
+            raise UserError(f"the model has no place for leaf {left[0]!r}; {nearest(left[0], known, count=1)}")
+        structure: Any = jax.tree.structure(wanted)
+        if structure != jax.tree.structure(params):
             raise UserError("the parameters must be nested dicts as `init` returns them, with int keys for blocks")
 
     def frozen_blocks(self, mask: Params) -> int:
@@ -183,11 +151,7 @@ def functional(family: Family, config: Any) -> Model:
     """
     graphdef, state = nnx.split(nnx.eval_shape(lambda: family.module(config)))
     shapes: Params = nnx.to_pure_dict(state)
-    rules = family.init_rules(config)
-    map_with_paths(lambda path, _: _find(path, rules), shapes)
-
-    def init(key: jax.Array) -> Params:
-        return initialize(shapes, rules, key)
+    init = make_init(shapes, family.init_rules(config))
 
     def apply(
         params: Params,
@@ -245,28 +209,6 @@ def _restored(hidden: Any, embedded: Stream) -> Stream:
     return jax.tree.map(lambda node: leaves[node.index] if is_place(node) else node, hidden, is_leaf=is_place)
 
 
-def initialize(shapes: Params, rules: InitRules, key: jax.Array) -> Params:
-    """Draws every leaf from the first rule whose regex matches its whole path.
-
-    Args:
-      shapes: tree of `jax.ShapeDtypeStruct`.
-      rules: ordered `(regex, initializer(key, shape, dtype))`; `re.fullmatch`, first match wins.
-      key: typed PRNG key; a leaf gets `fold_in(key, stable_hash(path))`.
-
-    Raises:
-      UserError: a leaf that no rule covers.
-
-    >>> shapes = {"norm": {"scale": jax.ShapeDtypeStruct((2,), jnp.float32)}}
-    >>> initialize(shapes, [(".*/scale", jax.nn.initializers.ones)], jax.random.key(0))
-    {'norm': {'scale': Array([1., 1.], dtype=float32)}}
-    >>> initialize(shapes, [(".*/kernel", jax.nn.initializers.ones)], jax.random.key(0))
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: no initial distribution for leaf 'norm/scale'; nearest: .*/kernel
-    """
-    return map_with_paths(lambda path, leaf: _find(path, rules)(named_key(key, path), leaf.shape, leaf.dtype), shapes)
-
-
 def count(params: Params) -> int:
     """Number of parameters.
 
@@ -274,11 +216,3 @@ def count(params: Params) -> int:
     10
     """
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _find(path: str, rules: InitRules) -> Initializer:
-    for pattern, initializer in rules:
-        if re.fullmatch(pattern, path):
-            return initializer
-    patterns = [pattern for pattern, _ in rules]
-    raise UserError(f"no initial distribution for leaf {path!r}; {nearest(path, patterns, count=1)}")

@@ -18,9 +18,8 @@ from jax.typing import DTypeLike
 from freezejax.errors import UserError
 from freezejax.fields import check_number, check_positive
 from freezejax.models import attention, layers
-from freezejax.models.base import Family, InitRules
 from freezejax.models.config import check_dropout, check_heads, mlp_width
-from freezejax.models.importers import NAMES
+from freezejax.models.family import TORCH_NAMES, Family, InitRules
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ FAMILY = Family(
     config=GegluConfig,
     module=Geglu,
     init_rules=_init_rules,
-    names=NAMES,
+    names=TORCH_NAMES,
     # Columns of what reads the residual stream, rows of what writes to it: one sum over `tensor` a pair.
     sharding=[
         (r".*/(qkv|q|k|v|gate|up)/kernel", P("fsdp", "tensor")),

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.models.base import Model, Params, functional
+from freezejax.models.base import Model, functional
+from freezejax.models.family import Params
 from freezejax.paths import leaf_paths, map_with_paths, nearest
-
-# The name table, see `Family.names`, of a family whose module tree is PyTorch's own.
-NAMES = ((r"(.*)/kernel", r"\1/weight", True), (r"(.*)/embedding", r"\1/weight", False), (r"(.*)", r"\1", False))
 
 
 def params_from_torch(model: Model, state: Mapping[str, np.ndarray]) -> Params:

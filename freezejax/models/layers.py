@@ -1,8 +1,9 @@
-"""The layers both model families are made of: linear, RMSNorm, embedding, rotary embedding, dropout."""
+"""The layers that model families are made of, from linear to dropout."""
 # ruff: noqa: D107 - what a module is stands in its class docstring
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from freezejax.errors import UserError
 from freezejax.models.loss import capped, head_cross_entropy
 from freezejax.paths import named_key
 from freezejax.weights.linear import linear, matmul
@@ -21,7 +23,7 @@ def parameter(*shape: int) -> nnx.Param[Any]:
 
 
 class Linear(nnx.Module):
-    """`x @ kernel` without bias; kernel [in, out], used in the dtype of `x`.
+    """`x @ kernel`, plus `bias` [out] where asked for; kernel [in, out], used in the dtype of `x`.
 
     The kernel may be a random map or carry an adapter, see `freezejax.weights.linear`.
 
@@ -29,16 +31,63 @@ class Linear(nnx.Module):
     (1, 2)
     """
 
-    def __init__(self, in_dim: int, out_dim: int):
+    def __init__(self, in_dim: int, out_dim: int, bias: bool = False):
         self.kernel = parameter(in_dim, out_dim)
+        if bias:
+            self.bias = parameter(out_dim)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out], in the dtype of `x`."""
-        return linear(x, self.kernel.get_value())
+        y = linear(x, self.kernel.get_value())
+        return y + _along(self.bias[...].astype(y.dtype), y) if hasattr(self, "bias") else y
+
+
+def head(
+    logits_of: Callable[[jax.Array], jax.Array],
+    x_BxTxD: jax.Array,
+    targets_BxT: jax.Array | None,
+    softcap: float = 0.0,
+) -> jax.Array:
+    """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T] where there are any.
+
+    Args:
+      logits_of: [B, T, D] -> [B, T, V]: a `Linear(D, V)`, or the product with the tied embedding.
+      x_BxTxD: normalised residual stream.
+      targets_BxT: integers in [0, V), or None.
+      softcap: see `cross_entropy`.
+
+    >>> head(Linear(3, 5), jnp.ones((2, 4, 3)), jnp.zeros((2, 4), jnp.int32)).shape
+    (2, 4)
+    """
+    if targets_BxT is not None:
+        return head_cross_entropy(logits_of, x_BxTxD, targets_BxT, softcap)
+    return capped(logits_of(x_BxTxD), softcap)
+
+
+class Positions(nnx.Module):
+    """A learned vector [D] for each of so many positions.
+
+    >>> Positions(8, 3)(5, jnp.float32).shape
+    (1, 5, 3)
+    """
+
+    def __init__(self, length: int, model_dim: int):
+        self.embedding = parameter(length, model_dim)
+
+    def __call__(self, length: int, dtype: DTypeLike) -> jax.Array:
+        """Those of the first T positions, [1, T, D].
+
+        Raises:
+          UserError: there are fewer.
+        """
+        table = self.embedding[...]
+        if length > len(table):
+            raise UserError(f"a sequence of {length} tokens: this model has positions for {len(table)}")
+        return table[None, :length].astype(dtype)
 
 
 class Embedding(nnx.Module):
-    """Token embedding [V, D], used a second time as the output head (tied).
+    """Token embedding [V, D], which can be used a second time as the output head (tied).
 
     >>> Embedding(5, 3)(jnp.zeros((2, 4), jnp.int32), jnp.float32).shape
     (2, 4, 3)
@@ -52,11 +101,9 @@ class Embedding(nnx.Module):
         return jnp.take(self.embedding[...], tokens_BxT, axis=0).astype(dtype)
 
     def head(self, x_BxTxD: jax.Array, targets_BxT: jax.Array | None, softcap: float = 0.0) -> jax.Array:
-        """[B, T, D] -> float32 logits [B, T, V], or the cross-entropy of the targets [B, T] where there are any."""
+        """See `head`."""
         embedding_VxD = self.embedding[...]
-        if targets_BxT is not None:
-            return head_cross_entropy(x_BxTxD, embedding_VxD, targets_BxT, softcap)
-        return capped(matmul(x_BxTxD, embedding_VxD.T), softcap)
+        return head(lambda x: matmul(x, embedding_VxD.T), x_BxTxD, targets_BxT, softcap)
 
 
 class RMSNorm(nnx.Module):
@@ -103,12 +150,16 @@ def _rms_norm_backward(eps, saved, grad):
     wide_grad, normed = grad.astype(jnp.float32), x.astype(jnp.float32) * inverse
     dnormed = _times(wide_grad, scale_D)
     dx = inverse * (dnormed - normed * jnp.mean(dnormed * normed, axis=-1, keepdims=True))
-    dscale_D = None if scale_D is None else jnp.sum(wide_grad * normed, axis=range(x.ndim - 1))
+    dscale_D = None if scale_D is None else jnp.sum(wide_grad * normed, axis=range(x.ndim - 1)).astype(scale_D.dtype)
     return dx.astype(x.dtype), dscale_D
 
 
 def _times(x, scale_D):
-    return x if scale_D is None else x * jnp.expand_dims(scale_D, range(x.ndim - 1))
+    return x if scale_D is None else x * _along(scale_D.astype(x.dtype), x)
+
+
+def _along(vector_D, x):
+    return jnp.expand_dims(vector_D, range(x.ndim - 1))
 
 
 _rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)

@@ -1,11 +1,10 @@
-"""Cross-entropy of next-token logits, and of a tied head whose logits are too large to hold twice."""
+"""Cross-entropy of next-token logits, and of a head whose logits are too large to hold twice."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-
-from freezejax.weights.linear import matmul
 
 SLICE = 2**24  # logits: 64 MiB in float32; a loop over fewer is not worth its start
 MOST_SLICES = 8  # the gradient of the logits then takes an eighth of what they take
@@ -44,50 +43,51 @@ def capped(logits: jax.Array, softcap: float) -> jax.Array:
 
 
 def head_cross_entropy(
-    x_BxTxD: jax.Array, embedding_VxD: jax.Array, targets_BxT: jax.Array, softcap: float = 0.0
+    logits_of: Callable[[jax.Array], jax.Array], x_BxTxD: jax.Array, targets_BxT: jax.Array, softcap: float = 0.0
 ) -> jax.Array:
-    """`cross_entropy` of the logits `x @ embedding.T`, which are held once, in the dtype of `x`.
+    """`cross_entropy` of `logits_of(x)`; the backward pass finds the logits once, in the dtype of `x`.
 
     From 2^24 logits on the head runs in up to 8 slices of positions, one after the other in both passes, and
-    the gradient of the logits is held for one slice alone. Fewer logits are one slice.
+    float32 logits and their gradient are held for one slice alone. Fewer logits are one slice.
 
     Args:
+      logits_of: [B, t, D] -> [B, t, V] in the dtype of `x_BxTxD`, each position for itself.
       x_BxTxD: float32 or bfloat16.
-      embedding_VxD: used in the dtype of `x_BxTxD`.
       targets_BxT: integers in [0, V).
       softcap: see `cross_entropy`.
 
     Returns:
       float32 [B, T].
 
-    >>> head_cross_entropy(jnp.zeros((1, 2, 3)), jnp.ones((4, 3)), jnp.zeros((1, 2), jnp.int32))
+    >>> head_cross_entropy(lambda x: x @ jnp.ones((3, 4)), jnp.zeros((1, 2, 3)), jnp.zeros((1, 2), jnp.int32))
     Array([[1.3862944, 1.3862944]], dtype=float32)
     """
     B, T, _ = x_BxTxD.shape
 
     def of_slice(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, targets = part
-        return cross_entropy(matmul(x, embedding_VxD.T), targets, softcap)
+        return cross_entropy(logits_of(x), targets, softcap)
 
-    slices = count_slices(T, B * T * embedding_VxD.shape[0])
+    slices = count_slices(T, jax.eval_shape(logits_of, x_BxTxD).size)
     if slices == 1:
         return of_slice((x_BxTxD, targets_BxT))
 
     def split(x: jax.Array) -> jax.Array:  # of T, as the batch may lie on several devices
-        return x.reshape(B, slices, T // slices, *x.shape[2:]).swapaxes(0, 1)
+        x = jnp.pad(x, [(0, 0), (0, -T % slices), (0, 0)][: x.ndim]) if T % slices else x
+        return x.reshape(B, slices, -1, *x.shape[2:]).swapaxes(0, 1)
 
     found_SxBxt: jax.Array = jax.lax.map(of_slice, (split(x_BxTxD), split(targets_BxT)))
-    return found_SxBxt.swapaxes(0, 1).reshape(B, T)
+    return found_SxBxt.swapaxes(0, 1).reshape(B, -1)[:, :T]
 
 
 def count_slices(length: int, logits: int) -> int:
-    """Slices of so many positions for so many logits: a divisor of the length, a power of two, at most 8.
+    """Slices of so many positions for so many logits: a power of two, at most 8; the last may be filled up.
 
-    >>> count_slices(1024, 2**20), count_slices(1024, 2**26), count_slices(1022, 2**26)
-    (1, 4, 2)
+    >>> count_slices(1024, 2**20), count_slices(1024, 2**26), count_slices(1023, 2**26)
+    (1, 4, 4)
     """
     slices = 1
-    while slices < MOST_SLICES and length % (2 * slices) == 0 and logits > SLICE * slices:
+    while slices < MOST_SLICES and 2 * slices <= length and logits > SLICE * slices:
         slices *= 2
     return slices
 

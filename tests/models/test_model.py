@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from freezejax import models
-from freezejax.models import attention, base
+from freezejax.models import attention
+from freezejax.models.family import make_init
 from freezejax.paths import leaf_paths, map_with_paths
 
 
@@ -92,7 +93,7 @@ def test_the_published_baseline_has_its_published_size():
 def test_first_matching_rule_wins():
     ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
     shapes = {"a": jax.ShapeDtypeStruct((2,), jnp.float32), "ab": jax.ShapeDtypeStruct((2,), jnp.float32)}
-    drawn = base.initialize(shapes, [("a", ones), (".*", zeros)], jax.random.key(0))
+    drawn = make_init(shapes, [("a", ones), (".*", zeros)])(jax.random.key(0))
     assert bool((drawn["a"] == 1).all())
     assert not drawn["ab"].any()
 

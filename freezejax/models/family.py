@@ -1,0 +1,84 @@
+"""A model family as a record, and how its parameters are drawn."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from freezejax.errors import UserError
+from freezejax.paths import map_with_paths, named_key, nearest
+
+Params = dict[Any, Any]
+Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
+InitRules = Sequence[tuple[str, Initializer]]
+# PyTorch's names, see `Family.names`, where its modules are nested and named as here.
+TORCH_NAMES = ((r"(.*)/kernel", r"\1/weight", True), (r"(.*)/embedding", r"\1/weight", False), (r"(.*)", r"\1", False))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    r"""All that the project knows about a model family. A new one is a file with its record and a line in `FAMILIES`.
+
+    The module is an `nnx.Module` of these methods:
+
+    - `embed(tokens_BxT, dtype) -> stream`: a tree of [B, T, D] in this dtype, whose last leaf is the residual stream;
+    - `block(i, stream, state, dropout_key) -> (stream, state)`: what block i makes of the stream. `state` is what
+      cached generation keeps of earlier tokens; it is None in training, and then handed on as it is. Without a key
+      there is no dropout;
+    - `head(stream, targets_BxT) -> ` float32 logits [B, T, V], or with targets their negative log likelihoods [B, T].
+
+    All patterns are regular expressions of whole leaf paths; the first match wins.
+
+    >>> from freezejax import models
+    >>> models.FAMILIES["geglu"].names[0]
+    ('(.*)/kernel', '\\1/weight', True)
+    """
+
+    config: type[Any]  # a frozen dataclass with `vocab_size` and `num_layers`
+    module: Callable[[Any], nnx.Module]  # of a config
+    init_rules: Callable[[Any], InitRules]  # of a config: initial distributions, see `make_init`
+    names: Sequence[tuple[str, str, bool]]  # (our path, torch's name with / for ., whether torch has it transposed)
+    sharding: Sequence[tuple[str, PartitionSpec]]  # how leaves lie on the mesh; whole where no pattern matches
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys of foreign configs, with the only value
+
+
+def make_init(shapes: Params, rules: InitRules) -> Callable[..., Params]:
+    """`init(key, root=None) -> params`, which draws every leaf from the first rule whose regex matches its whole path.
+
+    Args:
+      shapes: tree of `jax.ShapeDtypeStruct`.
+      rules: ordered `(regex, initializer(key, shape, dtype))`.
+
+    A leaf gets `fold_in(key, stable_hash(path))`, so that no other leaf can change its values. `root` is not read:
+    it is for weights that take a leaf's place, see `freezejax.weights`.
+
+    Raises:
+      UserError: a leaf that no rule covers.
+
+    >>> shapes = {"norm": {"scale": jax.ShapeDtypeStruct((2,), 'float32')}}
+    >>> make_init(shapes, [(".*/scale", jax.nn.initializers.ones)])(jax.random.key(0))
+    {'norm': {'scale': Array([1., 1.], dtype=float32)}}
+    >>> make_init(shapes, [(".*/kernel", jax.nn.initializers.ones)])
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: no initial distribution for leaf 'norm/scale'; nearest: .*/kernel
+    """
+
+    def find(path: str, _: Any) -> Initializer:
+        for pattern, initializer in rules:
+            if re.fullmatch(pattern, path):
+                return initializer
+        raise UserError(f"no initial distribution for leaf {path!r}; {nearest(path, dict(rules), count=1)}")
+
+    initializers = map_with_paths(find, shapes)
+
+    def init(key: jax.Array, root: jax.Array | None = None) -> Params:
+        return map_with_paths(
+            lambda path, leaf, draw: draw(named_key(key, path), leaf.shape, leaf.dtype), shapes, initializers
+        )
+
+    return init
