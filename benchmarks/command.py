@@ -9,7 +9,7 @@ from absl import flags
 
 from benchmarks import pages
 from experiments.engine import cli
-from freezejax.training.metrics import write_atomically
+from freezejax.data.atomic import write_atomically
 
 Tables = Callable[[Mapping[str, Any]], dict[str, str]]
 

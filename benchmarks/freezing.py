@@ -21,7 +21,7 @@ from benchmarks.tables import table, verdict
 from benchmarks.timing import compare, interleave
 from freezejax import FreezeSchedule, scheduled_freeze, trainable_mask
 from freezejax.masks import Rule, count_parameters
-from freezejax.training.plan import mean_loss
+from freezejax.training.objectives.language_modelling import LanguageModelling
 
 RESULTS = pages.RESULTS / "freezing.json"
 PAGES = (pages.README, pages.PERFORMANCE)
@@ -122,10 +122,10 @@ def recipes(sizes: Sizes) -> dict[str, RunningStep]:
         "traced mask": (scheduled_freeze(base, schedule), nothing),
         "zeroed gradients": (base, zeroed),
     }
-    loss = mean_loss(model, sizes.config)
+    objective = LanguageModelling(model, sizes.config.compute_dtype)
     made = {}
     for name, (tx, change) in forms.items():
-        step = _whole_step(loss, tx, change)
+        step = _whole_step(lambda *args: objective.loss(*args)[0], tx, change)
         made[name] = RunningStep(step, (params, tx.init(params)), (jax.random.key(0),), sizes)
     return made
 

@@ -23,9 +23,9 @@ from benchmarks.tables import table
 from benchmarks.timing import compare, interleave
 from experiments.engine import cli
 from freezejax import FreezeSchedule, cost
+from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.training.config import TrainConfig
-from freezejax.training.metrics import write_atomically
 
 CASES = {"everything trained": EVERYTHING, "gate and up frozen": GATE_UP}
 

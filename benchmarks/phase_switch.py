@@ -26,12 +26,13 @@ from benchmarks import command, pages
 from benchmarks.tables import table, verdict
 from benchmarks.timing import compare, interleave
 from freezejax import FreezeSchedule, models
-from freezejax.training.batches import Batches
+from freezejax.training.batches import TokenBatches
 from freezejax.training.config import TrainConfig
 from freezejax.training.loop import train
+from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.plan import RunPlan
-from freezejax.training.state import cross
-from freezejax.training.tracing import Program
+from freezejax.training.programs.tracing import Program
+from freezejax.training.state import next_phase
 
 RESULTS = pages.RESULTS / "phase_switch.json"
 PAGES = (pages.README, pages.PERFORMANCE)
@@ -134,7 +135,8 @@ def stalls(settings: Settings) -> list[dict[str, Any]]:
     tokens = np.random.default_rng(0).integers(0, 256, 100 * settings.seq_len * settings.batch_size).astype(np.uint16)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory, mock.patch.object(Program, "__call__", timed):
-        train(model, tokens, config, schedule, Path(directory))
+        objective, batches = LanguageModelling(model, config.compute_dtype), TokenBatches(tokens, config)
+        train(model, objective, batches, config, schedule, Path(directory))
     seconds, rows = np.diff(spans, axis=1)[:, 0], []
     for number, (before, name) in enumerate(itertools.pairwise(PHASES), start=1):
         at = number * settings.steps
@@ -156,21 +158,21 @@ def stalls(settings: Settings) -> list[dict[str, Any]]:
 
 
 def time_crossings(settings: Settings) -> list[dict[str, Any]]:
-    """Each crossing alone: prepared, as the loop has it, beside running `cross` operation by operation."""
+    """Each crossing alone: prepared, as the loop has it, beside running `next_phase` operation by operation."""
     plan = RunPlan(*arguments(settings))
     state, rows = plan.begin(), []
     for index, (before, name) in enumerate(itertools.pairwise(PHASES), start=1):
         old, new = plan.phases[index - 1 : index + 1]
-        crossing = plan.crossing(index)
+        transition = plan.transition(index)
         calls: dict[str, Callable[[], Any]] = {
-            "prepared": lambda crossing=crossing, state=state: jax.block_until_ready(crossing(state)),
+            "prepared": lambda transition=transition, state=state: jax.block_until_ready(transition(state)),
             "operation by operation": lambda old=old, new=new, state=state: jax.block_until_ready(
-                cross(state, old, new, plan.optimizer(new), plan.config)
+                next_phase(state, old, new, plan.optimizer(new), plan.config)
             ),
         }
         found = compare(interleave(calls, settings.crossings), "prepared")
         rows += [{"boundary": f"{before} -> {name}", **row} for row in found]
-        state = crossing(state)
+        state = transition(state)
     return rows
 
 
@@ -179,9 +181,9 @@ def time_first_runs(settings: Settings) -> list[dict[str, Any]]:
     model, config, schedule = arguments(settings)
     plan = RunPlan(model, config, schedule)
     tokens = np.zeros(4 * settings.batch_size * settings.seq_len + 1, np.uint16)
-    batches, state, rows = Batches(tokens, config), plan.begin(), []
+    batches, state, rows = TokenBatches(tokens, config), plan.begin(), []
     for index, (name, phase) in enumerate(zip(PHASES, plan.phases, strict=True)):
-        state = plan.crossing(index)(state) if index else state
+        state = plan.transition(index)(state) if index else state
         if phase.mask in [other.mask for other in plan.phases[:index]]:
             continue  # it shares an executable
         program, (moving, frozen) = plan.compile(index).step, jax.tree.map(jnp.copy, state.split(phase.mask))

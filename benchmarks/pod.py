@@ -24,11 +24,11 @@ from benchmarks.tables import table
 from experiments.engine import cli
 from experiments.engine.matching import ALL_TRAIN, random_map
 from freezejax import aot, freeze, models
+from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.sharding import make_mesh
 from freezejax.training.config import TrainConfig
-from freezejax.training.metrics import write_atomically
 from freezejax.training.plan import RunPlan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,10 +23,10 @@ from benchmarks.tables import table, verdict
 from benchmarks.timing import compare, interleave
 from freezejax import FreezeSchedule, models
 from freezejax.models.layers import rms_norm
-from freezejax.training.batches import Batches
+from freezejax.training.batches import TokenBatches
 from freezejax.training.config import TrainConfig
 from freezejax.training.plan import RunPlan
-from freezejax.training.prefix import phase_batches
+from freezejax.training.prefix_cache.batches import phase_batches
 
 RESULTS = pages.RESULTS / "prefix_cache.json"
 PAGES = (pages.README, pages.PERFORMANCE)
@@ -83,7 +83,7 @@ class Trainer:
         tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, settings.windows * settings.seq_len + 1)
         self.programs, self.key = plan.compile(0), plan.key()
         self.state, self.frozen = plan.begin().split(plan.phases[0].mask)
-        batches = Batches(tokens.astype(np.uint16), config)
+        batches = TokenBatches(tokens.astype(np.uint16), config)
         self.context = phase_batches(batches, self.programs, self.frozen, config, folder)
         self.losses: list[float] = []
 

@@ -21,8 +21,8 @@ from absl import flags
 
 from benchmarks import distributions, layers, lowering, memory, roofline, tables
 from experiments.engine import cli
+from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
-from freezejax.training.metrics import write_atomically
 from freezejax.weights import RECIPES
 
 _JSON = flags.DEFINE_string("json", None, "Also write everything measured to this JSON file.")

@@ -13,8 +13,8 @@ import optax
 from freezejax import freeze, models, partition, trainable_mask
 from freezejax.masks import Rule
 from freezejax.training.config import OptimizerConfig, TrainConfig
+from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.optimizers import make_optimizer
-from freezejax.training.plan import mean_loss
 from freezejax.training.step import StepState, make_step
 
 EVERYTHING: list[Rule] = [(".*", True)]
@@ -98,4 +98,6 @@ def phase(sizes: Sizes, rules: Sequence[Rule] = EVERYTHING, **model: Any) -> Run
     tx = freeze(optimizer(config), mask)
     trainable, frozen = partition(params, mask)
     state = StepState(trainable, tx.init(params), None)
-    return RunningStep(make_step(mean_loss(built, config), tx), state, (frozen, jax.random.key(0)), sizes)
+    return RunningStep(
+        make_step(LanguageModelling(built, config.compute_dtype), tx), state, (frozen, jax.random.key(0)), sizes
+    )

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from freezejax import freeze, models, partition, trainable_mask
 from freezejax.training.config import TrainConfig
+from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.optimizers import make_optimizer
-from freezejax.training.plan import mean_loss
 from freezejax.training.step import StepState, make_step
 from freezejax.weights import count_seeded, draw_maps
 
@@ -45,5 +45,5 @@ def abstract_step(
         jax.ShapeDtypeStruct((), jnp.int32),
         {"inputs": sequence, "targets": sequence},
     )
-    step = make_step(mean_loss(built, config), tx, draw_once=draw == "per_step")
+    step = make_step(LanguageModelling(built, config.compute_dtype), tx, draw_once=draw == "per_step")
     return step, arguments, count_seeded(params)

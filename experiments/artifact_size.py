@@ -19,9 +19,9 @@ from rich.table import Table
 from experiments.engine import cli
 from freezejax import artifact, models
 from freezejax.artifact import budget
+from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.masks import count_parameters
-from freezejax.training.metrics import write_atomically
 from freezejax.weights import count_seeded
 
 _BUDGET = flags.DEFINE_integer("budget", 16_000_000, "Code and model bytes allowed, decimal.", lower_bound=1)

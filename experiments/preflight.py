@@ -24,11 +24,11 @@ from experiments.engine import cli
 from experiments.engine.variants import Study, Variant
 from experiments.report.preflight_report import Row, Use, as_json, costs, ending, header, line
 from freezejax import aot, cost, data, models
+from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 from freezejax.sharding import make_mesh
 from freezejax.training.config import TrainConfig
-from freezejax.training.metrics import write_atomically
 from freezejax.training.plan import RunPlan
 
 LARGEST = "largest"

@@ -13,11 +13,12 @@ from experiments.engine.evaluators import Evaluators
 from experiments.engine.variants import Run, Variant
 from freezejax import artifact, describe
 from freezejax.data import Corpus
+from freezejax.data.atomic import write_atomically
 from freezejax.masks import count_parameters, intersection, invert
 from freezejax.paths import PyTree
 from freezejax.training.config import TrainConfig
 from freezejax.training.loop import TrainResult
-from freezejax.training.metrics import read_json_lines, write_atomically
+from freezejax.training.metrics import read_json_lines
 from freezejax.training.state import fingerprint
 from freezejax.weights import count_seeded
 

@@ -1,5 +1,6 @@
 """The one study engine: variants x seeds x base seeds -> finished runs -> rows -> summary.json, table, report."""
 
+import dataclasses
 import json
 import operator
 import shutil
@@ -18,14 +19,17 @@ from experiments.engine.results import codec_rules, finish
 from experiments.engine.variants import Run, Study, Variant, select
 from experiments.report import page, terminal
 from freezejax import artifact, data, models
+from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.sharding import Layout
 from freezejax.training import processes
+from freezejax.training.batches import TokenBatches
 from freezejax.training.checkpoints import save_params
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import Stopped, StopSignal, catch_signals
 from freezejax.training.loop import train
-from freezejax.training.metrics import JsonLines, Sink, TensorBoard, write_atomically
+from freezejax.training.metrics import JsonLines, Sink, TensorBoard
+from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.plan import RunPlan, mesh_of
 
 TOKENIZER = "tokenizer.model"  # in the workdir of a study on SentencePiece tokens
@@ -165,7 +169,7 @@ def run_one(
 ) -> None:
     """Trains, evaluates, packs and records one run, unless its result is there."""
     directory = run_directory(workdir, *run)
-    if processes.agree((directory / "result.json").exists()):
+    if processes.broadcast_from_main((directory / "result.json").exists()):
         progress.skip(run.title)
         return
     train_config = TrainConfig.from_mapping({**variant.train, "seed": run.seed, "base_seed": run.base_seed})
@@ -179,19 +183,20 @@ def run_one(
             sinks.append(TensorBoard(workdir / "tensorboard" / variant.name / run.folder))
     found = train(
         model,
-        corpus.train,
+        LanguageModelling(model, train_config.compute_dtype, evaluate, train_config.remat),
+        TokenBatches(corpus.train, train_config, mesh),
         train_config,
         variant.schedule,
         directory,
         mesh=mesh,
-        evaluate=lambda params: evaluate(params)._asdict(),
         sinks=sinks,
         stop=stop,
     )
-    save_params(directory / "params", found.params, layout)
+    save_params(directory / "params", found.params)
+    whole = found if mesh is None else dataclasses.replace(found, params=processes.to_host(found.params))
 
     def conclude_run() -> None:
-        finish(variant, run, found, config, corpus, directory, evaluators)
+        finish(variant, run, whole, config, corpus, directory, evaluators)
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
     processes.on_main(conclude_run)

@@ -25,8 +25,9 @@ from experiments.report.statistics import (
     verdict,
 )
 from freezejax.data import Corpus
+from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
-from freezejax.training.metrics import read_json_lines, write_atomically
+from freezejax.training.metrics import read_json_lines
 
 Result = dict[str, Any]
 _PACKAGES = ("freezejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -9,7 +9,8 @@ from typing import Any
 
 from experiments.report.tables import contrasts_table, count, rows_table
 from experiments.report.timeline import timelines
-from freezejax.training.metrics import read_json_lines, write_atomically
+from freezejax.data.atomic import write_atomically
+from freezejax.training.metrics import read_json_lines
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">

@@ -28,6 +28,18 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         scratch.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that a reader, or a kill, sees the old or the new one whole.
+
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     write_atomically(Path(directory) / "a.json", "{}")
+    ...     (Path(directory) / "a.json").read_text()
+    '{}'
+    """
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
 def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
     """The folder, built by `build(empty folder)` unless it is there already.
 

@@ -47,14 +47,13 @@ class Family:
 
 
 def make_init(shapes: Params, rules: InitRules) -> Callable[..., Params]:
-    """`init(key, root=None) -> params`, which draws every leaf from the first rule whose regex matches its whole path.
+    """`init(key) -> params`, which draws every leaf from the first rule whose regex matches its whole path.
 
     Args:
       shapes: tree of `jax.ShapeDtypeStruct`.
       rules: ordered `(regex, initializer(key, shape, dtype))`.
 
-    A leaf gets `fold_in(key, stable_hash(path))`, so that no other leaf can change its values. `root` is not read:
-    it is for weights that take a leaf's place, see `freezejax.weights`.
+    A leaf gets `fold_in(key, stable_hash(path))`, so that no other leaf can change its values.
 
     Raises:
       UserError: a leaf that no rule covers.
@@ -76,7 +75,7 @@ def make_init(shapes: Params, rules: InitRules) -> Callable[..., Params]:
 
     initializers = map_with_paths(find, shapes)
 
-    def init(key: jax.Array, root: jax.Array | None = None) -> Params:
+    def init(key: jax.Array) -> Params:
         return map_with_paths(
             lambda path, leaf, draw: draw(named_key(key, path), leaf.shape, leaf.dtype), shapes, initializers
         )

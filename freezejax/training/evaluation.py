@@ -1,7 +1,9 @@
 """Loss and bits per byte of a model on validation tokens, in plain and in sliding windows."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +12,15 @@ from jax.typing import DTypeLike
 
 from freezejax.data import ByteTable, Tokens, bits_per_byte, byte_counts, eval_batches
 from freezejax.errors import UserError
-from freezejax.models import cross_entropy
 from freezejax.paths import PyTree
 from freezejax.sharding import Layout
 from freezejax.training import processes
-from freezejax.training.tracing import OneTrace
+from freezejax.training.programs.tracing import OneTrace
 
 Apply = Callable[..., jax.Array]
 Batch = dict[str, np.ndarray]
+
+IN_FLIGHT = 8  # batches handed to the device before the score of the first is waited for
 
 
 class Evaluation(NamedTuple):
@@ -46,11 +49,13 @@ def make_evaluator(
 ) -> Callable[[PyTree], Evaluation]:
     """Evaluation of parameters over non-overlapping windows, every target once.
 
-    Windows and byte counts are those of the Parameter Golf challenge (docs/data.md). Sums are float64.
+    Windows and byte counts are those of the Parameter Golf challenge (docs/data.md). Sums are float64. Batches are read
+    from the tokens anew in every evaluation and not kept; targets and bytes are counted in the first one.
 
     Args:
-      apply: `apply(params, tokens_BxT, compute_dtype=...) -> logits [B, T, V]`.
-      tokens: 1-D validation tokens.
+      apply: `apply(params, tokens_BxT, targets_BxT=..., compute_dtype=...)` -> negative log likelihoods in nats,
+        float32 [B, T], as of a `Model`.
+      tokens: 1-D validation tokens, best memory-mapped.
       table: bytes per token of the tokenizer.
       batch_size: windows per call.
       seq_len: tokens per window.
@@ -62,16 +67,17 @@ def make_evaluator(
       UserError: too few tokens, or a mesh that does not divide `batch_size`.
 
     >>> table = ByteTable(np.ones(2, np.int64), np.zeros(2, bool), np.zeros(2, bool))
-    >>> uniform = lambda params, x, compute_dtype: jnp.zeros((*x.shape, 2))
+    >>> uniform = lambda params, x, targets_BxT, compute_dtype: jnp.full(x.shape, jnp.log(2.0))
     >>> evaluate = make_evaluator(uniform, np.zeros(9, np.uint16), table, batch_size=2, seq_len=4)
     >>> found = evaluate({})
     >>> round(found.val_bpb, 6), found.tokens, found.bytes
     (1.0, 8, 8)
     """
-    batches = list(eval_batches(tokens, batch_size=batch_size, seq_len=seq_len, every=every))
+    batches = functools.partial(eval_batches, tokens, batch_size=batch_size, seq_len=seq_len, every=every)
+    batches()  # a bad size is told now
     processes.check_batch(batch_size, None if layout is None else layout.mesh, "data.eval_batch_size")
-    score = _scorer(apply, compute_dtype, layout)
-    return lambda params: _total(score, params, batches, table)
+    score, counts = _scorer(apply, compute_dtype, layout), functools.cache(lambda: _count(batches(), table))
+    return lambda params: _evaluation(_sum_scores(score, params, batches()), *counts())
 
 
 def evaluate_sliding(
@@ -94,7 +100,7 @@ def evaluate_sliding(
       UserError: `stride` outside 1..seq_len, or fewer tokens than one window.
 
     >>> table = ByteTable(np.ones(2, np.int64), np.zeros(2, bool), np.zeros(2, bool))
-    >>> uniform = lambda params, x, compute_dtype: jnp.zeros((*x.shape, 2))
+    >>> uniform = lambda params, x, targets_BxT, compute_dtype: jnp.full(x.shape, jnp.log(2.0))
     >>> evaluate_sliding(uniform, {}, np.zeros(9, np.uint16), table, batch_size=2, seq_len=4, stride=1).tokens
     8
     """
@@ -103,8 +109,9 @@ def evaluate_sliding(
     scored = (len(tokens) - 1) // seq_len * seq_len
     if scored < 1:
         raise UserError(f"validation has {len(tokens)} tokens; seq_len={seq_len} needs {seq_len + 1}")
-    batches = _sliding_batches(np.asarray(tokens), scored, batch_size, seq_len, stride)
-    return _total(_scorer(apply, compute_dtype), params, batches, table)
+    batches = functools.partial(_sliding_batches, np.asarray(tokens), scored, batch_size, seq_len, stride)
+    nats = _sum_scores(_scorer(apply, compute_dtype), params, batches())
+    return _evaluation(nats, *_count(batches(), table))
 
 
 def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: int, stride: int) -> Iterator[Batch]:
@@ -129,8 +136,8 @@ def _scorer(
     def score_B(params: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
         if layout is not None:
             params = layout.at_use(params)
-        logits = apply(params, batch["inputs"], compute_dtype=compute_dtype)
-        return jnp.sum(cross_entropy(logits, batch["targets"]) * batch["weights"], axis=1)
+        nll_BxT = apply(params, batch["inputs"], targets_BxT=batch["targets"], compute_dtype=compute_dtype)
+        return jnp.sum(nll_BxT * batch["weights"], axis=1)
 
     if layout is None:
         return OneTrace(score_B, "evaluation")
@@ -138,13 +145,25 @@ def _scorer(
     return lambda params, batch: over_mesh(params, processes.place(batch, dict.fromkeys(batch, rows)))
 
 
-def _total(score: Any, params: PyTree, batches: Any, table: ByteTable) -> Evaluation:
-    scores, count, n_bytes = [], 0, 0
+def _sum_scores(score: Callable[[PyTree, Batch], jax.Array], params: PyTree, batches: Iterable[Batch]) -> float:
+    """Nats over all batches. A few are under way at a time: neither does the device wait, nor does it hold them all."""
+    under_way, scores = deque[jax.Array](), []
     for batch in batches:
-        scores.append(score(params, batch))
-        weights = batch["weights"] > 0
-        count += int(weights.sum())
-        n_bytes += int(byte_counts(table, batch["inputs"], batch["targets"])[weights].sum())
-    # Fetched only now, so that the device is never waited for between batches.
-    nats = float(np.sum(jax.device_get(scores), dtype=np.float64))
+        under_way.append(score(params, batch))
+        if len(under_way) > IN_FLIGHT:
+            scores.append(jax.device_get(under_way.popleft()))
+    return float(np.sum([*scores, *jax.device_get(list(under_way))], dtype=np.float64))
+
+
+def _count(batches: Iterable[Batch], table: ByteTable) -> tuple[int, int]:
+    """Scored targets, and the bytes that they stand for."""
+    count = n_bytes = 0
+    for batch in batches:
+        scored = batch["weights"] > 0
+        count += int(scored.sum())
+        n_bytes += int(byte_counts(table, batch["inputs"], batch["targets"])[scored].sum())
+    return count, n_bytes
+
+
+def _evaluation(nats: float, count: int, n_bytes: int) -> Evaluation:
     return Evaluation(nats / count, bits_per_byte(nats, n_bytes), count, n_bytes)

@@ -3,32 +3,30 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from freezejax.data import Tokens
 from freezejax.masks import count_parameters
 from freezejax.models import Model
 from freezejax.paths import PyTree
 from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.training import processes
-from freezejax.training.batches import Batches
+from freezejax.training.batches import BatchSource
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import NonFinite, Stopped, StopSignal
 from freezejax.training.metrics import Record, Sink
-from freezejax.training.phases import BackgroundCompiler, PhasePrograms
+from freezejax.training.objectives.base import Objective
 from freezejax.training.plan import RunPlan
-from freezejax.training.prefix import phase_batches
+from freezejax.training.prefix_cache.batches import phase_batches
+from freezejax.training.programs.compiler import BackgroundCompiler, PhasePrograms
 from freezejax.training.state import RunState, join
-from freezejax.training.step import StepState
-
-Evaluate = Callable[[PyTree], Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,52 +37,55 @@ class TrainResult:
     True
     """
 
-    params: PyTree
+    params: PyTree  # on a mesh in shards, see `freezejax.training.processes.to_host`
     steps: int
     step_ms_median: float | None  # None where too few steps were timed (a run resumed near its end)
 
 
 def train(
     model: Model,
-    tokens: Tokens,
+    objective: Objective,
+    batches: BatchSource,
     config: TrainConfig,
     schedule: FreezeSchedule,
     directory: Path,
     *,
+    params: PyTree | None = None,
     mesh: Mesh | None = None,
-    evaluate: Evaluate | None = None,
     sinks: Sequence[Sink] = (),
     stop: StopSignal | None = None,
 ) -> TrainResult:
-    """Trains `model` on `tokens` through the phases of `schedule`, from the newest checkpoint if any.
+    """Trains `model` through the phases of `schedule`, from the newest checkpoint if any.
 
-    A run killed at any step and started again ends with the bits of an uninterrupted one: initial
-    weights, data order and dropout follow from `config.seed` and the step alone.
+    A run killed at any step and started again ends with the bits of an uninterrupted one: initial weights and dropout
+    follow from `config.seed` and the step alone, and the order of the data from its source.
 
     Args:
       model: what to train.
-      tokens: 1-D training tokens.
+      objective: what is minimized and what is evaluated, for instance `LanguageModelling`.
+      batches: where batches come from, for instance `TokenBatches`.
       config: steps, batch, optimizer and so on.
       schedule: what trains from which step on; fractions are of `config.steps`.
       directory: where checkpoints go; with several processes one that all of them see.
+      params: weights to start from, in their own dtypes; they are copied. None = `model.init`.
       mesh: devices to lay the run out over, see `freezejax.sharding`; None = the default device.
-      evaluate: parameters -> figures to record, every `config.eval_every` steps and at the end.
-      sinks: where records go.
+      sinks: where records go: those of steps every `config.log_every`, evaluations every `config.eval_every` and at the
+        end.
       stop: when it receives a signal the loop saves a checkpoint and raises.
 
     Raises:
-      UserError: schedule, data or checkpoint do not fit.
+      UserError: schedule, weights, batches or checkpoint do not fit.
       NonFinite: a loss, a norm or an evaluation is not finite; the last good checkpoint stays.
       Stopped: `stop` received a signal.
     """
     with Checkpoints(Path(directory) / "checkpoints") as checkpoints:
-        plan = RunPlan(model, config, schedule, mesh)
-        run = _Run(plan, tokens, Path(directory), checkpoints, evaluate, sinks, stop or StopSignal())
-        keys = [(phase.mask, plan.count_offset(phase)) for phase in plan.phases]
+        plan = RunPlan(model, config, schedule, mesh, objective=objective, batch=batches.abstract, params=params)
+        run = _Run(plan, batches, Path(directory), checkpoints, sinks, stop or StopSignal())
+        keys = [(phase.mask, plan.step_offset(phase)) for phase in plan.phases]
         compiler, boundaries = BackgroundCompiler(plan.compile, keys), range(len(keys))
         try:
-            with compiler as programs, BackgroundCompiler(plan.crossing, boundaries) as crossings:
-                return run.through_all_phases(programs, crossings)
+            with compiler as programs, BackgroundCompiler(plan.transition, boundaries) as transitions:
+                return run.through_all_phases(programs, transitions, params)
         finally:
             for sink in sinks:
                 sink.close()
@@ -96,74 +97,76 @@ class _Run:
     def __init__(
         self,
         plan: RunPlan,
-        tokens: Tokens,
+        batches: BatchSource,
         directory: Path,
         checkpoints: Checkpoints,
-        evaluate: Evaluate | None,
         sinks: Sequence[Sink],
         stop: StopSignal,
     ) -> None:
         self.plan, self.config, self.phases, self.directory = plan, plan.config, plan.phases, directory
-        self.checkpoints, self.evaluate, self.sinks, self.stop = checkpoints, evaluate, sinks, stop
+        self.checkpoints, self.sinks, self.stop = checkpoints, sinks, stop
         self.key = plan.key()
-        self.data = Batches(tokens, self.config, plan.layout)
+        self.source = batches
         self.pending: tuple[int, Phase, dict[str, jax.Array]] | None = None
         self.step_seconds: list[float] = []
         self.clock = 0.0
 
-    def start(self) -> tuple[int, int, RunState]:
+    def start(self, params: PyTree | None) -> tuple[int, int, RunState]:
         """`(updates so far, phase of the last of them, state)`, from the newest checkpoint or afresh."""
         plan = self.plan
         # As process 0 sees it: on a network's file system another may see a new file late.
-        step = processes.agree(-1 if (found := self.checkpoints.latest()) is None else found)
+        step = processes.broadcast_from_main(-1 if (found := self.checkpoints.latest()) is None else found)
         if step < 0:
-            return 0, 0, plan.begin()
+            return 0, 0, plan.begin(params)
         index = max(i for i, phase in enumerate(self.phases) if phase.start < max(step, 1))
         state, position = self.checkpoints.restore(step, plan.abstract_state(index))
-        self.data.set_state(position)
+        self.source.set_state(position)
         return step, index, state
 
-    def through_all_phases(self, programs: BackgroundCompiler, crossings: BackgroundCompiler) -> TrainResult:
-        step, index, state = self.start()
+    def through_all_phases(
+        self, programs: BackgroundCompiler, transitions: BackgroundCompiler, params: PyTree | None
+    ) -> TrainResult:
+        step, index, state = self.start(params)
         for sink in self.sinks:
             sink.begin(step)
         for now in range(index, len(self.phases)):
             if now > index:
-                state = crossings.get(now)(state)
+                state = transitions.get(now)(state)
             of_phase = programs.get(now)
             for later in range(now + 1, len(self.phases)):
                 programs.prepare(later)
-                crossings.prepare(later)
+                transitions.prepare(later)
             self.clock = self.clock or time.perf_counter()
             state = self.through_phase(of_phase, state, self.phases[now], max(step, self.phases[now].start))
-        self.settle()
+        self.flush()
         self.record_evaluation(self.config.steps, state)
         seconds = sorted(self.step_seconds)
         median = 1e3 * seconds[len(seconds) // 2] if len(seconds) >= 3 else None
-        return TrainResult(processes.to_host(state.averaged(), self.plan.mesh), self.config.steps, median)
+        return TrainResult(state.averaged(), self.config.steps, median)
 
     def through_phase(self, programs: PhasePrograms, state: RunState, phase: Phase, start: int) -> RunState:
         """Runs the steps of a phase. Metrics are fetched one step late, so the device never waits."""
-        moving, frozen = state.split(phase.mask)
+        step_state, frozen = state.split(phase.mask)
         kept = state.kept
         argument = self.plan.held(frozen)
-        with phase_batches(self.data, programs, argument, self.config, self.directory) as batches:
+        with phase_batches(self.source, programs, argument, self.config, self.directory) as batches:
             for index in range(start, phase.stop):
-                moving, metrics = programs.step(moving, argument, self.key, np.int32(index), next(batches))
-                self.settle()
+                batch = self.plan.place(next(batches))
+                step_state, metrics = programs.step(step_state, argument, self.key, np.int32(index), batch)
+                self.flush()
                 self.pending = (index + 1, phase, metrics)
                 done = index + 1
-                if self._evaluates_at(done):
-                    self.settle()
-                    self.record_evaluation(done, join(moving, frozen, kept))
+                if self._is_due(done, self.config.eval_every):
+                    self.flush()
+                    self.record_evaluation(done, join(step_state, frozen, kept))
                 stop = self.asked_to_stop(done)
-                if stop is not None or self._checkpoints_at(done):
-                    self.save(done, moving, frozen, kept)
+                if stop is not None or self._is_due(done, self.config.checkpoint_every):
+                    self.save(done, join(step_state, frozen, kept), step_state.trainable, batches.get_state())
                 if stop is not None:
                     raise Stopped(done, stop)
-        return join(moving, frozen, kept)
+        return join(step_state, frozen, kept)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Fetches the metrics of the last step, checks them, and records them when due."""
         if self.pending is None:
             return
@@ -187,9 +190,9 @@ class _Run:
             )
 
     def record_evaluation(self, step: int, state: RunState) -> None:
-        if self.evaluate is not None:
-            figures = self.evaluate(state.averaged())
-            self.check_finite(step, figures)
+        figures = self.plan.objective.evaluate(state.averaged())
+        self.check_finite(step, figures)
+        if figures:
             self.record({"step": step, **figures})
         self.clock = time.perf_counter()
 
@@ -202,11 +205,11 @@ class _Run:
         for sink in self.sinks:
             sink.write(record)
 
-    def save(self, step: int, moving: StepState, frozen: PyTree, kept: dict[str, jax.Array]) -> None:
+    def save(self, step: int, state: RunState, trainable: PyTree, position: dict[str, Any]) -> None:
         # A checkpoint is only ever made of finite steps and weights: the last update has no loss yet.
-        self.settle()
-        self.check_finite(step, {"the norm of the weights": float(optax.tree.norm(moving.trainable))})
-        self.checkpoints.save(step, join(moving, frozen, kept), self.data.get_state())
+        self.flush()
+        self.check_finite(step, {"the norm of the weights": float(optax.tree.norm(trainable))})
+        self.checkpoints.save(step, state, position)
         self.clock = time.perf_counter()
 
     def asked_to_stop(self, step: int) -> int | None:
@@ -215,10 +218,6 @@ class _Run:
             return None
         return processes.largest(self.stop.received or 0) or None
 
-    def _evaluates_at(self, step: int) -> bool:
-        every = self.config.eval_every
-        return self.evaluate is not None and every > 0 and step % every == 0 and step < self.config.steps
-
-    def _checkpoints_at(self, step: int) -> bool:
-        every = self.config.checkpoint_every
+    def _is_due(self, step: int, every: int) -> bool:
+        """Whether to do what is done every so many steps (0 = never) before the last."""
         return every > 0 and step % every == 0 and step < self.config.steps

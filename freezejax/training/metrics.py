@@ -1,11 +1,11 @@
 """Where the records of a run go: JSON lines always, TensorBoard and the terminal by wish."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 
 Record = dict[str, Any]
@@ -100,17 +100,3 @@ def read_json_lines(path: Path) -> Iterator[Record]:
             yield json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: line {number} is not JSON ({error.msg}); delete it or the file") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a kill, sees the old or the new one whole.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     write_atomically(Path(directory) / "a.json", "{}")
-    ...     (Path(directory) / "a.json").read_text()
-    '{}'
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

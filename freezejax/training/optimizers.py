@@ -14,8 +14,8 @@ from freezejax.schedules import Phase
 from freezejax.training.config import OptimizerConfig, TrainConfig
 
 
-def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
-    """Clip, then AdamW or Muon, with the learning rate `peak * shape(count)`.
+def make_optimizer(config: OptimizerConfig, schedule: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
+    """Clip, then AdamW or Muon, with the learning rate `peak * schedule(count)`.
 
     Muon (optax.contrib) takes the kernels; embeddings, an untied head, adapters and vectors stay with AdamW, as in the
     Parameter Golf baseline, whose Adam has no Nesterov momentum; that of optax.contrib.muon has. Wrapped in
@@ -26,7 +26,7 @@ def make_optimizer(config: OptimizerConfig, shape: Callable[[Any], jax.Array]) -
     """
 
     def rate(peak: float) -> Callable[[Any], jax.Array]:
-        return lambda count: jnp.float32(peak) * shape(count)
+        return lambda count: jnp.float32(peak) * schedule(count)
 
     if config.name == "adamw":
         main = optax.adamw(
@@ -53,16 +53,16 @@ def _kernels(params: PyTree) -> PyTree:
     return roles.map_leaves(lambda leaf: numbers if leaf.role is Role.KERNEL else None, params)
 
 
-def rate_shape(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
+def lr_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:
     """Learning rate as a share of its peak, over a run of `steps`: warmup, then the named decay to zero.
 
-    >>> shape = rate_shape(OptimizerConfig(schedule="linear_warmdown", warmdown_steps=4), 10)
-    >>> [float(shape(step)) for step in (0, 6, 8, 10)]
+    >>> schedule = lr_schedule(OptimizerConfig(schedule="linear_warmdown", warmdown_steps=4), 10)
+    >>> [float(schedule(step)) for step in (0, 6, 8, 10)]
     [1.0, 1.0, 0.5, 0.0]
     """
     warmup = min(config.warmup_steps, steps)
 
-    def shape(count: Any) -> jax.Array:
+    def schedule(count: Any) -> jax.Array:
         step = jnp.asarray(count, jnp.float32)
         if config.schedule == "cosine":
             progress = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
@@ -74,20 +74,20 @@ def rate_shape(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array
         ramp = jnp.clip((step + 1.0) / (warmup + 1), 0.0, 1.0)
         return jnp.where(step < warmup, ramp, decay).astype(jnp.float32)
 
-    return shape
+    return schedule
 
 
-def rate_of_run(config: TrainConfig, phases: Sequence[Phase]) -> Callable[[Any], jax.Array]:
+def lr_schedule_of_run(config: TrainConfig, phases: Sequence[Phase]) -> Callable[[Any], jax.Array]:
     """Learning rate as a share of its peak at a global step.
 
     One schedule over the run, or with `restart_schedule` one whole schedule per phase.
 
     >>> config = TrainConfig(steps=8, batch_size=1, seq_len=8, restart_schedule=True)
-    >>> rate = rate_of_run(config, [Phase(0, 4, None), Phase(4, 8, None)])
+    >>> rate = lr_schedule_of_run(config, [Phase(0, 4, None), Phase(4, 8, None)])
     >>> [round(float(rate(step)), 2) for step in (0, 2, 4, 6)]
     [1.0, 0.5, 1.0, 0.5]
     """
     if not config.restart_schedule:
-        return rate_shape(config.optimizer, config.steps)
-    shapes = [rate_shape(config.optimizer, phase.stop - phase.start) for phase in phases]
-    return optax.join_schedules(shapes, [phase.start for phase in phases[1:]])
+        return lr_schedule(config.optimizer, config.steps)
+    schedules = [lr_schedule(config.optimizer, phase.stop - phase.start) for phase in phases]
+    return optax.join_schedules(schedules, [phase.start for phase in phases[1:]])

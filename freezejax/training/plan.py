@@ -5,23 +5,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from freezejax.errors import UserError
 from freezejax.models import Model
 from freezejax.optimizer import freeze
-from freezejax.paths import PyTree
+from freezejax.paths import PyTree, leaf_paths
 from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.sharding import Layout, make_mesh
 from freezejax.training import processes
+from freezejax.training.batches import token_batch
 from freezejax.training.config import TrainConfig
-from freezejax.training.crossing import Crossing
-from freezejax.training.optimizers import make_optimizer, rate_of_run
-from freezejax.training.phases import PhasePrograms
-from freezejax.training.prefix import check_one_device, frozen_prefix, make_prefix
-from freezejax.training.state import RunState, abstract_state, begin, cross
-from freezejax.training.step import Loss, make_step
-from freezejax.training.tracing import Program, traced
+from freezejax.training.objectives.base import Batch, Objective
+from freezejax.training.objectives.language_modelling import LanguageModelling
+from freezejax.training.optimizers import lr_schedule_of_run, make_optimizer
+from freezejax.training.prefix_cache.prefix import PrefixOutput, check_prefix, frozen_prefix, make_prefix
+from freezejax.training.programs.compiler import PhasePrograms
+from freezejax.training.programs.tracing import Program, traced
+from freezejax.training.programs.transition import PhaseTransition
+from freezejax.training.state import RunState, abstract_state, initial_state, next_phase
+from freezejax.training.step import make_step
 from freezejax.weights import as_matrices, draw_maps
 
 
@@ -33,9 +38,12 @@ class RunPlan:
       config: of the run.
       schedule: what trains from which step on; fractions are of `config.steps`.
       mesh: devices to lay it out over; those of a topology description will do. None = the default device.
+      objective: what is minimized; None = language modelling without an evaluation.
+      batch: shapes of the global batch; None = tokens, see `freezejax.training.batches.token_batch`.
+      params: weights to start from, or their shapes; None = `model.init`.
 
     Raises:
-      UserError: schedule, model, batch and mesh do not fit each other.
+      UserError: schedule, model, weights, batch and mesh do not fit each other.
 
     >>> from freezejax import models
     >>> config = TrainConfig(steps=2, batch_size=2, seq_len=8)
@@ -44,25 +52,38 @@ class RunPlan:
     True
     """
 
-    def __init__(self, model: Model, config: TrainConfig, schedule: FreezeSchedule, mesh: Mesh | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: TrainConfig,
+        schedule: FreezeSchedule,
+        mesh: Mesh | None = None,
+        *,
+        objective: Objective | None = None,
+        batch: Batch | None = None,
+        params: PyTree | None = None,
+    ) -> None:
         """Checks that all fits; costs two traces of `model.init` and no device memory."""
         self.model, self.config, self.mesh = model, config, mesh
-        self.abstract_params = jax.eval_shape(model.init, jax.random.key(0))
+        self.objective = objective or LanguageModelling(model, config.compute_dtype, remat=config.remat)
+        self.batch = token_batch(config) if batch is None else batch
+        self.abstract_params = _abstract_params(model, params)
         self.matrices = as_matrices(self.abstract_params)
         self.phases = schedule.phases(self.abstract_params, config.steps)
-        self.layout = None if mesh is None else Layout(mesh, self.abstract_params)
+        self.layout = None if mesh is None else Layout(mesh, self.abstract_params, model.family.sharding)
+        _check_rows(self.batch, config)
         processes.check_batch(config.batch_size // config.accumulation, mesh, "train.batch_size / train.accumulation")
-        check_one_device(config, mesh)
-        self.rate = rate_of_run(config, self.phases)
+        check_prefix(config, mesh, self.batch)
+        self.lr_schedule = lr_schedule_of_run(config, self.phases)
 
-    def count_offset(self, phase: Phase) -> int:
-        """What the optimizer's own count lacks to the run's step: a restarted optimizer counts from zero again."""
+    def step_offset(self, phase: Phase) -> int:
+        """Offset from the optimizer's own count to the global step: a restarted optimizer counts from zero again."""
         return phase.start if self.config.restart_optimizer else 0
 
     def optimizer(self, phase: Phase) -> optax.GradientTransformation:
-        """The optimizer of a phase, to be wrapped in `freeze`; its learning rate follows the run's step."""
-        offset = self.count_offset(phase)
-        return make_optimizer(self.config.optimizer, lambda count: self.rate(count + offset))
+        """The optimizer of a phase, to be wrapped in `freeze`; its learning rate follows the global step."""
+        offset = self.step_offset(phase)
+        return make_optimizer(self.config.optimizer, lambda count: self.lr_schedule(count + offset))
 
     def abstract_state(self, index: int) -> RunState:
         """Shapes, and on a mesh shardings, of the whole state during a phase."""
@@ -73,50 +94,58 @@ class RunPlan:
     def step(self, index: int) -> Callable[..., Any]:
         """The pure step of a phase, see `make_step`."""
         return make_step(
-            mean_loss(self.model, self.config, self.blocks_apart(index)),
+            self.objective,
             freeze(self.optimizer(self.phases[index]), self.phases[index].mask),
             accumulation=self.config.accumulation,
             ema_decay=self.config.ema_decay,
             draw_once=self.config.draw_maps == "per_step",
             layout=self.layout,
             # Worked out beside the loop, it would wait for whatever is being compiled in the background.
-            rate=lambda index: self.config.optimizer.learning_rate * self.rate(index),
+            rate=lambda index: self.config.optimizer.learning_rate * self.lr_schedule(index),
         )
 
     def arguments(self, index: int) -> tuple[Any, ...]:
         """Abstract arguments of that step: `(StepState, frozen half, root key, step index, batch)`."""
         state, frozen = self.abstract_state(index).split(self.phases[index].mask)
         key, scalar = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
-        sequence = jax.ShapeDtypeStruct((self.config.batch_size, self.config.seq_len), jnp.int32)
-        batch = {"inputs": sequence, "targets": sequence}
+        batch = dict(self.batch)
         if self.config.draw_maps == "once":
             frozen = jax.eval_shape(draw_maps, frozen)
         if self.blocks_apart(index):
-            batch["hidden"] = jax.eval_shape(self.prefix(index), frozen, sequence)
+            batch["prefix"] = jax.eval_shape(self.prefix(index), frozen, batch["inputs"])
         if self.layout is None:
             return state, frozen, key, scalar, batch
-        replicated = self.layout.replicated
-        key, scalar = (jax.ShapeDtypeStruct((), x.dtype, sharding=replicated) for x in (key, scalar))
-        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.batch) for name, x in batch.items()}
-        return state, self.layout.abstract(frozen), key, scalar, batch
+
+        def placed(tree: PyTree, sharding: Any) -> PyTree:
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+        key, scalar = placed((key, scalar), self.layout.replicated)
+        return state, self.layout.abstract(frozen), key, scalar, placed(batch, self.layout.batch)
+
+    def place(self, rows: Batch) -> Batch:
+        """The global batch, from the rows that this process has read."""
+        if self.layout is None:
+            return rows
+        placed: Batch = processes.from_rows(rows, self.layout.batch, self.config.batch_size)
+        return placed
 
     def blocks_apart(self, index: int) -> int:
         """Blocks of a phase's frozen prefix that run apart from its step; 0 = all is in the step."""
         return frozen_prefix(self.model, self.config, self.phases[index].mask)
 
-    def prefix(self, index: int) -> Callable[..., PyTree]:
-        """That prefix: `(frozen half, inputs) -> batch["hidden"]` of the step."""
+    def prefix(self, index: int) -> Callable[..., PrefixOutput]:
+        """That prefix: `(frozen half, inputs) -> batch["prefix"]` of the step."""
         return make_prefix(self.model, self.config, self.abstract_params, self.phases[index].mask)
 
-    def crossing(self, index: int) -> Crossing:
+    def transition(self, index: int) -> PhaseTransition:
         """Compiled `state -> state` from the last step of the phase before to the first of this one."""
         old, new = self.phases[index - 1 : index + 1]
         shardings = None if self.layout is None else self.layout.shardings
 
-        def over(state: RunState) -> RunState:
-            return cross(state, old, new, self.optimizer(new), self.config)
+        def enter(state: RunState) -> RunState:
+            return next_phase(state, old, new, self.optimizer(new), self.config)
 
-        return Crossing(over, self.abstract_state(index - 1), shardings)
+        return PhaseTransition(enter, self.abstract_state(index - 1), shardings)
 
     def lower(self, index: int) -> jax.stages.Lowered:
         """The program of a phase, ready to be compiled; it donates the state that it changes."""
@@ -156,12 +185,32 @@ class RunPlan:
         key: jax.Array = jax.jit(make, out_shardings=self.layout.replicated)()
         return key
 
-    def begin(self) -> RunState:
-        """State at the first step; bits do not depend on the mesh."""
-        key, base_key = jax.random.key(self.config.seed), jax.random.key(self.config.base_seed)
+    def begin(self, params: PyTree | None = None) -> RunState:
+        """State at the first step, from given weights or fresh ones; bits do not depend on the mesh.
+
+        On a mesh every device makes its own shard of the weights and of the optimizer state, and of nothing else.
+        """
         first = self.phases[0]
-        state = begin(self.model.init(key, base_key), first, self.optimizer(first), self.config)
-        return state if self.layout is None else processes.place(state, self.layout.shardings(state))
+
+        def state_of(params: PyTree) -> RunState:
+            return initial_state(params, first, self.optimizer(first), self.config)
+
+        keys = jax.random.key(self.config.seed), jax.random.key(self.config.base_seed)
+        if self.layout is None:  # given weights are copied: the step donates what it trains
+            return state_of(self.model.init(*keys) if params is None else jax.tree.map(jnp.array, params))
+        shardings = self.layout.shardings(self.abstract_params)
+        if params is None:
+            # Bits as arguments: constants would be folded, and an array of one device is none of several processes.
+            bits = [np.asarray(jax.random.key_data(key)) for key in keys]
+            init = lambda bits: self.model.init(*map(jax.random.wrap_key_data, bits))  # noqa: E731
+            placed = jax.jit(init, out_shardings=shardings)(bits)
+        else:
+            placed = processes.place(params, shardings)
+        # Without the weights, which the program would copy.
+        rest = jax.eval_shape(state_of, placed)._replace(params=())
+        make = jax.jit(lambda params: state_of(params)._replace(params=()), out_shardings=self.layout.shardings(rest))
+        state: RunState = make(placed)._replace(params=placed)
+        return state
 
     def held(self, frozen: PyTree) -> PyTree:
         """The frozen half as the step takes it: with `train.draw_maps=once` its maps are drawn now."""
@@ -194,23 +243,17 @@ def mesh_of(config: TrainConfig) -> Mesh | None:
     return mesh if mesh.size > 1 else None
 
 
-def mean_loss(model: Model, config: TrainConfig, blocks: int = 0) -> Loss:
-    """Mean cross entropy of a batch in nats per token, with dropout, in the run's compute dtype.
+def _abstract_params(model: Model, given: PyTree | None) -> PyTree:
+    """Shapes of the parameters: of the model, in the dtypes of the given ones where there are any."""
+    if given is None:
+        return model.abstract_params()
+    model.check(given)
+    return jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), given)
 
-    With `blocks` the batch holds `hidden`, what the first blocks made of the inputs, and the rest runs on it.
 
-    >>> from freezejax import models
-    >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
-    >>> loss = mean_loss(model, TrainConfig(steps=1, batch_size=1, seq_len=4))
-    >>> batch = {"inputs": jnp.zeros((1, 4), jnp.int32), "targets": jnp.ones((1, 4), jnp.int32)}
-    >>> 2.0 < float(loss(model.init(jax.random.key(0)), batch, jax.random.key(1))) < 2.5  # log(8) = 2.08
-    True
-    """
-    dtype = jnp.dtype(config.compute_dtype)
-
-    def loss(params: PyTree, batch: dict[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
-        options: Any = {"dropout_key": dropout_key, "compute_dtype": dtype, "remat": config.remat}
-        rest: Any = {"blocks": blocks, "hidden": batch["hidden"]} if blocks else {}
-        return jnp.mean(model.apply(params, batch["inputs"], targets_BxT=batch["targets"], **options, **rest))
-
-    return loss
+def _check_rows(batch: Batch, config: TrainConfig) -> None:
+    for path, leaf in zip(leaf_paths(batch), jax.tree.leaves(batch), strict=True):
+        if leaf.shape[:1] != (config.batch_size,):
+            raise UserError(
+                f"batch: {path!r} has the shape {leaf.shape}: expected train.batch_size={config.batch_size} rows first"
+            )

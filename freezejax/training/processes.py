@@ -34,7 +34,7 @@ def on_main(action: Callable[[], object]) -> None:
             action()
         except Exception as found:  # of any kind, a full disk for instance: the others would wait for ever
             error = found
-    if agree(error is not None):
+    if broadcast_from_main(error is not None):
         raise error or UserError("process 0 has stopped; the reason stands in its own output")
 
 
@@ -47,10 +47,10 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agree(value: int) -> int:
+def broadcast_from_main(value: int) -> int:
     """What process 0 says.
 
-    >>> agree(3)
+    >>> broadcast_from_main(3)
     3
     """
     if jax.process_count() == 1:
@@ -83,16 +83,21 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(one, tree, shardings)
 
 
-def to_host(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Whole arrays on this process's first device, whatever they were laid out over; without a mesh as they are.
+def to_host(tree: PyTree) -> PyTree:
+    """Whole numpy arrays in every process, whatever devices they were laid out over; gathered one leaf at a time.
 
-    >>> to_host({"w": 1}, None)
-    {'w': 1}
+    >>> to_host({"w": jax.numpy.ones(2)})
+    {'w': array([1., 1.], dtype=float32)}
     """
-    if mesh is None:
-        return tree
-    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
-    return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), jax.local_devices()[0]), whole)
+
+    def one(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            assert isinstance(leaf.sharding, NamedSharding)
+            everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+            leaf = jax.jit(lambda x: x, out_shardings=everywhere)(leaf).addressable_data(0)
+        return np.asarray(leaf)
+
+    return jax.tree.map(one, tree)
 
 
 def rows_of_process(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The whole state of a run between steps, and how it crosses a phase boundary."""
+"""The whole state of a run between steps, and what becomes of it at a phase boundary."""
 
 import hashlib
 import itertools
@@ -53,11 +53,11 @@ def join(step: StepState, frozen: PyTree, kept: dict[str, jax.Array]) -> RunStat
     return RunState(combine(step.trainable, frozen), step.opt_state, step.ema, kept)
 
 
-def begin(params: PyTree, phase: Phase, tx: optax.GradientTransformation, config: TrainConfig) -> RunState:
+def initial_state(params: PyTree, phase: Phase, tx: optax.GradientTransformation, config: TrainConfig) -> RunState:
     """State at the first step of a run.
 
     >>> config = TrainConfig(steps=1, batch_size=1, seq_len=8)
-    >>> begin({"w": jnp.ones(2)}, Phase(0, 1, {"w": True}), optax.sgd(0.1), config).ema is None
+    >>> initial_state({"w": jnp.ones(2)}, Phase(0, 1, {"w": True}), optax.sgd(0.1), config).ema is None
     True
     """
     half = partition(params, phase.mask)[0]
@@ -66,7 +66,9 @@ def begin(params: PyTree, phase: Phase, tx: optax.GradientTransformation, config
     return RunState(params, freeze(tx, phase.mask).init(half), ema, {})
 
 
-def cross(state: RunState, old: Phase, new: Phase, tx: optax.GradientTransformation, config: TrainConfig) -> RunState:
+def next_phase(
+    state: RunState, old: Phase, new: Phase, tx: optax.GradientTransformation, config: TrainConfig
+) -> RunState:
     """State at the first step of phase `new`, from that after the last step of `old`.
 
     Survivors keep their moments and averages; frozen leaves release both; a thawed leaf's average
@@ -74,8 +76,8 @@ def cross(state: RunState, old: Phase, new: Phase, tx: optax.GradientTransformat
 
     >>> config = TrainConfig(steps=2, batch_size=1, seq_len=8)
     >>> first, second = Phase(0, 1, {"w": True}), Phase(1, 2, {"w": False})
-    >>> state = begin({"w": jnp.ones(2)}, first, optax.adam(0.1), config)
-    >>> cross(state, first, second, optax.adam(0.1), config).opt_state.inner_states["trainable"].inner_state[0].mu
+    >>> state = initial_state({"w": jnp.ones(2)}, first, optax.adam(0.1), config)
+    >>> next_phase(state, first, second, optax.adam(0.1), config).opt_state.inner_states["trainable"].inner_state[0].mu
     {'w': MaskedNode()}
     """
     half = partition(state.params, new.mask)[0]
@@ -103,7 +105,7 @@ def cross(state: RunState, old: Phase, new: Phase, tx: optax.GradientTransformat
 def abstract_state(
     params: PyTree, phases: Sequence[Phase], tx: optax.GradientTransformation, config: TrainConfig
 ) -> RunState:
-    """Shapes of the state during the last of `phases`, found by crossing every boundary before it.
+    """Shapes of the state during the last of `phases`, found by following every phase before it.
 
     >>> config = TrainConfig(steps=2, batch_size=1, seq_len=8)
     >>> abstract_state({"w": jnp.ones(2)}, [Phase(0, 2, {"w": True})], optax.sgd(0.1), config).params
@@ -111,9 +113,9 @@ def abstract_state(
     """
 
     def follow(params: PyTree) -> RunState:
-        state = begin(params, phases[0], tx, config)
+        state = initial_state(params, phases[0], tx, config)
         for old, new in itertools.pairwise(phases):
-            state = cross(state, old, new, tx, config)
+            state = next_phase(state, old, new, tx, config)
         return state
 
     return jax.eval_shape(follow, params)

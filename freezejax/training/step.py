@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from freezejax.errors import UserError
 from freezejax.partition import apply_updates, combine
 from freezejax.paths import PyTree, named_key
 from freezejax.sharding import Layout
+from freezejax.training.objectives.base import Batch, Objective
 from freezejax.weights import draw_maps
 
-Loss = Callable[[PyTree, dict[str, jax.Array], jax.Array], jax.Array]
+OWN_METRICS = ("loss", "grad_norm", "learning_rate")
 
 
 class StepState(NamedTuple):
@@ -28,7 +30,7 @@ class StepState(NamedTuple):
 
 
 def make_step(
-    loss: Loss,
+    objective: Objective,
     tx: optax.GradientTransformation,
     *,
     accumulation: int = 1,
@@ -40,7 +42,7 @@ def make_step(
     """Pure step `(state, frozen, key, index, batch) -> (state, metrics)`.
 
     Args:
-      loss: `loss(params, batch, dropout_key) -> scalar`, the mean over the batch's targets.
+      objective: whose loss is minimized.
       tx: `freeze(tx, mask)`.
       accumulation: microbatches whose gradients are averaged into one update.
       ema_decay: decay of the average of the weights; 0 keeps none.
@@ -49,9 +51,15 @@ def make_step(
       rate: learning rate at a step's index, to be among the metrics.
 
     The step takes the root key and the step's index, so a resumed run draws the dropout masks of the
-    uninterrupted one. Metrics: `loss`, and `grad_norm` over trainable leaves, before the clip.
+    uninterrupted one. Metrics: `loss`, those of the objective, and `grad_norm` over trainable leaves, before the clip.
 
-    >>> step = make_step(lambda p, batch, key: jnp.sum(p["w"] * batch["x"]), optax.sgd(1.0))
+    Raises:
+      UserError: when traced, if a metric of the objective has the name of one of the step's.
+
+    >>> class Product(Objective):
+    ...     def loss(self, params, batch, key):
+    ...         return jnp.sum(params["w"] * batch["x"]), {}
+    >>> step = make_step(Product(), optax.sgd(1.0))
     >>> state = StepState({"w": jnp.ones(2)}, optax.sgd(1.0).init({"w": jnp.ones(2)}), None)
     >>> state, metrics = step(state, {"w": None}, jax.random.key(0), 0, {"x": jnp.ones(2)})
     >>> state.trainable["w"], float(metrics["loss"])
@@ -59,27 +67,34 @@ def make_step(
     """
 
     def step(
-        state: StepState, frozen: PyTree, key: jax.Array, index: jax.Array, batch: dict[str, jax.Array]
+        state: StepState, frozen: PyTree, key: jax.Array, index: jax.Array, batch: Batch
     ) -> tuple[StepState, dict[str, jax.Array]]:
         if layout is not None:
             frozen = layout.placed(frozen)
         if draw_once:
             frozen = draw_maps(frozen)
 
-        def loss_of_half(half: PyTree, part: dict[str, jax.Array], dropout_key: jax.Array) -> jax.Array:
+        def loss_of_half(half: PyTree, part: Batch, loss_key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             if layout is None:
-                return loss(combine(half, frozen), part, dropout_key)
-            return loss(layout.at_use(combine(layout.placed(half), frozen)), part, dropout_key)
+                return objective.loss(combine(half, frozen), part, loss_key)
+            return objective.loss(layout.at_use(combine(layout.placed(half), frozen)), part, loss_key)
 
-        dropout_key = jax.random.fold_in(named_key(key, "dropout"), index)
-        gradient = jax.value_and_grad(loss_of_half)
-        value, grads = _mean_over_parts(gradient, state.trainable, batch, dropout_key, accumulation, layout)
+        def gradient(half: PyTree, part: Batch, loss_key: jax.Array) -> Any:
+            values, grads = jax.value_and_grad(loss_of_half, has_aux=True)(half, part, loss_key)
+            # A custom backward pass may give a bfloat16 weight a float32 gradient: moments keep the weight's dtype.
+            return values, jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, half)
+
+        loss_key = jax.random.fold_in(named_key(key, "dropout"), index)
+        batch = objective.prepare(batch)
+        (value, found), grads = _mean_over_parts(gradient, state.trainable, batch, loss_key, accumulation, layout)
+        if taken := [name for name in OWN_METRICS if name in found]:
+            raise UserError(f"{type(objective).__name__}: a metric is named {taken[0]!r}, as one of the step's own is")
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = apply_updates(state.trainable, updates)
         ema = None
         if state.ema is not None:
             ema = jax.tree.map(lambda m, leaf: m + (1.0 - ema_decay) * (leaf - m), state.ema, trainable)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": value, **found, "grad_norm": optax.tree.norm(grads)}
         if rate is not None:
             metrics["learning_rate"] = rate(index)
         return StepState(trainable, opt_state, ema), metrics
@@ -88,24 +103,21 @@ def make_step(
 
 
 def _mean_over_parts(
-    gradient: Callable[..., tuple[jax.Array, PyTree]],
-    half: PyTree,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-    parts: int,
-    layout: Layout | None,
-) -> tuple[jax.Array, PyTree]:
+    gradient: Callable[..., Any], half: PyTree, batch: Batch, key: jax.Array, parts: int, layout: Layout | None
+) -> Any:
+    """`((loss, metrics), gradients)` of the batch: their means over its microbatches."""
     if parts == 1:
         return gradient(half, batch, key)
     split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
+    def add(total: Any, part: Any) -> tuple[Any, dict[str, jax.Array]]:
         index, micro = part
         if layout is not None:  # a part's rows lie on some of the devices: deal them out again
             micro = jax.lax.with_sharding_constraint(micro, layout.batch)
-        found = gradient(half, micro, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, found), None
+        (value, metrics), grads = gradient(half, micro, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, (value, grads)), metrics
 
     zeros = (jnp.zeros([], jnp.float32), jax.tree.map(jnp.zeros_like, half))
-    total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
-    return jax.tree.map(lambda x: x / parts, total)
+    total, metrics = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
+    value, grads = jax.tree.map(lambda x: x / parts, total)
+    return (value, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)), grads

@@ -11,10 +11,12 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from freezejax import FreezeSchedule, models
+from freezejax.training.batches import TokenBatches
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import Stopped, StopSignal
 from freezejax.training.loop import TrainResult, train
 from freezejax.training.metrics import Sink
+from freezejax.training.objectives.language_modelling import LanguageModelling
 
 EVERYTHING = [(".*", True)]
 GATE_UP = [(r"blocks/\d+/mlp/(gate|up)/kernel", False), *EVERYTHING]
@@ -84,9 +86,16 @@ class Recorder:
         return [record["loss"] for record in self.records if "loss" in record]
 
 
+class Evaluated(LanguageModelling):
+    """Language modelling whose evaluation is any function to figures, or None."""
+
+    def evaluate(self, params: Any) -> Mapping[str, float]:
+        return {} if self.score is None else self.score(params)
+
+
 @pytest.fixture(scope="package")
 def run(build: Callable[..., models.Model], tokens: np.ndarray) -> Callable[..., tuple[TrainResult | None, Recorder]]:
-    """`run(directory, schedule entries, stop_at=, evaluate=, sinks=, model=, **train fields) -> (result, recorder)`.
+    """`run(directory, entries, stop_at=, evaluate=, params=, sinks=, model=, **train fields) -> (result, recorder)`.
 
     The result is None where the run was stopped.
     """
@@ -97,15 +106,18 @@ def run(build: Callable[..., models.Model], tokens: np.ndarray) -> Callable[...,
         *,
         stop_at: int | None = None,
         evaluate: Any = None,
+        params: Any = None,
         sinks: Sequence[Sink] = (),
         model: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> tuple[TrainResult | None, Recorder]:
         config = TrainConfig.from_mapping({"steps": 12, "batch_size": 4, "seq_len": 16, "log_every": 1, **fields})
         recorder = Recorder(stop_at)
-        arguments = (build(**(model or {})), tokens, config, FreezeSchedule(entries), directory)
+        built = build(**(model or {}))
+        objective = Evaluated(built, config.compute_dtype, evaluate)
+        arguments = (built, objective, TokenBatches(tokens, config), config, FreezeSchedule(entries), directory)
         try:
-            found = train(*arguments, evaluate=evaluate, sinks=[*sinks, recorder], stop=recorder.stop)
+            found = train(*arguments, params=params, sinks=[*sinks, recorder], stop=recorder.stop)
         except Stopped:
             return None, recorder
         return found, recorder

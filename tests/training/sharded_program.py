@@ -17,10 +17,12 @@ from freezejax import FreezeSchedule, models, sharding
 from freezejax.data import ByteTable
 from freezejax.models import Model
 from freezejax.sharding import Layout, make_mesh
+from freezejax.training.batches import TokenBatches
 from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import make_evaluator
 from freezejax.training.interrupts import Stopped, StopSignal
 from freezejax.training.loop import train
+from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.plan import RunPlan
 from freezejax.training.state import fingerprint
 from freezejax.weights import maps_of
@@ -125,12 +127,12 @@ def run(case: Case, mesh: Mesh | None, directory: Path, stop_at: int | None = No
     try:
         found = train(
             model,
-            TOKENS.astype(np.uint16),
+            LanguageModelling(model, dtype, score),
+            TokenBatches(TOKENS.astype(np.uint16), config, mesh),
             config,
             schedule,
             directory,
             mesh=mesh,
-            evaluate=lambda params: score(params)._asdict(),
             sinks=[records],
             stop=records.stop,
         )
@@ -197,22 +199,22 @@ def storage() -> dict[str, Any]:
     model, config, schedule = Case({"num_layers": 2}, {"ema_decay": 0.9}, ((0, [GATE_UP, ALL]),)).build()
     plan = RunPlan(model, config, schedule, make_mesh(1, 8, 1))
     state = plan.begin()
-    moving, frozen = state.split(plan.phases[0].mask)
+    step_state, frozen = state.split(plan.phases[0].mask)
     batch = {name: np.zeros((16, 16), np.int32) for name in ("inputs", "targets")}
     placed = jax.device_put(batch, plan.layout.batch)
     before = pointers(frozen)
-    sizes = {"params": shares(moving[0]), "frozen": shares(frozen), "moments and mean": shares(moving[1:])}
-    moving_bytes = sum(map(shard_bytes, jax.tree.leaves(moving)))
+    sizes = {"params": shares(step_state[0]), "frozen": shares(frozen), "moments and mean": shares(step_state[1:])}
+    state_bytes = sum(map(shard_bytes, jax.tree.leaves(step_state)))
     program = plan.lower(0).compile()
-    after, _ = program(moving, frozen, plan.key(), np.int32(0), placed)
+    after, _ = program(step_state, frozen, plan.key(), np.int32(0), placed)
     return {
         "before": sizes,
         "after": {"params": shares(after.trainable), "moments and mean": shares(after[1:])},
-        "donated": all(leaf.is_deleted() for leaf in jax.tree.leaves(moving) if leaf.size > 1),
+        "donated": all(leaf.is_deleted() for leaf in jax.tree.leaves(step_state) if leaf.size > 1),
         "frozen stay": not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen)) and pointers(frozen) == before,
-        "frozen returned": len(jax.tree.leaves(after)) - len(jax.tree.leaves(moving)),
+        "frozen returned": len(jax.tree.leaves(after)) - len(jax.tree.leaves(step_state)),
         "aliased": program.memory_analysis().alias_size_in_bytes,
-        "moving": moving_bytes,
+        "step state": state_bytes,
         "stored maps": [shard_bytes(leaf) * 8 / leaf.nbytes for leaf in stored_maps()],
     }
 

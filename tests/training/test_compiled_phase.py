@@ -9,7 +9,8 @@ import pytest
 from freezejax import FreezeSchedule, freeze, models, partition
 from freezejax.masks import count_parameters, invert
 from freezejax.training.config import TrainConfig
-from freezejax.training.plan import RunPlan, mean_loss
+from freezejax.training.objectives.language_modelling import LanguageModelling
+from freezejax.training.plan import RunPlan
 from freezejax.training.step import make_step
 
 # No two sizes alike, so that a shape in a program names one matrix: gate and up are 64 x 96.
@@ -56,7 +57,7 @@ def matmuls(text, shape):
 
 def lowered_text(run, index):
     phase = run.phases[index]
-    step = make_step(mean_loss(run.model, CONFIG), freeze(run.optimizer(phase), phase.mask))
+    step = make_step(LanguageModelling(run.model), freeze(run.optimizer(phase), phase.mask))
     return jax.jit(step).lower(*arguments(run, index)).as_text()
 
 
@@ -113,7 +114,8 @@ def test_counterpart_a_clip_over_the_whole_gradient_saves_nothing(run, programs)
     tx = optax.chain(optax.clip_by_global_norm(1.0), inner)
 
     def step(params, state, key, batch):
-        value, grads = jax.value_and_grad(mean_loss(run.model, CONFIG))(params, batch, key)
+        loss = LanguageModelling(run.model).loss
+        (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 

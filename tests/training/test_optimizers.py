@@ -13,7 +13,7 @@ from freezejax import FreezeSchedule, freeze, models
 from freezejax.errors import UserError
 from freezejax.paths import leaf_paths
 from freezejax.training.config import OptimizerConfig, TrainConfig
-from freezejax.training.optimizers import make_optimizer, rate_of_run, rate_shape
+from freezejax.training.optimizers import lr_schedule, lr_schedule_of_run, make_optimizer
 
 SHAPES = {
     ("cosine", 0): lambda step: 0.5 * (1 + math.cos(math.pi * step / 20)),
@@ -25,9 +25,9 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(("schedule", "warmup"), SHAPES)
-def test_rate_shapes_are_the_closed_forms(schedule, warmup):
+def test_lr_schedules_are_the_closed_forms(schedule, warmup):
     config = OptimizerConfig(schedule=schedule, warmup_steps=warmup, warmdown_steps=5)
-    shape = rate_shape(config, 20)
+    shape = lr_schedule(config, 20)
     expected = [SHAPES[schedule, warmup](step) for step in range(20)]
     np.testing.assert_allclose([float(shape(step)) for step in range(20)], expected, atol=1e-6)
     traced = jax.jit(jax.vmap(shape))(jnp.arange(20))
@@ -36,7 +36,7 @@ def test_rate_shapes_are_the_closed_forms(schedule, warmup):
 
 @pytest.mark.parametrize("fields", [{"warmup_steps": 99}, {"schedule": "linear_warmdown", "warmdown_steps": 99}])
 def test_a_run_shorter_than_its_warmup_has_a_finite_positive_rate(fields):
-    shape = rate_shape(OptimizerConfig(**fields), 3)
+    shape = lr_schedule(OptimizerConfig(**fields), 3)
     rates = [float(shape(step)) for step in range(3)]
     assert all(0 < rate <= 1 for rate in rates)
 
@@ -48,10 +48,10 @@ def config_of(**fields):
 def test_a_restarted_schedule_is_a_whole_schedule_per_phase():
     config = config_of(restart_schedule=True, optimizer={"warmup_steps": 1})
     phases = FreezeSchedule([(0, [("w", True)]), (4, [("w", False)]), (7, [("w", True)])]).phases({"w": 0.0}, 12)
-    rate = rate_of_run(config, phases)
-    expected = [float(rate_shape(config.optimizer, length)(step)) for length in (4, 3, 5) for step in range(length)]
+    rate = lr_schedule_of_run(config, phases)
+    expected = [float(lr_schedule(config.optimizer, length)(step)) for length in (4, 3, 5) for step in range(length)]
     assert [float(rate(step)) for step in range(12)] == pytest.approx(expected)
-    plain = rate_of_run(config_of(optimizer={"warmup_steps": 1}), phases)
+    plain = lr_schedule_of_run(config_of(optimizer={"warmup_steps": 1}), phases)
     assert [float(plain(step)) for step in range(12)] != pytest.approx(expected)
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from freezejax import FreezeSchedule, models
 from freezejax.training.config import TrainConfig
-from freezejax.training.phases import BackgroundCompiler
 from freezejax.training.plan import RunPlan
+from freezejax.training.programs.compiler import BackgroundCompiler
 
 
 def test_the_next_phase_is_compiled_while_this_one_runs():

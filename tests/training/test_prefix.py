@@ -12,13 +12,16 @@ import pytest
 from freezejax import FreezeSchedule, models
 from freezejax.errors import UserError
 from freezejax.masks import trainable_mask
-from freezejax.training import prefix
-from freezejax.training.activation_cache import ActivationCache
-from freezejax.training.batches import Batches
+from freezejax.training.batches import TokenBatches
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import Stopped, StopSignal
 from freezejax.training.loop import train
+from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.plan import RunPlan
+from freezejax.training.prefix_cache import batches as prefix_batches
+from freezejax.training.prefix_cache import prefix
+from freezejax.training.prefix_cache.batches import FOLDER, PrefixBatches
+from freezejax.training.prefix_cache.store import ActivationCache
 from freezejax.training.state import fingerprint
 
 GEGLU = {"family": "geglu", "vocab_size": 61, "num_layers": 2, "model_dim": 16, "num_heads": 1}
@@ -62,21 +65,24 @@ def go(tokens, directory, model=GEGLU, schedule=FROM_START, stop_at=None, losses
     losses = losses or Losses()
     losses.stop_at = stop_at
     config = TrainConfig.from_mapping({**FIELDS, **fields})
-    arguments = (models.build(**model), tokens, config, FreezeSchedule(schedule), directory)
-    found = train(*arguments, sinks=[losses], stop=losses.stop)
+    built, source = models.build(**model), TokenBatches(tokens, config)
+    objective = LanguageModelling(built, config.compute_dtype)
+    found = train(
+        built, objective, source, config, FreezeSchedule(schedule), directory, sinks=[losses], stop=losses.stop
+    )
     return losses.found, fingerprint(found.params)
 
 
 @pytest.fixture
 def seen(monkeypatch):
     """The `PrefixBatches` of the runs of a test."""
-    made, init = [], prefix.PrefixBatches.__init__
+    made, init = [], PrefixBatches.__init__
 
     def noted(self, *args):
         made.append(self)
         init(self, *args)
 
-    monkeypatch.setattr(prefix.PrefixBatches, "__init__", noted)
+    monkeypatch.setattr(PrefixBatches, "__init__", noted)
     return made
 
 
@@ -147,7 +153,7 @@ def test_losses_and_weights_are_the_same_bits_computed_or_kept(case, tokens, tmp
     found = {kind: go(tokens, tmp_path / kind, prefix_cache=kind, **CASES[case]) for kind in KINDS}
     assert found["memory"] == found["recompute"] == found["disk"]
     assert [batches.reused > 0 for batches in seen] == [False, True, True]
-    assert not (tmp_path / "disk" / prefix.FOLDER).exists()
+    assert not (tmp_path / "disk" / FOLDER).exists()
 
 
 def test_counterpart_dropout_in_the_prefix_is_seen(tokens, tmp_path):
@@ -161,7 +167,7 @@ def test_counterpart_activations_of_another_window_are_seen(tokens, tmp_path, mo
     right = go(tokens, tmp_path / "right", prefix_cache="memory")
     get = ActivationCache.get
     monkeypatch.setattr(ActivationCache, "get", lambda self, windows, tokens: get(self, windows[::-1], tokens))
-    monkeypatch.setattr(prefix.PrefixBatches, "_check", lambda self, kept, inputs: kept)
+    monkeypatch.setattr(PrefixBatches, "_check", lambda self, kept, inputs: True)
     assert go(tokens, tmp_path / "wrong", prefix_cache="memory") != right
 
 
@@ -190,9 +196,9 @@ def test_a_killed_run_and_its_resume_give_the_same_bits(kind, tokens, tmp_path, 
         with pytest.raises(Stopped):
             go(tokens, parts, schedule=LATER, stop_at=stop_at, losses=losses, prefix_cache=kind)
         assert not list((parts / "checkpoints" / str(stop_at)).rglob("activations"))
-    assert (parts / prefix.FOLDER / "activations").exists() == (kind == "disk")
+    assert (parts / FOLDER / "activations").exists() == (kind == "disk")
     assert go(tokens, parts, schedule=LATER, losses=losses, prefix_cache=kind) == whole
-    assert not (parts / prefix.FOLDER).exists()
+    assert not (parts / FOLDER).exists()
     assert (seen[-1].reused > 0) == (kind == "disk")
 
 
@@ -224,21 +230,21 @@ def stopped(tokens, tmp_path_factory):
 def test_a_damaged_or_foreign_file_is_computed_again(damage, tokens, stopped, tmp_path, seen):
     whole, folder, found = stopped
     shutil.copytree(folder, tmp_path / "parts")
-    DAMAGE[damage](tmp_path / "parts" / prefix.FOLDER)
+    DAMAGE[damage](tmp_path / "parts" / FOLDER)
     losses = Losses()
     losses.found = list(found)
     assert go(tokens, tmp_path / "parts", losses=losses, prefix_cache="disk") == whole
-    assert seen[-1].computed > 0
+    assert seen[-1].runs > 0
 
 
 def test_what_activations_follow_from_is_in_the_fingerprint(monkeypatch):
     frozen = {"w": np.ones(3, np.float32)}
-    known = prefix._origin("program", frozen)
-    assert prefix._origin("program", {"w": np.ones(3, np.float32)}) == known
-    assert prefix._origin("another program", frozen) != known
-    assert prefix._origin("program", {"w": np.nextafter(frozen["w"], 2, dtype=np.float32)}) != known
-    monkeypatch.setattr(prefix.importlib.metadata, "version", lambda name: "999")
-    assert prefix._origin("program", frozen) != known
+    known = prefix_batches._origin("program", frozen)
+    assert prefix_batches._origin("program", {"w": np.ones(3, np.float32)}) == known
+    assert prefix_batches._origin("another program", frozen) != known
+    assert prefix_batches._origin("program", {"w": np.nextafter(frozen["w"], 2, dtype=np.float32)}) != known
+    monkeypatch.setattr(prefix_batches.importlib.metadata, "version", lambda name: "999")
+    assert prefix_batches._origin("program", frozen) != known
 
 
 def test_the_program_tells_dtype_length_and_depth_apart():
@@ -258,10 +264,10 @@ def test_a_device_whose_bits_depend_on_the_company_does_without_the_cache(tokens
     place = np.arange(4, dtype=np.int32)[:, None]
     for strange in (False, True):
         row = jax.ShapeDtypeStruct((16,), np.int32)
-        source, cache = Batches(tokens, config), ActivationCache(row, 11, 2**20)
-        batches = prefix.PrefixBatches(source, lambda _, x, s=strange: x + place * s, {}, cache)
+        source, cache = TokenBatches(tokens, config), ActivationCache(row, 11, 2**20)
+        batches = PrefixBatches(source, lambda _, x, s=strange: x + place * s, {}, cache)
         for batch in itertools.islice(iter(batches.__next__, None), 12):
-            np.testing.assert_array_equal(batch["hidden"], batch["inputs"] + place * strange)
+            np.testing.assert_array_equal(batch["prefix"], batch["inputs"] + place * strange)
         assert (batches.reused > 0) != strange
 
 

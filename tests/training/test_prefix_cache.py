@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freezejax.errors import UserError
-from freezejax.training.activation_cache import ActivationCache
+from freezejax.training.prefix_cache.store import ActivationCache
 
 ROW = {"x": jax.ShapeDtypeStruct((3, 2), jnp.bfloat16), "pushed": [jax.ShapeDtypeStruct((3,), jnp.float32)]}
 ROW_BYTES, SEAL_BYTES, WINDOWS = 12 + 12, 16, 6
@@ -96,8 +96,8 @@ def test_counterpart_without_the_seal_a_flipped_byte_comes_back(tmp_path, monkey
     cache.close()
     path = tmp_path / "cache" / "activations"
     path.write_bytes(bytes([path.read_bytes()[0] ^ 64]) + path.read_bytes()[1:])
-    monkeypatch.setattr("freezejax.training.activation_cache._seal", lambda tokens, row: b"")
-    monkeypatch.setattr("freezejax.training.activation_cache._File.seal", lambda self, slot: b"")
+    monkeypatch.setattr("freezejax.training.prefix_cache.store._seal", lambda tokens, row: b"")
+    monkeypatch.setattr("freezejax.training.prefix_cache.store._File.seal", lambda self, slot: b"")
     found = opened(tmp_path / "cache").get(*batch([0])[:2])
     assert found is not None
     assert not same(found, batch([0])[2])

@@ -110,18 +110,18 @@ def test_rows_that_are_no_block_are_refused_in_every_process():
 
 
 def test_one_process_says_nothing_and_places_on_its_device():
-    assert processes.agree(7) == processes.largest(7) == 7
+    assert processes.broadcast_from_main(7) == processes.largest(7) == 7
     mesh = make_mesh()
     tree = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
     placed = processes.place(tree, {"w": jax.sharding.NamedSharding(mesh, P("fsdp"))})
-    assert np.array_equal(processes.to_host(placed, mesh)["w"], tree["w"])
+    assert np.array_equal(processes.to_host(placed)["w"], tree["w"])
     with pytest.raises(UserError, match="told"):
         processes.on_main(lambda: (_ for _ in ()).throw(UserError("told")))
 
 
 def test_a_mistake_of_process_0_ends_the_others_too(monkeypatch):
     monkeypatch.setattr(processes, "is_main", lambda: False)
-    monkeypatch.setattr(processes, "agree", lambda value: True)
+    monkeypatch.setattr(processes, "broadcast_from_main", lambda value: True)
     ran = []
     with pytest.raises(UserError, match="process 0 has stopped"):
         processes.on_main(lambda: ran.append(1))

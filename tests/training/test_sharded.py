@@ -79,4 +79,4 @@ def test_what_trains_is_donated_and_what_is_frozen_stays_where_it_is(found):
     assert storage["donated"]
     assert storage["frozen stay"]
     assert storage["frozen returned"] == 0
-    assert storage["aliased"] == storage["moving"]
+    assert storage["aliased"] == storage["step state"]

@@ -10,8 +10,8 @@ from freezejax import FreezeSchedule, combine, freeze, partition, scheduled_free
 from freezejax.data import train_iterator
 from freezejax.paths import leaf_paths, named_key
 from freezejax.training.config import TrainConfig
-from freezejax.training.optimizers import make_optimizer, rate_shape
-from freezejax.training.plan import mean_loss
+from freezejax.training.objectives.language_modelling import LanguageModelling
+from freezejax.training.optimizers import lr_schedule, make_optimizer
 from freezejax.training.step import StepState, make_step
 
 CONFIG = TrainConfig(steps=12, batch_size=4, seq_len=16)
@@ -67,7 +67,7 @@ FROZEN_EMBEDDING = [("tok_emb/.*", False), (".*", True)]
 
 def by_hand(model, params, batches, *, tx_of_half, whole_gradient_clip=None):
     """The trainable half alone is the whole tree; the frozen leaves are constants of the loss."""
-    loss, mask = mean_loss(model, CONFIG), trainable_mask(params, FROZEN_EMBEDDING)
+    loss, mask = mean_loss(model), trainable_mask(params, FROZEN_EMBEDDING)
     half, frozen = partition(params, mask)
     state, norms = tx_of_half.init(half), []
 
@@ -90,6 +90,11 @@ def by_hand(model, params, batches, *, tx_of_half, whole_gradient_clip=None):
     return combine(half, frozen), norms
 
 
+def mean_loss(model):
+    objective = LanguageModelling(model)
+    return lambda params, batch, key: objective.loss(params, batch, key)[0]
+
+
 def difference(one, other):
     return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
@@ -99,7 +104,7 @@ def test_trainable_leaves_move_as_if_the_frozen_ones_were_constants(run, model, 
     clipped = {"clip": 0.001, "eps": 1e-3}
     found, recorder = run(tmp_path, [(0, FROZEN_EMBEDDING)], optimizer=clipped)
     config = TrainConfig.from_mapping({"steps": 12, "batch_size": 4, "seq_len": 16, "optimizer": clipped})
-    tx = make_optimizer(config.optimizer, rate_shape(config.optimizer, 12))
+    tx = make_optimizer(config.optimizer, lr_schedule(config.optimizer, 12))
     expected, norms = by_hand(model, params, batches, tx_of_half=tx)
     assert min(norms) > 0.001
     np.testing.assert_allclose([r["grad_norm"] for r in recorder.records if "loss" in r], norms, rtol=1e-4)
@@ -113,9 +118,9 @@ def test_static_phases_of_the_loop_are_the_traced_mask_by_hand(run, entries, mod
     """Law 3."""
     found, recorder = run(tmp_path, entries["thaw"], on_thaw=on_thaw, optimizer={"eps": 1e-3})
     config = TrainConfig.from_mapping({"steps": 12, "batch_size": 4, "seq_len": 16, "optimizer": {"eps": 1e-3}})
-    inner = make_optimizer(config.optimizer, rate_shape(config.optimizer, 12))
+    inner = make_optimizer(config.optimizer, lr_schedule(config.optimizer, 12))
     tx = scheduled_freeze(inner, FreezeSchedule(entries["thaw"]), on_thaw=on_thaw)
-    loss = mean_loss(model, config)
+    loss = mean_loss(model)
 
     @jax.jit
     def step(params, state, batch):
@@ -139,7 +144,7 @@ def test_counterpart_the_other_on_thaw_is_another_trajectory(run, entries, tmp_p
 def whole_run(model, params, batches, rules, accumulation=1, ema_decay=0.0):
     mask = trainable_mask(params, rules)
     tx = freeze(optax.adamw(1e-2, eps=1e-3), mask)
-    step = jax.jit(make_step(mean_loss(model, CONFIG), tx, accumulation=accumulation, ema_decay=ema_decay))
+    step = jax.jit(make_step(LanguageModelling(model), tx, accumulation=accumulation, ema_decay=ema_decay))
     half, frozen = partition(params, mask)
     state = StepState(half, tx.init(half), half if ema_decay else None)
     seen = []
@@ -162,7 +167,7 @@ def test_microbatches_have_different_dropout_masks(build, params, batches):
     same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), batches[0])
     row = jax.tree.map(lambda x: x[:1], same)
     key_of_step = jax.random.fold_in(named_key(jax.random.key(0), "dropout"), 0)
-    loss = jax.jit(mean_loss(model, CONFIG))
+    loss = jax.jit(mean_loss(model))
     losses = [float(loss(params, row, jax.random.fold_in(key_of_step, part))) for part in range(4)]
     assert len(set(losses)) == 4
     ((_, metrics),) = whole_run(model, params, [same], FROZEN, accumulation=4)
@@ -182,7 +187,7 @@ def test_the_ema_is_the_average_by_hand_of_trainable_leaves_only(model, params, 
 
 def test_metrics_are_the_loss_and_the_norm_before_the_update(model, params, batches):
     ((_, metrics),) = whole_run(model, params, batches[:1], FROZEN)
-    loss = mean_loss(model, CONFIG)
+    loss = mean_loss(model)
     value, grads = jax.value_and_grad(loss)(params, batches[0], jax.random.key(0))
     trainable, frozen = partition(grads, trainable_mask(params, FROZEN))
     assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)

@@ -13,7 +13,15 @@ from freezejax.data import ByteTable
 from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import make_evaluator
 from freezejax.training.plan import RunPlan
-from freezejax.training.tracing import OneTrace, Program, RetraceError, changes, count_traces, describe, traced
+from freezejax.training.programs.tracing import (
+    OneTrace,
+    Program,
+    RetraceError,
+    changes,
+    count_traces,
+    describe_arguments,
+    traced,
+)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +163,7 @@ def test_a_long_list_of_changes_is_cut():
 
 
 def test_what_a_tree_holds_statically_is_told_near_the_difference():
-    before, now = (describe(({"a" * 300: 1, name: 1},), ["x"]) for name in ("b", "c"))
+    before, now = (describe_arguments(({"a" * 300: 1, name: 1},), ["x"]) for name in ("b", "c"))
     (line,) = changes({"x (tree)": before["x (tree)"]}, {"x (tree)": now["x (tree)"]})
     assert len(line) < 260
     assert "'b'" in line

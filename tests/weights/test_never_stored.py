@@ -8,8 +8,8 @@ import pytest
 from freezejax import RandomMap, freeze, models, partition, trainable_mask
 from freezejax.paths import named_key
 from freezejax.training.config import OptimizerConfig, TrainConfig
+from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.optimizers import make_optimizer
-from freezejax.training.plan import mean_loss
 from freezejax.training.step import StepState, make_step
 from freezejax.weights import MapWeight, draw_maps
 from freezejax.weights import random_map as implementation
@@ -128,7 +128,7 @@ def training_step(weights):
     sequence = jax.ShapeDtypeStruct((2, 16), jnp.int32)
     batch = {"inputs": sequence, "targets": sequence}
     arguments = state, frozen, KEY, jax.ShapeDtypeStruct((), jnp.int32), batch
-    return make_step(mean_loss(model, CONFIG), tx), arguments
+    return make_step(LanguageModelling(model, CONFIG.compute_dtype), tx), arguments
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

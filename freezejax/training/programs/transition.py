@@ -1,4 +1,4 @@
-"""The way over a phase boundary, prepared while the phase before it runs."""
+"""A phase transition: the state of one phase made into that of the next, by a program compiled beforehand."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,33 +8,34 @@ import jax
 from freezejax.paths import PyTree
 
 
-class Crossing:
+class PhaseTransition:
     """A function of a state, worked out from shapes: what it passes on is passed by reference, the rest is one program.
 
     A boundary passes on nearly everything: parameters, and the moments of what goes on training. Fresh moments of
     what thaws are all that there is to compute, so nothing of a whole model is copied or allocated twice.
 
     Args:
-      over: pure `state -> state`.
+      enter: pure `state -> state`.
       abstract: shapes of the argument, with shardings where it lies on a mesh.
       shardings: of a tree of shapes like the result; None = the default device.
 
     >>> import jax.numpy as jnp
     >>> state = {"w": jnp.ones(3), "old moment": jnp.ones(3)}
-    >>> crossing = Crossing(lambda s: {"w": s["w"], "moment": jnp.zeros_like(s["w"])}, jax.eval_shape(lambda: state))
-    >>> found = crossing(state)
-    >>> found["w"] is state["w"], crossing.computed
+    >>> enter = lambda s: {"w": s["w"], "moment": jnp.zeros_like(s["w"])}
+    >>> transition = PhaseTransition(enter, jax.eval_shape(lambda: state))
+    >>> found = transition(state)
+    >>> found["w"] is state["w"], transition.computed
     (True, 1)
     """
 
     def __init__(
         self,
-        over: Callable[[PyTree], PyTree],
+        enter: Callable[[PyTree], PyTree],
         abstract: PyTree,
         shardings: Callable[[PyTree], PyTree] | None = None,
     ) -> None:
         """Traces and compiles; nothing is left to do when the boundary comes."""
-        jaxpr, result = jax.make_jaxpr(over, return_shape=True)(abstract)
+        jaxpr, result = jax.make_jaxpr(enter, return_shape=True)(abstract)
         inputs = {id(variable): at for at, variable in enumerate(jaxpr.jaxpr.invars)}
         self._structure = jax.tree.structure(result)
         self._source = [inputs.get(id(variable)) for variable in jaxpr.jaxpr.outvars]
@@ -42,7 +43,7 @@ class Crossing:
         self.computed = len(fresh)
 
         def compute(state: PyTree) -> list[jax.Array]:
-            leaves = jax.tree.leaves(over(state))
+            leaves = jax.tree.leaves(enter(state))
             return [leaves[at] for at in fresh]
 
         placed: Any = None

@@ -77,7 +77,7 @@ class OneTrace:
     >>> add(jnp.ones(2), 1.0)
     Traceback (most recent call last):
     ...
-    freezejax.training.tracing.RetraceError: add: called with other arguments than it was traced for: \
+    freezejax.training.programs.tracing.RetraceError: add: called with other arguments than it was traced for: \
 y: float32[2] -> weak float32[] (a Python float)
     """
 
@@ -96,8 +96,8 @@ y: float32[2] -> weak float32[] (a Python float)
         leaves, structure = jax.tree.flatten(shown)
         found = (structure, *map(_kind, leaves))
         if self._known is None:
-            self._known, self._description = found, describe(shown, self._names)
-        elif found != self._known and (lines := changes(self._description, describe(shown, self._names))):
+            self._known, self._description = found, describe_arguments(shown, self._names)
+        elif found != self._known and (lines := changes(self._description, describe_arguments(shown, self._names))):
             raise RetraceError(self.name, lines)
         return self._jitted(*args)
 
@@ -112,7 +112,7 @@ class Program:
     >>> program({"inputs": jnp.ones((7, 256), jnp.int32)})
     Traceback (most recent call last):
     ...
-    freezejax.training.tracing.RetraceError: double: called with other arguments than it was traced for: \
+    freezejax.training.programs.tracing.RetraceError: double: called with other arguments than it was traced for: \
 batch/inputs: int32[8,256] -> int32[7,256]
     """
 
@@ -120,24 +120,24 @@ batch/inputs: int32[8,256] -> int32[7,256]
         """Takes the executable, the function it was made of, the abstract arguments and a name for errors."""
         self.compiled, self.name = compiled, name
         self._names = _parameter_names(fn)
-        self._description = describe(arguments, self._names)
+        self._description = describe_arguments(arguments, self._names)
 
     def __call__(self, *args: Any) -> Any:
         """The result; costs nothing beyond the executable's own call."""
         try:
             return self.compiled(*args)
         except (TypeError, ValueError) as error:
-            found = changes(self._description, describe(args, self._names))
+            found = changes(self._description, describe_arguments(args, self._names))
             if not found:
                 raise
             raise RetraceError(self.name, found) from error
 
 
-def describe(args: tuple[Any, ...], names: list[str]) -> dict[str, str]:
+def describe_arguments(args: tuple[Any, ...], names: list[str]) -> dict[str, str]:
     """What decides about a trace, by argument path; static fields of a tree stand under the argument's name.
 
     >>> import numpy as np
-    >>> found = describe(({"inputs": np.zeros((8, 256), np.int32)}, 3), ["batch", "index"])
+    >>> found = describe_arguments(({"inputs": np.zeros((8, 256), np.int32)}, 3), ["batch", "index"])
     >>> {path: text for path, text in found.items() if not path.endswith(" (tree)")}
     {'batch/inputs': 'int32[8,256]', 'index': 'weak int32[] (a Python int)'}
     """

@@ -1,5 +1,6 @@
 """Activations by window of the corpus, in memory or in a file, within a bound of bytes."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -41,11 +42,10 @@ class ActivationCache:
 
     >>> cache = ActivationCache(jax.ShapeDtypeStruct((2,), np.float32), windows=3, limit_bytes=100)
     >>> tokens, windows = np.arange(4).reshape(2, 2), np.array([2, 0])
-    >>> cache.get(windows, tokens) is None
-    True
     >>> cache.put(windows, tokens, np.array([[1, 2], [3, 4]], np.float32))
-    >>> cache.get(windows[1:], tokens[1:])
-    array([[3., 4.]], dtype=float32)
+    >>> leaves, _, found = cache.get(np.array([0, 1]), tokens[::-1])
+    >>> leaves[0][0], found
+    (array([3., 4.], dtype=float32), array([ True, False]))
     """
 
     def __init__(
@@ -69,20 +69,35 @@ class ActivationCache:
         self._store = _File(folder, size, fingerprint)
         self._known[: self._store.found] = _FOUND
 
-    def get(self, windows: np.ndarray, tokens: np.ndarray) -> PyTree | None:
-        """What was kept of some windows [B], each leaf with a leading axis B; None unless all of them are there.
+    def has(self, windows: np.ndarray) -> np.ndarray:
+        """Which of some windows [B] are there, as far as is known without reading them; bool [B]."""
+        found = windows < self.capacity
+        found[found] = self._known[windows[found]] != _ABSENT
+        return found
 
-        `tokens` [B, ...] are those that the activations are wanted for: where others were kept they do not count.
+    def get(self, windows: np.ndarray, tokens: np.ndarray) -> tuple[Arrays, Any, np.ndarray]:
+        """`(leaves, structure, found)`: what was kept of some windows [B], and which of them are there, bool [B].
+
+        Each leaf has a leading axis B; the rows of windows that are not there hold anything. `tokens` [B, ...] are
+        those that the activations are wanted for: where others were kept they do not count.
         """
-        if not self._fits(windows) or not self._known[windows].all():
-            return None
-        rows = self._store.read(windows, [np.empty((len(windows), *leaf.shape), leaf.dtype) for leaf in self._row])
-        for i in np.flatnonzero(self._known[windows] == _FOUND):
-            whole = rows is not None and self._store.seal(windows[i]) == _seal(tokens[i], [leaf[i] for leaf in rows])
-            self._known[windows[i]] = _GOOD if whole else _ABSENT
-        if rows is None or not self._known[windows].all():
-            return None
-        return jax.tree.unflatten(self._structure, rows)
+        found = self.has(windows)
+        at = np.flatnonzero(found)
+        rows, some = self._empty(len(windows)), self._empty(len(at))
+        found[at] = self._store.read(windows[at], some)
+        for i, slot in enumerate(windows[at]):
+            if self._known[slot] == _FOUND:
+                whole = found[at[i]] and self._store.seal(slot) == _seal(tokens[at[i]], [leaf[i] for leaf in some])
+                self._known[slot] = _GOOD if whole else _ABSENT
+                found[at[i]] = whole
+        if found.all():
+            return some, self._structure, found
+        for leaf, part in zip(rows, some, strict=True):
+            leaf[at] = part
+        return rows, self._structure, found
+
+    def _empty(self, rows: int) -> Arrays:
+        return [np.empty((rows, *leaf.shape), leaf.dtype) for leaf in self._row]
 
     def put(self, windows: np.ndarray, tokens: np.ndarray, activations: PyTree) -> None:
         """Keeps activations (leading axis B) of some windows [B]; those beyond the bound are passed over."""
@@ -103,9 +118,6 @@ class ActivationCache:
         """Ends its use; what is on disk stays."""
         self._store.close()
 
-    def _fits(self, windows: np.ndarray) -> bool:
-        return bool((windows < self.capacity).all())
-
 
 class _Memory:
     """Slots in memory."""
@@ -113,8 +125,10 @@ class _Memory:
     def __init__(self, row: list[Any], slots: int) -> None:
         self._leaves = [np.zeros((slots, *leaf.shape), leaf.dtype) for leaf in row]
 
-    def read(self, slots: np.ndarray, out: Arrays) -> Arrays | None:
-        return [np.take(leaf, slots, axis=0, out=rows) for leaf, rows in zip(self._leaves, out, strict=True)]
+    def read(self, slots: np.ndarray, out: Arrays) -> np.ndarray:
+        for leaf, rows in zip(self._leaves, out, strict=True):
+            np.take(leaf, slots, axis=0, out=rows)
+        return np.ones(len(slots), bool)
 
     def write(self, slot: int, tokens: np.ndarray, row: Arrays) -> bool:
         for leaf, part in zip(self._leaves, row, strict=True):
@@ -148,16 +162,14 @@ class _File:
             self._pool.submit(_write_label, label, fingerprint)
         self.found = os.fstat(self._file).st_size // slot_bytes
 
-    def read(self, slots: np.ndarray, out: Arrays) -> Arrays | None:
-        buffers = [_bytes(rows) for rows in out]
-        try:
-            for i, slot in enumerate(slots):
-                wanted = [rows[i] for rows in buffers]
-                if os.preadv(self._file, wanted, slot * self._slot_bytes) < self._slot_bytes - _SEAL_BYTES:
-                    return None
-        except OSError:
-            return None
-        return out
+    def read(self, slots: np.ndarray, out: Arrays) -> np.ndarray:
+        """Which slots could be read whole."""
+        buffers, whole = [_bytes(rows) for rows in out], np.zeros(len(slots), bool)
+        for i, slot in enumerate(slots):
+            with contextlib.suppress(OSError):
+                read = os.preadv(self._file, [rows[i] for rows in buffers], slot * self._slot_bytes)
+                whole[i] = read >= self._slot_bytes - _SEAL_BYTES
+        return whole
 
     def write(self, slot: int, tokens: np.ndarray, row: Arrays) -> bool:
         parts = [*(_bytes(part[None])[0] for part in row), _seal(tokens, row)]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
-from freezejax.training.tracing import Program
+from freezejax.training.programs.tracing import Program
 
 
 class PhasePrograms(NamedTuple):

@@ -1,0 +1,1 @@
+"""What a run minimizes and what it reports: the interface, and one file per objective."""

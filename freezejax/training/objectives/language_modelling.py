@@ -1,0 +1,70 @@
+"""Language modelling: the mean negative log likelihood of the next token."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from freezejax.models import Model
+from freezejax.paths import PyTree
+from freezejax.training.evaluation import Evaluation
+from freezejax.training.objectives.base import Batch, Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelling(Objective):
+    """Mean cross entropy in nats per target token, with dropout.
+
+    Batches hold `inputs` and `targets`, int32 [B, T], and may hold `weights`, float32 [B, T] of 0 or more: the loss is
+    then the weighted mean over the targets of the whole batch, whatever microbatches and devices it is split over. A
+    target of weight 0 may be any integer; a batch without weight has the loss 0.
+
+    Args:
+      model: what is trained.
+      compute_dtype: of the activations.
+      score: parameters -> figures, such as `freezejax.training.evaluation.make_evaluator` makes; None = no evaluation.
+      remat: the backward pass computes each block again, see `freezejax.models.Model`.
+
+    >>> from freezejax import models
+    >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
+    >>> batch = {"inputs": jnp.zeros((1, 4), jnp.int32), "targets": jnp.ones((1, 4), jnp.int32)}
+    >>> loss, metrics = LanguageModelling(model).loss(model.init(jax.random.key(0)), batch, jax.random.key(1))
+    >>> 2.0 < float(loss) < 2.5, metrics  # log(8) = 2.08
+    (True, {})
+    """
+
+    model: Model
+    compute_dtype: str = "float32"
+    score: Callable[[PyTree], Evaluation] | None = None
+    remat: bool = False
+
+    def loss(self, params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean over the targets of the batch; no metrics beside it."""
+        after: dict[str, Any] = {}
+        if "prefix" in batch:  # what the first blocks made of the inputs
+            after = {"blocks": batch["prefix"].blocks, "hidden": batch["prefix"].hidden}
+        nll_BxT = self.model.apply(
+            params,
+            batch["inputs"],
+            dropout_key=key,
+            compute_dtype=jnp.dtype(self.compute_dtype),
+            targets_BxT=batch["targets"],
+            remat=self.remat,
+            **after,
+        )
+        if "weights" in batch:
+            nll_BxT = jnp.where(batch["weights"] > 0, nll_BxT, 0.0) * batch["weights"]
+        return jnp.mean(nll_BxT), {}
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Scales the weights to mean 1 over the whole batch: a plain mean of weighted losses is then weighted."""
+        if "weights" not in batch:
+            return batch
+        mean = jnp.mean(batch["weights"])
+        return {**batch, "weights": jnp.where(mean > 0, batch["weights"] / mean, 0.0)}
+
+    def evaluate(self, params: PyTree) -> Mapping[str, float]:
+        """What `score` finds, by name."""
+        return {} if self.score is None else self.score(params)._asdict()

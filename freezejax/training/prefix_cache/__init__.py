@@ -1,0 +1,1 @@
+"""A frozen prefix run apart from the step, and the cache of what it makes of each window."""
