@@ -31,7 +31,8 @@ class Corpus:
     """Tokens to train on, tokens to validate on, and what is needed to account for them.
 
     Attributes:
-        train: uint16 [N], memory-mapped (one shard: a numpy.memmap; several: `ConcatenatedTokens`).
+        train: uint16 [N], of a vocabulary above 65,536 uint32, memory-mapped (one shard: a numpy.memmap; several:
+            `ConcatenatedTokens`).
         val: uint16 [M], the same.
         tokenizer: made the tokens.
         fingerprint: sha256 hex over the tokens of both splits and the tokenizer.
@@ -125,10 +126,10 @@ def _tokenizer_recipe(spec: str) -> _TokenizerRecipe:
         return _TokenizerRecipe("bytes", lambda folder, texts: ByteTokenizer())
     if spec.startswith("bpe:"):
         size = int(spec.removeprefix("bpe:")) if spec.removeprefix("bpe:").isdecimal() else 0
-        if not 0 < size <= shards.MAX_VOCABULARY:
-            raise UserError(f"tokenizer={spec}: bpe:SIZE takes a whole number up to {shards.MAX_VOCABULARY}")
+        if not 0 < size < shards.MAX_VOCABULARY:
+            raise UserError(f"tokenizer={spec}: bpe:SIZE takes a whole number below {shards.MAX_VOCABULARY}")
         return _TokenizerRecipe(spec, lambda folder, texts: train_bpe(texts, size, folder / f"bpe{size}.model"))
-    tokenizer = _fits_shards(SentencePieceTokenizer(spec))
+    tokenizer = SentencePieceTokenizer(spec)
     # The name counts too: a copy of the same model under another name is reported under that name.
     return _TokenizerRecipe(f"{tokenizer.name} {tokenizer.fingerprint}", _copier(tokenizer))
 
@@ -141,28 +142,22 @@ def _copier(tokenizer: SentencePieceTokenizer) -> Callable[[Path, Iterable[str]]
     return make
 
 
-def _fits_shards(tokenizer: SentencePieceTokenizer) -> SentencePieceTokenizer:
-    if tokenizer.vocab_size > shards.MAX_VOCABULARY:
-        raise UserError(
-            f"{tokenizer.path}: {tokenizer.vocab_size} tokens; a shard holds uint16, so at most {shards.MAX_VOCABULARY}"
-        )
-    return tokenizer
-
-
 def _tokenize(source: _TextSource, recipe: _TokenizerRecipe, folder: Path) -> None:
     """Writes the token shards of both splits, the tokenizer's model and their checksums into an empty folder."""
     splits = source.open(folder)
     tokenizer = recipe.make(folder, _elements(splits["train"]))
     for tfds_name, name in (("train", "train"), ("validation", "val")):
         encoded = splits[tfds_name].map(lambda text: _encode_document(tokenizer, text))
-        shards.write_split(folder, name, _elements(encoded))
+        shards.write_split(folder, name, _elements(encoded), vocab_size=tokenizer.vocab_size)
     checksums.write(folder)
 
 
 def _encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """uint16 [n]: the document start, if the vocabulary has one, and the text."""
+    """[n], in the dtype of shards: the document start, if the vocabulary has one, and the text."""
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return np.concatenate([np.array(start, np.uint16), tokenizer.encode(text).astype(np.uint16)])
+    return np.concatenate([np.array(start, np.int32), tokenizer.encode(text)]).astype(
+        shards.token_dtype(tokenizer.vocab_size)
+    )
 
 
 def _elements(dataset: grain.MapDataset) -> Iterator:
@@ -178,7 +173,7 @@ def _folder_tokenizer(folder: Path) -> SentencePieceTokenizer | None:
     if len(models) > 1:
         names = ", ".join(path.name for path in models)
         raise UserError(f"{folder}: several tokenizers ({names}); name one with tokenizer=FILE.model")
-    return _fits_shards(SentencePieceTokenizer(models[0])) if models else None
+    return SentencePieceTokenizer(models[0]) if models else None
 
 
 def _shard_tokenizer(folder: Path, spec: str) -> Tokenizer:
@@ -187,7 +182,7 @@ def _shard_tokenizer(folder: Path, spec: str) -> Tokenizer:
         return ByteTokenizer()
     if spec.startswith("bpe:"):
         raise UserError(f"tokenizer={spec}: {folder} holds tokens already; give the .model that made them")
-    tokenizer = _fits_shards(SentencePieceTokenizer(spec)) if spec else _folder_tokenizer(folder)
+    tokenizer = SentencePieceTokenizer(spec) if spec else _folder_tokenizer(folder)
     if tokenizer is None:
         raise UserError(f"{folder}: no .model beside the shards; name their tokenizer with tokenizer=FILE.model")
     return tokenizer
@@ -200,5 +195,5 @@ def _read(folder: Path, tokenizer: Tokenizer, *, source: str) -> Corpus:
     for tokens in splits:
         digest.update(f" {len(tokens)} ".encode())
         for start in range(0, len(tokens), 2**24):
-            digest.update(np.ascontiguousarray(tokens[start : start + 2**24], "<u2").data)
+            digest.update(np.ascontiguousarray(tokens[start : start + 2**24]).data)
     return Corpus(splits[0], splits[1], tokenizer, digest.hexdigest(), source)

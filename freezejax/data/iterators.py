@@ -62,7 +62,7 @@ def train_iterator(
     Batches follow on across the end of an epoch; no window is dropped.
 
     Args:
-        tokens: uint16 [N].
+        tokens: unsigned integers [N].
         batch_size: rows B per process.
         seq_len: targets T per row.
         seed: of the order, in [0, 2**32).
@@ -107,7 +107,7 @@ def eval_batches(tokens: Tokens, *, batch_size: int, seq_len: int, every: int = 
     """Batches in order, in which each target of the `((N-1)//T)*T + 1` kept tokens has weight 1 once.
 
     Args:
-        tokens: uint16 [N].
+        tokens: unsigned integers [N].
         batch_size: rows B.
         seq_len: targets T per row.
         every: 1 keeps all windows; n keeps the windows 0, n, 2n, ..., a cheaper sample of the whole text.

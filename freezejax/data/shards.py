@@ -1,8 +1,9 @@
 """Token shards in the format of the FineWeb exports of Parameter Golf, memory-mapped.
 
 A shard is a header of 256 little-endian int32 (1,024 bytes: magic 20240520, version 1, token count n, then
-zeros) and n little-endian uint16 tokens: exactly 1024 + 2n bytes. A folder holds
-`fineweb_train_000000.bin`, `fineweb_train_000001.bin`, ... and the same for `val`.
+zeros) and n little-endian uint16 tokens: exactly 1024 + 2n bytes. Vocabularies above 65,536 have shards of
+uint32, magic 20240801 and version 7, as llm.c writes them for Llama 3: exactly 1024 + 4n bytes. A folder holds
+`fineweb_train_000000.bin`, `fineweb_train_000001.bin`, ... and the same for `val`; a split is of one width.
 """
 
 import bisect
@@ -15,9 +16,11 @@ import numpy as np
 from freezejax.data.atomic import atomic_file
 from freezejax.errors import UserError
 
-MAGIC, VERSION = 20240520, 1
+# dtype of the tokens: (magic number, version)
+FORMATS: dict[np.dtype, tuple[int, int]] = {np.dtype("<u2"): (20240520, 1), np.dtype("<u4"): (20240801, 7)}
 HEADER_BYTES = 1024
-MAX_VOCABULARY = 2**16  # tokens are uint16
+NARROW_VOCABULARY = 2**16  # the largest whose tokens are uint16
+MAX_VOCABULARY = 2**31  # models take int32
 SHARD_TOKENS = 100_000_000  # of a full training shard
 
 
@@ -32,12 +35,11 @@ class ConcatenatedTokens:
     (array([2, 3], dtype=uint16), 5)
     """
 
-    dtype = np.dtype(np.uint16)
     ndim = 1
 
     def __init__(self, parts: Sequence[np.ndarray]):
-        """Joins uint16 arrays [n_i], in this order."""
-        self.parts = tuple(parts)
+        """Joins arrays [n_i], at least one and all of one dtype, in this order."""
+        self.parts, self.dtype = tuple(parts), parts[0].dtype
         self._starts = list(itertools.accumulate((len(part) for part in parts), initial=0))
         self.size = self._starts[-1]
         self.shape = (self.size,)
@@ -59,14 +61,23 @@ class ConcatenatedTokens:
             self.parts[k][max(0, start - self._starts[k]) : stop - self._starts[k]]
             for k in (touched if stop > start else ())
         ]
-        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.uint16), *pieces])
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.dtype), *pieces])
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """All tokens, read into memory."""
-        return np.concatenate([np.empty(0, np.uint16), *self.parts]).astype(dtype or self.dtype, copy=False)
+        return np.concatenate(self.parts).astype(dtype or self.dtype, copy=False)
 
 
 Tokens = np.ndarray | ConcatenatedTokens
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Of the shards of a vocabulary: uint16 as long as it can hold every token.
+
+    >>> token_dtype(65536), token_dtype(128256)
+    (dtype('uint16'), dtype('uint32'))
+    """
+    return np.dtype("<u2" if vocab_size <= NARROW_VOCABULARY else "<u4")
 
 
 def read_shard(path: str | Path, *, vocab_size: int = MAX_VOCABULARY) -> np.ndarray:
@@ -77,7 +88,7 @@ def read_shard(path: str | Path, *, vocab_size: int = MAX_VOCABULARY) -> np.ndar
         vocab_size: every token must be below it.
 
     Returns:
-        uint16 [n], read-only, memory-mapped.
+        uint16 or uint32 [n], as its format says, read-only, memory-mapped.
 
     Raises:
         UserError: missing, truncated, another format or version, or a token outside the vocabulary.
@@ -91,20 +102,21 @@ def read_shard(path: str | Path, *, vocab_size: int = MAX_VOCABULARY) -> np.ndar
     if size < HEADER_BYTES:
         raise UserError(f"{path}: {size} bytes are fewer than a shard's header of {HEADER_BYTES}")
     magic, version, n_tokens = (int(x) for x in header[:3])
-    if magic != MAGIC:
-        raise UserError(f"{path}: magic number {magic} instead of {MAGIC}: not a FineWeb token shard")
-    if version != VERSION:
-        raise UserError(f"{path}: shard version {version}; only version {VERSION} is known")
+    formats = {known: (dtype, number) for dtype, (known, number) in FORMATS.items()}
+    if magic not in formats:
+        raise UserError(f"{path}: magic number {magic} instead of {' or '.join(map(str, formats))}: no token shard")
+    dtype, known_version = formats[magic]
+    if version != known_version:
+        raise UserError(f"{path}: shard version {version}; of {dtype} only version {known_version} is known")
     if header[3:].any():
         raise UserError(f"{path}: its header is not zero after the first three numbers: damaged or another format")
-    if n_tokens < 0 or size != HEADER_BYTES + 2 * n_tokens:
-        raise UserError(
-            f"{path}: {size} bytes, but its header promises {n_tokens} tokens = {HEADER_BYTES + 2 * n_tokens}"
-        )
+    promised = HEADER_BYTES + dtype.itemsize * n_tokens
+    if n_tokens < 0 or size != promised:
+        raise UserError(f"{path}: {size} bytes, but its header promises {n_tokens} tokens = {promised}")
     if n_tokens == 0:  # an empty region cannot be mapped
-        return np.empty(0, np.uint16)
-    tokens = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(n_tokens,))
-    if vocab_size < MAX_VOCABULARY and int(tokens.max()) >= vocab_size:
+        return np.empty(0, dtype)
+    tokens = np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(n_tokens,))
+    if vocab_size < 256**dtype.itemsize and int(tokens.max()) >= vocab_size:
         at = int(np.argmax(tokens >= vocab_size))
         raise UserError(f"{path}: token {tokens[at]} (number {at}) is not in the vocabulary of {vocab_size}")
     return tokens
@@ -114,12 +126,17 @@ def read_split(folder: str | Path, split: str, *, vocab_size: int = MAX_VOCABULA
     """All shards `fineweb_{split}_*.bin` of a folder in the order of their names, memory-mapped.
 
     Raises:
-        UserError: there is none, they hold no token, or one of them is damaged.
+        UserError: there is none, they hold no token, one of them is damaged, or they are of two widths.
     """
     paths = shard_paths(folder, split)
     if not paths:
         raise UserError(f"{folder}: no fineweb_{split}_*.bin in this folder")
     parts = [read_shard(path, vocab_size=vocab_size) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if part.dtype != parts[0].dtype:
+            raise UserError(
+                f"{path}: tokens of {part.dtype} beside {parts[0].dtype} in {paths[0].name}: shards of two vocabularies"
+            )
     if not any(map(len, parts)):
         raise UserError(f"{folder}: its fineweb_{split}_*.bin hold no tokens")
     return parts[0] if len(parts) == 1 else ConcatenatedTokens(parts)
@@ -130,28 +147,36 @@ def shard_paths(folder: str | Path, split: str) -> list[Path]:
     return sorted(Path(folder).glob(f"fineweb_{split}_*.bin"))
 
 
-def write_shard(path: str | Path, tokens: np.ndarray) -> None:
+def write_shard(path: str | Path, tokens: np.ndarray, *, vocab_size: int = NARROW_VOCABULARY) -> None:
     """Writes one shard; the file appears under its name only when it is complete.
 
     Args:
         path: the `.bin` file, replaced if it exists.
-        tokens: integers [n] below 65,536.
+        tokens: integers [n] below the vocabulary's size.
+        vocab_size: says whether tokens are uint16 or uint32, see `token_dtype`.
 
     Raises:
-        UserError: a token does not fit uint16.
+        UserError: a token is not in the vocabulary.
     """
     path, tokens = Path(path), np.asarray(tokens)
-    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < MAX_VOCABULARY:
-        raise UserError(f"{path}: tokens lie in [{tokens.min()}, {tokens.max()}], a shard holds 0 to 65535")
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        found = f"tokens lie in [{tokens.min()}, {tokens.max()}]"
+        raise UserError(f"{path}: {found}, a vocabulary of {vocab_size} holds 0 to {vocab_size - 1}")
+    dtype = token_dtype(vocab_size)
     header = np.zeros(HEADER_BYTES // 4, "<i4")
-    header[:3] = MAGIC, VERSION, tokens.size
+    header[:3] = *FORMATS[dtype], tokens.size
     with atomic_file(path) as file:
         file.write(header.tobytes())
-        file.write(np.ascontiguousarray(tokens, "<u2").data)
+        file.write(np.ascontiguousarray(tokens, dtype).data)
 
 
 def write_split(
-    folder: str | Path, split: str, documents: Iterable[np.ndarray], *, shard_tokens: int = SHARD_TOKENS
+    folder: str | Path,
+    split: str,
+    documents: Iterable[np.ndarray],
+    *,
+    vocab_size: int = NARROW_VOCABULARY,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> None:
     """Writes tokenized documents one after another as shards of `shard_tokens`, the last one shorter.
 
@@ -159,10 +184,11 @@ def write_split(
         folder: gets `fineweb_{split}_000000.bin` and so on; always at least one.
         split: "train" or "val".
         documents: integer arrays [n]; only one shard's worth is held in memory.
+        vocab_size: see `write_shard`.
         shard_tokens: tokens of a full shard.
     """
     for number, tokens in enumerate(_regrouped(documents, shard_tokens)):
-        write_shard(Path(folder) / f"fineweb_{split}_{number:06d}.bin", tokens)
+        write_shard(Path(folder) / f"fineweb_{split}_{number:06d}.bin", tokens, vocab_size=vocab_size)
 
 
 def _regrouped(documents: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

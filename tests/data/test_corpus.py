@@ -218,7 +218,7 @@ def test_bad_folders(tmp_path, cache, case, message):
         ({"val_fraction": 0.0}, "val_fraction=0.0"),
         ({"val_fraction": 1.0}, "val_fraction=1.0"),
         ({"tokenizer": "bpe:many"}, "tokenizer=bpe:many: bpe:SIZE"),
-        ({"tokenizer": "bpe:65537"}, "up to 65536"),
+        ({"tokenizer": "bpe:2147483648"}, "a whole number below 2147483648"),
         ({"tokenizer": "bpe:60000"}, "bpe:60000: cannot learn"),
         ({"tokenizer": "gpt2"}, "gpt2: cannot read the tokenizer"),
     ],
@@ -240,11 +240,16 @@ def test_shards_do_not_learn_a_vocabulary(tmp_path, cache):
         load(folder, cache, tokenizer="bytes")
 
 
-def test_a_vocabulary_beyond_uint16(books, cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("narrow", [300, 299])
+def test_a_vocabulary_beyond_uint16_has_shards_of_uint32(narrow, books, cache, tmp_path, monkeypatch):
+    """As if 299 tokens were all that uint16 can hold."""
     data.train_bpe(TEXTS.values(), 300, tmp_path / "mine.model")
-    monkeypatch.setattr(shards, "MAX_VOCABULARY", 299)
-    with pytest.raises(UserError, match=r"mine\.model: 300 tokens; a shard holds uint16"):
-        load(books, cache, tokenizer=str(tmp_path / "mine.model"))
+    wide = load(books, cache / "as it is", tokenizer=str(tmp_path / "mine.model"))
+    monkeypatch.setattr(shards, "NARROW_VOCABULARY", narrow)
+    found = load(books, cache, tokenizer=str(tmp_path / "mine.model"))
+    assert found.train.dtype == found.val.dtype == (np.uint16 if narrow == 300 else np.uint32)
+    np.testing.assert_array_equal(np.asarray(found.train), np.asarray(wide.train))
+    assert (found.fingerprint == wide.fingerprint) == (narrow == 300)
 
 
 def test_a_cache_that_cannot_be_written(books, tmp_path):

@@ -67,26 +67,24 @@ def test_logits_are_never_held_twice(dtype, softcap, monkeypatch):
 @pytest.mark.parametrize("length", [256, 255])
 def test_evaluation_never_holds_all_logits(family, length, monkeypatch):
     """A batch of 2^26 logits, compiled only: per-token losses take a fraction of float32 [B, T, V]."""
-    rows, vocab = 8, 2**15
-    model = models.build(family, vocab_size=vocab, num_layers=1, model_dim=32, num_heads=2, **OWN[family])
+    rows, vocab, own = 8, 2**15, {"parameter_golf": {"num_kv_heads": 1}}.get(family, {})
+    model = models.build(family, vocab_size=vocab, num_layers=1, model_dim=32, num_heads=2, **own)
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
 
-    def compiled():
+    def arrays_held():
+        """Temporaries in arrays of float32 [B, T, V], and whether one of that shape is among them."""
         score = jax.jit(lambda params, tokens: model.apply(params, tokens, targets_BxT=tokens))
-        return score.lower(model.abstract_params(), tokens).compile()
+        program = score.lower(model.abstract_params(), tokens).compile()
+        held = program.memory_analysis().temp_size_in_bytes / (4 * rows * length * vocab)
+        return held, f"f32[{rows},{length},{vocab}]" in program.as_text()
 
-    def arrays(program):
-        return program.memory_analysis().temp_size_in_bytes / (4 * rows * length * vocab)
-
-    whole = f"f32[{rows},{length},{vocab}]"
-    assert arrays(compiled()) < 0.6
-    assert whole not in compiled().as_text()
+    held, whole = arrays_held()
+    assert held < 0.6
+    assert not whole
     monkeypatch.setattr(loss, "SLICE", rows * length * vocab)  # the counterpart: the head in one piece
-    assert arrays(compiled()) >= 1
-    assert whole in compiled().as_text()
-
-
-OWN = {"geglu": {}, "parameter_golf": {"num_kv_heads": 1}}
+    held, whole = arrays_held()
+    assert held >= 1
+    assert whole
 
 
 def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits(family, small, tokens):

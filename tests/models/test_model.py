@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from freezejax import models
+from freezejax.errors import UserError
 from freezejax.models import attention
 from freezejax.models.family import make_init
 from freezejax.paths import leaf_paths, map_with_paths
@@ -130,6 +131,102 @@ def test_bfloat16_gradients_are_float32(family, small, tokens):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half))
     for (path, a), b in zip(by_path(half).items(), jax.tree.leaves(full), strict=True):
         assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 0.15, path
+
+
+def test_taps_are_the_streams_after_blocks(family, small, tokens):
+    """What a block leaves is what the rest of the model, run from there, turns into the same logits."""
+    model, params = small(family, num_layers=4)
+    model = models.build(family, **vars(model.config))
+    logits, streams = model.apply(params, tokens, taps=[3, 1])
+    assert list(streams) == [3, 1]
+    np.testing.assert_array_equal(logits, model.apply(params, tokens))
+    for i, stream in streams.items():
+        assert all(leaf.shape == (2, 10, 24) for leaf in jax.tree.leaves(stream))
+        np.testing.assert_array_equal(logits, model.apply(params, tokens, blocks=i + 1, hidden=stream))
+    last = lambda stream: jax.tree.leaves(stream)[-1]  # noqa: E731
+    assert float(jnp.abs(last(streams[1]) - last(streams[3])).max()) > 0.1
+
+
+def test_rematerialised_blocks_give_the_same_loss_and_gradients(family, small, tokens):
+    small_model, params = small(family, dropout=0.2)
+    model = models.build(family, **vars(small_model.config))
+
+    def program(remat):
+        options = {"targets_BxT": tokens, "dropout_key": jax.random.key(4), "remat": remat}
+        return jax.jit(jax.value_and_grad(lambda params: model.apply(params, tokens, **options).mean()))
+
+    (loss, grads), (kept_loss, kept_grads) = (program(remat)(params) for remat in (True, False))
+    assert loss == kept_loss
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, kept_grads)
+    # The counterpart: the matmuls of the forward pass really are in the program a second time.
+    again, once = (program(remat).lower(params).as_text().count("stablehlo.dot_general") for remat in (True, False))
+    assert again >= once + 4 * model.config.num_layers
+
+
+def test_rematerialisation_lowers_the_memory_of_a_step(family, small):
+    """Eight blocks: what is kept between the passes is their inputs alone."""
+    model = models.build(family, **{**vars(small(family)[0].config), "num_layers": 8})
+    tokens = jax.ShapeDtypeStruct((8, 64), jnp.int32)
+
+    def held(remat):
+        loss = lambda params, tokens: model.apply(params, tokens, targets_BxT=tokens, remat=remat).mean()  # noqa: E731
+        program = jax.jit(jax.grad(loss)).lower(model.abstract_params(), tokens).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert held(remat=True) < 0.6 * held(remat=False)
+
+
+def test_bfloat16_parameters_stay_so_and_have_such_gradients(family, small, tokens):
+    model, params = small(family)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    model.check(half)
+    near = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    np.testing.assert_allclose(model.apply(half, tokens), model.apply(near, tokens), atol=0.05)
+    grads = jax.grad(lambda params: model.apply(params, tokens).mean())(half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def _with(params, path, leaf):
+    return map_with_paths(lambda name, old: leaf if name == path else old, params)
+
+
+FOREIGN = {
+    "a leaf is missing": (
+        lambda p: {k: v for k, v in p.items() if k != "ln_f"},
+        "have no leaf 'ln_f/scale'; nearest: ",
+    ),
+    "a leaf is left over": (
+        lambda p: {**p, "ln_g": {"scale": jnp.ones(24)}},
+        "no place for leaf 'ln_g/scale'; nearest",
+    ),
+    "a leaf of another shape": (
+        lambda p: _with(p, "ln_f/scale", jnp.ones(23)),
+        r"leaf 'ln_f/scale' is float32\[23\]; the model's is float32\[24\]",
+    ),
+    "a leaf of integers": (lambda p: _with(p, "ln_f/scale", jnp.ones(24, jnp.int32)), r"'ln_f/scale' is int32\[24\];"),
+    "blocks as a list": (
+        lambda p: {**p, "blocks": list(p["blocks"].values())},
+        "must be nested dicts as `init` returns",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_foreign_parameters_are_refused_in_one_line(case, small):
+    model, params = small("geglu")
+    model.check(params)
+    change, message = FOREIGN[case]
+    with pytest.raises(UserError, match=message) as error:
+        model.check(change(params))
+    assert "\n" not in str(error.value)
+
+
+def test_a_root_seed_is_no_float():
+    model = models.build("geglu", num_layers=1, maps=[{"pattern": ".*/up/kernel"}])
+    params = model.init(jax.random.key(0))
+    model.check(params)
+    with pytest.raises(UserError, match=r"up/kernel/root' is float32\[2\]; the model's is uint32\[2\]"):
+        model.check(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
 
 
 def test_a_token_out_of_range_is_not_silent(family, small, tokens):
