@@ -13,7 +13,16 @@ from freezejax.errors import UserError
 
 NAME = "SHA256SUMS"
 _CHECKED = (".bin", ".model", ".txt")
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # text or binary mode, which are one on Unix
+
+
+class Damaged(UserError):
+    """A file is missing or not as it was listed, for certain: what to do about it may be said.
+
+    >>> isinstance(Damaged("a.bin: does not match"), UserError)
+    True
+    """
 
 
 def write(folder: Path, *, everything: bool = False) -> None:
@@ -40,25 +49,29 @@ def verify(folder: Path, remedy: str, *, everything: bool = False) -> None:
 
     Args:
         folder: of the data.
-        remedy: what the user can do about a file that differs; ends the error's line.
+        remedy: what the user can do about a file that is missing or differs; ends the error's line. A file that cannot
+            be read (no permission, a disk that fails, one that is away) may be whole: there it is not said.
         everything: checks files of every kind.
 
     Raises:
-        UserError: naming the first file that is missing or differs, or the line that is none of `sha256sum`.
+        Damaged: naming the first file that is missing or differs, or the line that is none of `sha256sum`.
+        UserError: a file cannot be read.
     """
     listing = folder / NAME
     if not listing.exists():
         return
     try:
         lines = listing.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError):
-        raise UserError(f"{listing}: cannot be read as text; write it with sha256sum, or delete it") from None
+    except (IsADirectoryError, ValueError):
+        raise Damaged(f"{listing}: cannot be read as text; write it with sha256sum, or delete it") from None
+    except OSError as error:
+        raise UserError(f"{listing}: cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         found = _LINE.fullmatch(line)
         if found is None or not found[2].isprintable():
-            raise UserError(f"{listing}: line {number} is not 'SHA-256  NAME'; write it with sha256sum, or delete it")
+            raise Damaged(f"{listing}: line {number} is not 'SHA-256  NAME'; write it with sha256sum, or delete it")
         digest, name = found.groups()
         if everything or name.endswith(_CHECKED):
             _check(folder / name, digest.lower(), remedy)
@@ -67,10 +80,12 @@ def verify(folder: Path, remedy: str, *, everything: bool = False) -> None:
 def _check(path: Path, digest: str, remedy: str) -> None:
     try:
         found = _sha256(path)
+    except _GONE as error:
+        raise Damaged(f"{path}: is listed in {NAME}, but cannot be read: {error.strerror}; {remedy}") from None
     except OSError as error:
-        raise UserError(f"{path}: is listed in {NAME}, but cannot be read: {error.strerror}; {remedy}") from None
+        raise UserError(f"{path}: is listed in {NAME}, but cannot be read: {error.strerror}") from None
     if found != digest:
-        raise UserError(f"{path}: does not match its SHA-256 in {NAME}: damaged or changed; {remedy}")
+        raise Damaged(f"{path}: does not match its SHA-256 in {NAME}: damaged or changed; {remedy}")
 
 
 def _sha256(path: Path) -> str:

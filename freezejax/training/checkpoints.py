@@ -1,5 +1,7 @@
 """Checkpoints of a run: Orbax behind one small module."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,7 +11,6 @@ from orbax.checkpoint import v1 as ocp
 from freezejax.data import checksums
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
-from freezejax.sharding import Layout
 from freezejax.training import processes
 
 
@@ -61,18 +62,15 @@ class Checkpoints:
         The shardings may be others than those it was saved with: another mesh, another number of processes.
 
         Raises:
-          UserError: the checkpoint cannot be read, or holds another model or schedule.
+          UserError: the checkpoint is damaged, holds another model or schedule, or cannot be read now.
         """
-        try:
-            checksums.verify(self._folder(step), "not as it was saved", everything=True)
+        folder = self._folder(step)
+        wrong = f"checkpoint {folder} cannot be restored ({{}}); delete that folder to resume from an earlier one"
+        with _told_in_one_line(folder, wrong):
+            checksums.verify(folder, "not as it was saved", everything=True)
             saved = self._checkpointer.metadata(step)
             _check_shapes(saved.metadata, abstract)
             return self._checkpointer.load(step, _placed(abstract)), saved.custom_metadata["data"]
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged checkpoint
-            raise UserError(
-                f"checkpoint {self._folder(step)} cannot be restored ({_reason(error)}); "
-                "delete that folder to resume from an earlier one"
-            ) from error
 
     def close(self) -> None:
         """Waits for work in flight and releases the directory."""
@@ -87,10 +85,10 @@ class Checkpoints:
         self.close()
 
 
-def save_params(path: str | Path, params: PyTree, layout: Layout | None = None) -> None:
+def save_params(path: str | Path, params: PyTree) -> None:
     """Saves the final parameters of a run, atomically, over what is there.
 
-    Of several processes each calls it with the same values and the layout of the run.
+    Of several processes each calls it. Every device writes its own shards, so nothing is gathered.
 
     >>> import jax, tempfile
     >>> import jax.numpy as jnp
@@ -99,8 +97,6 @@ def save_params(path: str | Path, params: PyTree, layout: Layout | None = None) 
     ...     load_params(f"{directory}/params", {"w": jax.ShapeDtypeStruct((2,), jnp.float32)})["w"]
     Array([1., 1.], dtype=float32)
     """
-    if layout is not None:
-        params = processes.place(params, jax.tree.map(lambda _: layout.replicated, params))
     ocp.save(Path(path).absolute(), params, overwrite=True)
     if processes.is_main():
         checksums.write(Path(path), everything=True)
@@ -121,12 +117,27 @@ def load_params(path: str | Path, abstract: PyTree) -> PyTree:
     path = Path(path).absolute()
     if not path.is_dir():
         raise UserError(f"{path}: no saved parameters here; has the run finished?")
-    try:
+    with _told_in_one_line(path, f"{path}: parameters cannot be read as this model ({{}})"):
         checksums.verify(path, "not as they were saved", everything=True)
         _check_shapes(ocp.metadata(path).metadata, abstract)
         return ocp.load(path, _placed(abstract))
-    except Exception as error:
-        raise UserError(f"{path}: parameters cannot be read as this model ({_reason(error)})") from error
+
+
+class _OtherModel(UserError):
+    """What was saved has other leaves or shapes."""
+
+
+@contextlib.contextmanager
+def _told_in_one_line(path: Path, wrong: str) -> Iterator[None]:
+    """Tells damage, and another model, in the words of `wrong`; any other trouble as what it is."""
+    try:
+        yield
+    except (checksums.Damaged, _OtherModel) as error:
+        raise UserError(wrong.format(error)) from error
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds: no memory, no permission, a disk that is away
+        raise UserError(f"{path} cannot be read now ({_reason(error)}); nothing was changed there") from error
 
 
 def _check_shapes(saved: PyTree, abstract: PyTree) -> None:
@@ -138,7 +149,7 @@ def _check_shapes(saved: PyTree, abstract: PyTree) -> None:
     for path in sorted(shapes.keys() | wanted.keys()):
         if shapes.get(path) != wanted.get(path):
             here, there = (f"has the shape {tree[path]}" if path in tree else "is absent" for tree in (shapes, wanted))
-            raise ValueError(f"{path} {here}; in this model it {there}")
+            raise _OtherModel(f"{path} {here}; in this model it {there}")
 
 
 def _placed(abstract: PyTree) -> PyTree:
@@ -154,7 +165,7 @@ def _placed(abstract: PyTree) -> PyTree:
 
 
 def _reason(error: BaseException) -> str:
-    """First line of the first error: those that Orbax raises after it speak of its handlers."""
+    """Kind and first line of the first error: those that Orbax raises after it speak of its handlers."""
     while (earlier := error.__cause__ or error.__context__) is not None:
         error = earlier
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]

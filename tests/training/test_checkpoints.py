@@ -1,5 +1,6 @@
 """Checkpoints: the newest two, never a torn one, and a damaged one told in one line."""
 
+import errno
 import gc
 import shutil
 
@@ -142,6 +143,40 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(message, tmp_path):
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=f"cannot be restored {message}"):
         checkpoints.restore(1, {**ABSTRACT, **OTHER_MODELS[message]})
     gc.collect()  # Orbax, where it finds the difference itself, leaves coroutines behind that complain now
+
+
+TROUBLES = {
+    "MemoryError": MemoryError(),
+    "OSError": OSError(errno.EIO, "Input/output error"),
+    "PermissionError": PermissionError(errno.EACCES, "Permission denied"),
+    "JaxRuntimeError": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+    "ValueError": ValueError("NOT_FOUND: Error opening"),
+}
+
+
+@pytest.mark.parametrize("kind", TROUBLES)
+@pytest.mark.parametrize("while_checking", [False, True], ids=["loading", "checking"])
+def test_trouble_that_is_not_the_checkpoints_gives_no_destructive_advice(kind, while_checking, tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+    save_params(tmp_path / "params", STATE)
+
+    def trouble(*_, **__):
+        raise TROUBLES[kind]
+
+    with Checkpoints(tmp_path) as checkpoints:
+        if while_checking:
+            monkeypatch.setattr(checksums, "_sha256", trouble)
+        else:
+            monkeypatch.setattr(checkpoints._checkpointer, "load", trouble)
+            monkeypatch.setattr("freezejax.training.checkpoints.ocp.load", trouble)
+        for read in (lambda: checkpoints.restore(1, ABSTRACT), lambda: load_params(tmp_path / "params", ABSTRACT)):
+            with pytest.raises(UserError) as raised:
+                read()
+            told = str(raised.value)
+            assert kind in told or TROUBLES[kind].strerror in told
+            assert not any(word in told for word in ("delete", "damaged", "not as", "as this model", "\n"))
+        monkeypatch.undo()
+        assert checkpoints.restore(1, ABSTRACT)[1] == {"next": 1}
 
 
 def test_the_loop_tells_a_damaged_checkpoint_in_one_line(run, entries, tmp_path):

@@ -1,6 +1,7 @@
 """Evaluation in plain and sliding windows: every target once, and the figures of a loop anyone would write."""
 
 import math
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from freezejax.data import ByteTable
 from freezejax.errors import UserError
+from freezejax.models import cross_entropy
+from freezejax.training import evaluation
 from freezejax.training.evaluation import evaluate_sliding, make_evaluator
 
 V = 61
@@ -30,6 +33,10 @@ def params(model):
 @pytest.fixture(scope="module")
 def text():
     return np.random.default_rng(1).integers(0, V, 150).astype(np.uint16)
+
+
+def uniform(params, x, targets_BxT, compute_dtype):
+    return jnp.full(x.shape, math.log(V), jnp.float32)
 
 
 def straightforward(model, params, text, windows):
@@ -88,9 +95,8 @@ def test_every_target_is_scored_once_whatever_the_stride(stride, length, batch_s
     text = np.random.default_rng(seed).integers(0, V, length).astype(np.uint16)
     scored = (length - 1) // 8 * 8
     table = ByteTable(np.arange(1, V + 1), np.zeros(V, bool), np.zeros(V, bool))
-    apply = lambda params, x, compute_dtype: jnp.zeros((*x.shape, V))  # noqa: E731
-    found = evaluate_sliding(apply, {}, text, table, batch_size=batch_size, seq_len=8, stride=stride)
-    plain = make_evaluator(apply, text, table, batch_size=batch_size, seq_len=8)({})
+    found = evaluate_sliding(uniform, {}, text, table, batch_size=batch_size, seq_len=8, stride=stride)
+    plain = make_evaluator(uniform, text, table, batch_size=batch_size, seq_len=8)({})
     assert found.tokens == plain.tokens == scored
     assert found.bytes == plain.bytes == int(text[1 : scored + 1].astype(int).sum()) + scored
     assert found.val_ce == pytest.approx(math.log(V), rel=1e-6)
@@ -106,3 +112,56 @@ def test_a_stride_that_skips_or_stands_still_is_refused(model, params, text, str
 def test_too_few_tokens_are_refused(model, params, text):
     with pytest.raises(UserError, match="16 tokens"):
         sliding(model, params, text[:16], 4)
+
+
+def test_batches_are_read_from_the_text_and_not_kept(tmp_path):
+    """Of 400,000 tokens in a file an evaluation holds a few batches; kept, they would take 12 bytes a token."""
+    path, count = tmp_path / "tokens", 400_000
+    np.zeros(count, np.uint16).tofile(path)
+    text = np.memmap(path, np.uint16, "r")
+    evaluate = make_evaluator(uniform, text, TABLE, batch_size=4, seq_len=500)
+    evaluate({})  # compiles
+    tracemalloc.start()
+    try:
+        evaluate = make_evaluator(uniform, text, TABLE, batch_size=4, seq_len=500)
+        kept_before = tracemalloc.get_traced_memory()[0]
+        found = evaluate({})
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.tokens == count - 500
+    assert max(kept_before, kept) < count
+    assert peak < 4 * count
+
+
+def test_bytes_are_counted_in_the_first_evaluation_only(model, params, text, monkeypatch):
+    calls, count = [], evaluation.byte_counts
+    monkeypatch.setattr(evaluation, "byte_counts", lambda *args: calls.append(1) or count(*args))
+    evaluate = make_evaluator(model.apply, text, TABLE, batch_size=3, seq_len=16)
+    found = [evaluate(params) for _ in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert len(calls) == 3  # batches
+
+
+def test_the_logits_of_a_batch_never_stand_in_float32(build):
+    """A vocabulary so large that they are most of the program; counterpart: they do where they are asked for."""
+    B, T, large = 16, 64, 2**15
+    model = build(vocab_size=large)
+    table = ByteTable(np.ones(large, np.int64), np.zeros(large, bool), np.zeros(large, bool))
+    shapes, tokens = jax.eval_shape(model.init, jax.random.key(0)), jax.ShapeDtypeStruct((B, T), jnp.int32)
+    asked = []
+
+    def apply(params, inputs, **options):
+        asked.append(options.keys())
+        return model.apply(params, inputs, **options)
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    make_evaluator(apply, np.zeros(T + 1, np.uint16), table, batch_size=1, seq_len=T)(zeros)
+    assert asked == [{"targets_BxT", "compute_dtype"}]
+
+    def temporaries(score):
+        return jax.jit(score).lower(shapes, tokens, tokens).compile().memory_analysis().temp_size_in_bytes
+
+    logits = 4 * B * T * large
+    assert temporaries(lambda p, x, y: model.apply(p, x, targets_BxT=y)) < logits
+    assert temporaries(lambda p, x, y: cross_entropy(model.apply(p, x), y)) > logits

@@ -21,6 +21,7 @@ from freezejax.training.plan import RunPlan
 from freezejax.training.prefix_cache import batches as prefix_batches
 from freezejax.training.prefix_cache import prefix
 from freezejax.training.prefix_cache.batches import FOLDER, PrefixBatches
+from freezejax.training.prefix_cache.store import _SEAL_BYTES as SEAL_BYTES
 from freezejax.training.prefix_cache.store import ActivationCache
 from freezejax.training.state import fingerprint
 
@@ -178,6 +179,27 @@ def test_what_does_not_fit_is_computed_every_time(windows, kinds, tokens, tmp_pa
     for kind in kinds:
         assert go(tokens, tmp_path / kind, prefix_cache=kind, prefix_cache_gib=gib) == whole
         assert (seen[-1].reused > 0) == (windows > 0)
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_a_bounded_cache_saves_runs_in_the_measure_of_what_it_keeps(kind, tmp_path):
+    """288 of 320 windows fit: of 20 batches of 32 after the first epoch none is there whole, and few runs are left."""
+    config = TrainConfig.from_mapping({**FIELDS, "prefix_cache": kind, "batch_size": 32})
+    source = TokenBatches(np.random.default_rng(0).integers(0, 61, 320 * 16 + 1).astype(np.uint16), config)
+    row = jax.ShapeDtypeStruct((16,), np.int32)
+    size = 64 + (SEAL_BYTES if kind == "disk" else 0)
+    cache = ActivationCache(row, 320, 288 * size, tmp_path / "cache" if kind == "disk" else None)
+    assert cache.capacity == 288
+    batches = PrefixBatches(source, lambda _, inputs: 2 * inputs, {}, cache)
+    for _ in range(30):
+        batch = next(batches)
+        np.testing.assert_array_equal(batch["prefix"], 2 * batch["inputs"])
+    assert batches.reused > 0.85 * 20 * 32
+    assert batches.runs <= 10 + 20 // 5
+    position = batches.get_state()
+    assert position == {"next_index": 30}
+    batches.close(remove=True)
+    assert source.get_state() == position  # what was read ahead is read again
 
 
 def test_without_a_prefix_the_option_changes_nothing(tokens, tmp_path, seen):

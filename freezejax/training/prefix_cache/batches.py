@@ -100,13 +100,16 @@ class PrefixBatches:
             computed = self._run(inputs)
             self._pending = windows, inputs, computed
             return computed
-        self.reused += int(found.sum())
+        hits = int(found.sum())
         self._take_ahead(windows, rows, found)
         if not found.all():
             self._compute_with_those_to_come(windows[~found], inputs[~found])
             self._take_ahead(windows, rows, found)
         kept = jax.tree.unflatten(structure, rows)
-        return kept if self._checked or self._check(kept, inputs) else self._run(inputs)
+        if not self._checked and not self._check(kept, inputs):
+            return self._run(inputs)
+        self.reused += hits
+        return kept
 
     def _run(self, inputs: np.ndarray) -> PyTree:
         self.runs += 1

@@ -84,7 +84,8 @@ class ActivationCache:
         found = self.has(windows)
         at = np.flatnonzero(found)
         rows, some = self._empty(len(windows)), self._empty(len(at))
-        found[at] = self._store.read(windows[at], some)
+        if len(at):
+            found[at] = self._store.read(windows[at], some)
         for i, slot in enumerate(windows[at]):
             if self._known[slot] == _FOUND:
                 whole = found[at[i]] and self._store.seal(slot) == _seal(tokens[at[i]], [leaf[i] for leaf in some])
