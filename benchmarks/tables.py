@@ -9,7 +9,12 @@ from freezejax.errors import UserError
 
 Found = Mapping[str, Any]
 
-_NAMES = {"once": "stored", "per_step": "once per step", "per_layer": "per layer and pass", "naive": "`jax.random.normal`"}
+_NAMES = {
+    "once": "stored",
+    "per_step": "once per step",
+    "per_layer": "per layer and pass",
+    "naive": "`jax.random.normal`",
+}
 _BYTES = {"maps": "maps, MiB", "argument": "arguments, MiB", "temporary": "temporaries, MiB"}
 _LEVELS = {
     "rademacher": ("-1, 1", "1"),

@@ -168,7 +168,11 @@ def test_parameters_add_up_and_only_maps_are_free(variants):
     weights = variants["selective_medium"].model["weights"]
     trained, selective, progressive = (
         sizes_of(variants[name].schedule, **more)
-        for name, more in (("trained_medium", {}), ("selective_medium", {"weights": weights}), ("progressive_medium", {}))
+        for name, more in (
+            ("trained_medium", {}),
+            ("selective_medium", {"weights": weights}),
+            ("progressive_medium", {}),
+        )
     )
     whole = count_parameters(models.build(**MODEL).init(jax.random.key(0)))
     mlp_in = 2 * 16 * 32

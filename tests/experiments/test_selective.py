@@ -100,7 +100,14 @@ def test_each_distribution_is_one_row_and_all_else_is_alike(variants):
             found[rule["distribution"], *(other["kind"] for other in more)] = name
             assert {**variant.model, "weights": normal.model["weights"]} == normal.model
             assert variant.train == normal.train
-    assert {distribution for distribution, *_ in found} == {"normal", "rademacher", "uniform", "hadamard", "normal_f32", "orthogonal_qr"}
+    assert {distribution for distribution, *_ in found} == {
+        "normal",
+        "rademacher",
+        "uniform",
+        "hadamard",
+        "normal_f32",
+        "orthogonal_qr",
+    }
     assert found["normal", "gain"] == "selective_small_gain"
     assert len(found) == 7
 

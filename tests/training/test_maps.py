@@ -90,9 +90,9 @@ def test_a_checkpoint_holds_seeds_and_no_map(run, tmp_path):
 
 
 def test_counterpart_a_checkpoint_of_drawn_maps_is_as_large_as_they_are(build, tmp_path):
-    params = build(model_dim=64, mlp_mult=8, weights=[{"pattern": ".*/kernel", "kind": "map", "distribution": "normal_f32"}]).init(
-        jax.random.key(0)
-    )
+    params = build(
+        model_dim=64, mlp_mult=8, weights=[{"pattern": ".*/kernel", "kind": "map", "distribution": "normal_f32"}]
+    ).init(jax.random.key(0))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, draw_maps(params), {})
     assert stored_bytes(tmp_path) > 0.8 * 4 * count_seeded(params)
