@@ -47,9 +47,13 @@ class Role(enum.StrEnum):
 class Weight:
     """What stands in the parameters where a kernel [in, out] stands; called like a matrix product.
 
-    A kind of weight is a subclass, a registered dataclass, whose fields are arrays, other weights, or static.
-    `roles` says what each array is; the field that holds the plain kernel an adapter stands over is a KERNEL.
-    Docs: CONTRIBUTING.md shows a whole kind.
+    A kind of weight is a subclass, a dataclass registered with `jax.tree_util.register_dataclass`, whose fields are
+    arrays, other weights, or static. `roles` says what each array is; the field of the kernel that an adapter stands
+    over is a KERNEL. That field may hold another weight, and on a mesh it holds a kernel in shards: multiply with it
+    through `freezejax.weights.linear`, and read it through `freezejax.weights.matrix`.
+
+    >>> Weight.roles
+    {}
     """
 
     roles: ClassVar[Mapping[str, Role]] = {}
@@ -65,7 +69,7 @@ class Weight:
     @property
     def shape(self) -> tuple[int, int]:
         """`(in, out)`."""
-        found = jax.eval_shape(lambda: self.materialize()).shape
+        found = jax.eval_shape(type(self).materialize, self).shape
         return found[0], found[1]
 
     def placed(self, used: Callable[[tuple[int, int]], jax.sharding.NamedSharding]) -> Self:
@@ -88,7 +92,7 @@ class Leaf(NamedTuple):
 
 
 def leaves(tree: PyTree) -> list[Leaf]:
-    """Every leaf of parameters with its role, in flattening order.
+    """Every leaf of the parameters with its role, in the order in which JAX flattens them.
 
     A leaf outside of any `Weight` has the role its last name says: `kernel` (under `head`: HEAD), `embedding`,
     or else VECTOR.
@@ -138,6 +142,18 @@ def map_weights(fn: Callable[[str, Weight], Any], tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, node: change(node, path_string(path)), tree, is_leaf=is_weight)
 
 
+def checkpoint_mask(tree: PyTree) -> PyTree:
+    """True at every leaf that a checkpoint must hold: all but seeds, and what was drawn from them.
+
+    `partition(params, checkpoint_mask(params))` gives the half to save; `combine` puts it back beside the seeds of a
+    model that was made afresh from the same base key.
+
+    >>> checkpoint_mask({"up": {"kernel": 1.0}})
+    {'up': {'kernel': True}}
+    """
+    return map_leaves(lambda leaf: not leaf.role.constant, tree)
+
+
 def is_weight(node: Any) -> bool:
     """Whether a node is a `Weight`.
 
@@ -168,8 +184,11 @@ def _of_weight(weight: Weight, path: str, kernel: str) -> list[Leaf]:
         name = "/".join(part for part in (path, path_string(inner)) if part)
         if is_weight(node):
             found += _of_weight(node, name, kernel)
-        else:
-            found.append(Leaf(name, weight.roles[path_string(inner[:1])], kernel, node, weight))
+            continue
+        field = path_string(inner[:1])
+        if field not in weight.roles:
+            raise TypeError(f"{type(weight).__name__}.roles says nothing of its field {field!r}")
+        found.append(Leaf(name, weight.roles[field], kernel, node, weight))
     return found
 
 

@@ -109,25 +109,26 @@ class Layout:
         return spec_of(leaf.kernel, leaf.value.shape, self.mesh, self.rules) if leaf.role in _IN_SHARDS else P()
 
     @functools.cached_property
-    def _specs(self) -> dict[str, tuple[tuple[int, ...], P]]:
+    def _stored(self) -> dict[tuple[str, tuple[int, ...]], NamedSharding]:
+        """Sharding by path and shape."""
         drawn = jax.eval_shape(draw_maps, self.params)  # with maps that are stored
         paths = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(drawn))
-        return {
-            path: (leaf.value.shape, self.spec(leaf)) for path, leaf in zip(paths, roles.leaves(drawn), strict=True)
-        }
+        leaves = zip(paths, roles.leaves(drawn), strict=True)
+        return {(path, leaf.value.shape): NamedSharding(self.mesh, self.spec(leaf)) for path, leaf in leaves}
 
     def shardings(self, tree: PyTree) -> PyTree:
         """Sharding of every leaf of parameters, or of any state that holds trees like them, or paths of such as keys.
 
-        A leaf whose path ends in that of a parameter of the same shape lies like it, all others on every device.
+        A leaf whose path ends in that of a parameter of the same shape lies like it, all others on every device. One
+        look-up per end of a path: the time is linear in the number of leaves.
         """
+        stored, replicated = self._stored, self.replicated
 
         def one(path: Any, leaf: Any) -> NamedSharding:
             keys = [getattr(entry, "key", None) for entry in path]
             name = keys[-1] if keys and isinstance(keys[-1], str) and "[" in keys[-1] else jax.tree_util.keystr(path)
-            ends = (name[match.start() :] for match in re.finditer(r"[\[.]", name))
-            found = (self._specs[end] for end in ends if end in self._specs)
-            return NamedSharding(self.mesh, next((spec for shape, spec in found if shape == leaf.shape), P()))
+            ends = ((name[match.start() :], leaf.shape) for match in re.finditer(r"[\[.]", name))
+            return next((stored[end] for end in ends if end in stored), replicated)
 
         return jax.tree_util.tree_map_with_path(one, tree)
 

@@ -15,6 +15,7 @@ from freezejax.paths import nearest
 MAX_BYTES = 1 << 22  # of the JSON text; a leaf takes about 60
 _MAX_DIMS = 8
 _MAX_PATTERN, _MAX_REPEATS = 4096, 6
+_MAX_TRIES, _PATH = 1 << 22, 32  # steps that a backtracking matcher may take, and how far one repetition may reach
 
 
 class Header(NamedTuple):
@@ -157,11 +158,25 @@ def _check_pattern(pattern: str) -> None:
     """Refuses patterns that a backtracking matcher could take forever over: files come from anywhere."""
     repeats = sum(pattern.count(sign) for sign in "*+?{(")
     nested = any(f"){sign}" in pattern for sign in "*+{")
-    if len(pattern) > _MAX_PATTERN or repeats > _MAX_REPEATS or nested:
+    if len(pattern) > _MAX_PATTERN or repeats > _MAX_REPEATS or nested or _tries(pattern) > _MAX_TRIES:
         raise ValueError(
             f"pattern {pattern[:40]!r}: in an artifact at most {_MAX_PATTERN} characters, at most {_MAX_REPEATS} "
-            "of * + ? { ( and no repeated group"
+            "of * + ? { (, no repeated group, and not several groups of many alternatives"
         )
+
+
+def _tries(pattern: str) -> int:
+    """Bound of the steps of a match: each choice of the groups' alternatives with each of the repetitions' ends."""
+    groups, done = [1], 1
+    for sign in pattern:
+        if sign == "(":
+            groups.append(1)
+        elif sign == "|":
+            groups[-1] += 1
+        elif sign == ")" and len(groups) > 1:
+            done *= groups.pop()
+    ends = sum(pattern.count(sign) for sign in "*+{")
+    return done * math.prod(groups) * 2 ** pattern.count("?") * math.comb(_PATH + ends, ends)
 
 
 def _check_tokenizer(tokenizer: Any) -> None:

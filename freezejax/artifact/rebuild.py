@@ -131,6 +131,6 @@ def _check_fit(tensors: list[Tensor], shapes: PyTree) -> None:
         if path not in found:
             raise UserError(f"wrong model: leaf {path!r} is missing; {nearest(path, found, count=1)}")
         if found[path] != shape:
-            raise UserError(f"wrong model: leaf {path!r} has shape {found[path]}, the config asks for {shape}")
+            raise UserError(f"wrong model: leaf {path!r} has shape {found[path]}, the model asks for {shape}")
     for path in sorted(found.keys() - wanted.keys()):
         raise UserError(f"wrong model: it has no leaf {path!r}; {nearest(path, wanted, count=1)}")

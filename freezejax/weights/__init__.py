@@ -1,6 +1,6 @@
 """Every way a weight can exist besides a plain array: one file per kind, one line in `KINDS`."""
 
-from freezejax.roles import Role, Weight
+from freezejax.roles import Role, Weight, checkpoint_mask
 from freezejax.weights.gain import GainWeight
 from freezejax.weights.kinds import KINDS, Rules, Site, attach
 from freezejax.weights.linear import linear, matmul, matrix
@@ -25,6 +25,7 @@ __all__ = [
     "Weight",
     "as_matrices",
     "attach",
+    "checkpoint_mask",
     "count_seeded",
     "draw_maps",
     "drop_maps",

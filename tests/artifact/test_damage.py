@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from freezejax import artifact, models
-from freezejax.artifact import container
+from freezejax.artifact import container, header
 from freezejax.errors import UserError
 
 
@@ -143,7 +143,7 @@ DOWN = "blocks/0/mlp/down/kernel"
     [
         (
             _model(vocab_size=71),
-            "wrong model: leaf 'tok_emb/embedding' has shape (70, 64), the config asks for (71, 64)",
+            "wrong model: leaf 'tok_emb/embedding' has shape (70, 64), the model asks for (71, 64)",
         ),
         (_model(num_layers=1), "wrong model: it has no leaf 'blocks/1/attn/out/kernel'; nearest: blocks/0/"),
         (_model(num_layers=3), "wrong model: leaf 'blocks/2/attn/out/kernel' is missing"),
@@ -171,6 +171,68 @@ DOWN = "blocks/0/mlp/down/kernel"
 )
 def test_a_lying_header_is_told(change, message, content, refused):
     assert refused(with_header(content, change)).startswith(message)
+
+
+def model_with(pattern):
+    return {"family": "geglu", "weights": [{"pattern": pattern, "kind": "map"}]}
+
+
+def fields_with(pattern):
+    reply = {"model": model_with(pattern), "codec": [[".*", "int6"]], "compressor": "none", "seeded": True}
+    return {**reply, "tokenizer": None, "notes": None, "tensors": []}
+
+
+LAYERS = "|".join(map(str, range(512)))
+MANY = "(" + "|" * 130 + ")"  # so many ways to match nothing
+REPEATED = {"a repeated group": "(a|a)*b", "nested": "((a+)b)+c", "counted": "(a|b){9}c", "seven stars": ".*" * 7}
+TOO_MANY = {
+    "groups of many": MANY * 4 + "x",
+    "inside each other": f"({MANY}|b){MANY}{MANY}x",
+    "then stars": f"{MANY}{'.*' * 4}x",
+}
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        f"blocks/({LAYERS})/(attn|mlp)/[^/]+/kernel",
+        f"({'|'.join(f'blocks/{i}/mlp/up/kernel' for i in range(150))})",
+        ".*" * 6,
+    ],
+    ids=["512 layers", "150 paths", "six stars"],
+)
+def test_a_pattern_of_many_layers_may_stand_in_a_header(pattern):
+    assert 6 < len(pattern) <= 4096
+    assert header.check(fields_with(pattern)).model == model_with(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", [*REPEATED.values(), *TOO_MANY.values(), "a" * 4097], ids=[*REPEATED, *TOO_MANY, "long"]
+)
+def test_a_pattern_that_could_take_for_ever_is_refused_unmatched(pattern):
+    with pytest.raises(ValueError, match="no repeated group, and not several groups of many alternatives"):
+        header.check(fields_with(pattern))
+
+
+@pytest.mark.parametrize("name", TOO_MANY)
+def test_counterpart_without_the_bound_of_its_steps_it_is_taken(name, monkeypatch):
+    monkeypatch.setattr(header, "_MAX_TRIES", 10**100)
+    header.check(fields_with(TOO_MANY[name]))
+
+
+def test_a_model_whose_maps_name_sixty_layers_is_saved_and_loaded(tmp_path):
+    """As `places` of the selective study writes them: over 200 characters, which were refused."""
+    pattern = f"blocks/({'|'.join(map(str, range(60)))})/(attn|mlp)/[^/]+/kernel"
+    assert len(pattern) > 200
+    config = {"family": "geglu", "vocab_size": 16, "num_layers": 60, "model_dim": 16, "num_heads": 1}
+    config["weights"] = [{"pattern": pattern, "kind": "map"}]
+    shapes = jax.eval_shape(models.build(**config).init, jax.random.key(0))
+    artifact.save(
+        tmp_path / "x.fjax", jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), model=config
+    )
+    _, params, meta = artifact.load(tmp_path / "x.fjax")
+    assert len(meta["maps"]) == 5 * 60
+    assert jax.tree.structure(params) == jax.tree.structure(shapes)
 
 
 @pytest.mark.parametrize("text", [b"[" * 10**6, b'{"model":' + b"[" * 900 + b"]" * 900 + b"}", b"\xff", b'{"a":NaN}'])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from freezejax import FreezeSchedule, models
+from freezejax import FreezeSchedule, models, sharding
 from freezejax.errors import UserError
 from freezejax.paths import leaf_paths
 from freezejax.sharding import Layout, make_mesh, spec_of, used_spec
@@ -116,6 +116,33 @@ def test_a_moment_of_another_shape_than_its_parameter_is_on_every_device():
     found = layout.shardings(state)
     assert found["mu"]["up"]["kernel"].spec == COLUMNS
     assert found["row"]["up"]["kernel"].spec == found["count"].spec == P()
+
+
+class Counting(dict):
+    """A dict that counts its look-ups, and cannot be gone through."""
+
+    looked_up = 0
+
+    def __contains__(self, key):
+        self.looked_up += 1
+        return super().__contains__(key)
+
+    items = keys = values = __iter__ = None
+
+
+@pytest.mark.parametrize("layers", [10, 400])
+def test_shardings_look_up_the_ends_of_each_path_and_go_through_nothing(layers, monkeypatch):
+    """Linear: what a state costs does not grow with how many parameters there are to compare it with."""
+    params = {"blocks": [{"mlp": {"up": {"kernel": jnp.ones((4, 6))}}} for _ in range(layers)]}
+    layout, state = Layout(make_mesh(), params), {"mu": params, "nu": params, "count": jnp.ones([])}
+    told = []
+    monkeypatch.setattr(sharding, "spec_of", lambda path, *_: told.append(path) or spec_of(path, *_))
+    table = Counting(layout._stored)
+    monkeypatch.setitem(layout.__dict__, "_stored", table)
+    found = layout.shardings(state)
+    assert {leaf.spec for leaf in jax.tree.leaves([found["mu"], found["nu"]])} == {COLUMNS}
+    assert table.looked_up <= 6 * len(jax.tree.leaves(state))  # ['mu']['blocks'][3]['mlp']['up']['kernel'] has 6 ends
+    assert len(told) == layers  # one rule is looked for per parameter, none per leaf of the state
 
 
 DEVICES = list(range(8))
