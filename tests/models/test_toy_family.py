@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from freezejax.training.prefix import make_prefix
 from jax.sharding import PartitionSpec as P
 
 from freezejax import FreezeSchedule, models
@@ -17,7 +18,6 @@ from freezejax.models.family import Family
 from freezejax.paths import map_with_paths, named_key
 from freezejax.training.config import TrainConfig
 from freezejax.training.loop import train
-from freezejax.training.prefix import make_prefix
 
 
 @dataclasses.dataclass(frozen=True)

@@ -221,7 +221,9 @@ def change(params, path, leaf):
 
 
 MISFITS = {
-    r"the parameters have no leaf 'tok_emb/embedding'; nearest: .*": lambda p: {k: v for k, v in p.items() if k != "tok_emb"},
+    r"the parameters have no leaf 'tok_emb/embedding'; nearest: .*": lambda p: {
+        k: v for k, v in p.items() if k != "tok_emb"
+    },
     r"the model has no place for leaf 'head/kernel'; nearest: .*": lambda p: {**p, "head": {"kernel": jnp.ones(2)}},
     r"leaf 'blocks/0/mlp/up/kernel' is float32\[32, 16\]; the model's is float32\[16, 32\]": lambda p: change(
         p, "blocks/0/mlp/up/kernel", jnp.transpose
