@@ -20,7 +20,7 @@ import jax
 from absl import flags
 
 from benchmarks import distributions, layers, lowering, memory, roofline, tables
-from experiments.engine import cli
+from experiments.engine import accelerators, cli
 from freezejax.errors import UserError
 from freezejax.training.metrics import write_atomically
 from freezejax.weights import RECIPES
@@ -71,6 +71,7 @@ def main() -> None:
     if _WRITE_DOCS.value:
         write_docs()
         return
+    accelerators.announce()
     found = measure(QUICK if _QUICK.value else Settings())
     for name in tables.TABLES:
         print(f"\n{name}\n\n{tables.TABLES[name](found)}")
@@ -127,4 +128,5 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
+    accelerators.define_flags()
     cli.run(main)

@@ -6,6 +6,7 @@ from freezejax.masks import trainable_mask
 from freezejax.optimizer import freeze, migrate, scheduled_freeze
 from freezejax.partition import apply_updates, combine, partition, value_and_grad
 from freezejax.schedules import FreezeSchedule, Phase, by_groups, layer_by_layer
+from freezejax.version import __version__ as __version__
 from freezejax.weights import RandomMap
 
 __all__ = [

@@ -7,7 +7,6 @@ prefix then, so what it makes of a window never changes during the phase and can
 
 import contextlib
 import hashlib
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from freezejax.training.batches import Batches
 from freezejax.training.config import TrainConfig
 from freezejax.training.phases import PhasePrograms
 from freezejax.training.state import fingerprint
+from freezejax.version import versions
 from freezejax.weights import hold
 
 FOLDER = "prefix_cache"  # in the folder of a run
@@ -209,7 +209,7 @@ def _make_cache(
 
 def _origin(program: str, frozen: PyTree) -> str:
     """Digest of all that activations follow from besides the tokens: the bits depend on the machine, too."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("freezejax", "jax", "jaxlib")]
+    packages = [f"{name} {version}" for name, version in versions("freezejax", "jax", "jaxlib").items()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = [jax.devices()[0].device_kind, cores, os.environ.get("XLA_FLAGS", "")]
-    return hashlib.sha256("\n".join(map(str, [program, fingerprint(frozen), *versions, *machine])).encode()).hexdigest()
+    return hashlib.sha256("\n".join(map(str, [program, fingerprint(frozen), *packages, *machine])).encode()).hexdigest()
