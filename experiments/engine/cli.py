@@ -160,6 +160,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
                 raise UserError("--workdir=FOLDER is missing: it gets everything the run writes")
             _ = flags.FLAGS.config.scale  # a config file that failed to load fails when it is used
         return rest
+    except SystemExit:  # absl's --help, which ends with 1
+        sys.exit(0)
     except Exception as error:  # absl and ml_collections raise all kinds, and so does what stands in a config file
         _fail(_plain(error), _BAD_INPUT)
 
