@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from benchmarks import distributions, layers, lowering, memory, roofline, tables
 from experiments.engine import accelerators, cli
 from freezejax.errors import UserError
 from freezejax.training.metrics import write_atomically
+from freezejax.version import versions
 from freezejax.weights import RECIPES
 
 _JSON = flags.DEFINE_string("json", None, "Also write everything measured to this JSON file.")
@@ -91,7 +91,7 @@ def measure(settings: Settings) -> dict[str, Any]:
             "cpu_cores": len(os.sched_getaffinity(0)),
             "load": os.getloadavg()[0],
         },
-        "versions": {**{name: metadata.version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        "versions": {**versions(*_PACKAGES), "python": platform.python_version()},
         "layer": {dtype: layers.time_layer(shape, names, tokens, dtype, rounds) for dtype in ("float32", "bfloat16")},
         "draw": layers.time_draw(shape, names, rounds),
         "tokens": layers.time_tokens(shape, _BOTH_FORMS, settings.token_counts, settings.token_rounds),
