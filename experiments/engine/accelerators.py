@@ -15,22 +15,22 @@ _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_
 _DEVICE_FILES = ("nvidia*", "dxg", "kfd", "accel*", "vfio/*")  # of GPUs (dxg: in WSL 2) and TPUs, under /dev
 
 
-def plugin_installed() -> bool:
+def plugin_installed(*packages: str) -> bool:
     """Whether a package is installed through which jax drives a GPU or a TPU, or compiles for one.
 
-    >>> plugin_installed() == any(map(importlib.util.find_spec, _PLUGINS))
-    True
+    >>> plugin_installed("json"), plugin_installed("no_such_package")
+    (True, False)
     """
-    return any(map(importlib.util.find_spec, _PLUGINS))
+    return any(map(importlib.util.find_spec, packages or _PLUGINS))
 
 
-def device_present() -> bool:
-    """Whether there may be a GPU or a TPU; True where that cannot be told.
+def device_present(*files: str) -> bool:
+    """Whether there may be a GPU or a TPU, by the names of files under /dev; True where that cannot be told.
 
-    >>> device_present() or sys.platform == "linux"
-    True
+    >>> device_present("nul*"), device_present("no such device") and sys.platform == "linux"
+    (True, False)
     """
-    return sys.platform != "linux" or any(any(Path("/dev").glob(pattern)) for pattern in _DEVICE_FILES)
+    return sys.platform != "linux" or any(any(Path("/dev").glob(name)) for name in files or _DEVICE_FILES)
 
 
 def choose_platform() -> None:
