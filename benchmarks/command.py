@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks import pages
-from experiments.engine import cli
+from experiments.engine import accelerators, cli
 from freezejax.data.atomic import write_atomically
 
 Tables = Callable[[Mapping[str, Any]], dict[str, str]]
@@ -27,12 +27,15 @@ def run(results: Path, quoting: Sequence[Path], measure: Callable[[bool], Mappin
     flags.DEFINE_bool("quick", False, "A toy size: whether it runs, not what it costs.")
     flags.DEFINE_bool("write_docs", False, "Only write the committed JSON's tables into the pages.")
 
+    accelerators.define_flags()
+
     def main() -> None:
         if flags.FLAGS.write_docs:
             made = tables(json.loads(results.read_text(encoding="utf-8")))
             for page in quoting:
                 write_atomically(page, pages.fill(page.read_text(encoding="utf-8"), results.stem, made))
             return
+        accelerators.announce()
         found = measure(flags.FLAGS.quick)
         if flags.FLAGS.quick:
             print("A toy size: it shows that the benchmark runs; the times and verdicts mean nothing.")

@@ -21,7 +21,7 @@ from benchmarks import pages
 from benchmarks.running_step import EVERYTHING, GATE_UP, Sizes, phase
 from benchmarks.tables import table
 from benchmarks.timing import compare, interleave
-from experiments.engine import cli
+from experiments.engine import accelerators, cli
 from freezejax import FreezeSchedule, cost
 from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
@@ -50,6 +50,7 @@ QUICK = {"toy": HalfSizes(2, 32, 1, 64, 2, 32)}
 
 def main() -> None:
     """Measures, prints a table, writes the JSON."""
+    accelerators.announce()
     found = measure(QUICK if flags.FLAGS.quick else SIZES, hardware(flags.FLAGS.hardware), flags.FLAGS.rounds)
     print(table([_shown(row) for row in found["rows"]]))
     if flags.FLAGS.json:
@@ -107,4 +108,5 @@ if __name__ == "__main__":
     flags.DEFINE_bool("quick", False, "A toy size: whether it runs, not what it costs.")
     flags.DEFINE_string("hardware", "", "Data sheet of the peak, such as h100; else by the name of the device.")
     flags.DEFINE_integer("rounds", 20, "Samples of each program.", lower_bound=2)
+    accelerators.define_flags()
     cli.run(main)

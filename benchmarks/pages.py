@@ -4,11 +4,12 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from freezejax.version import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,7 +47,7 @@ def environment(packages: Sequence[str] = ("freezejax", "jax", "jaxlib", "numpy"
             "cpu_cores": len(os.sched_getaffinity(0)),
             "load": os.getloadavg()[0],
         },
-        "versions": {**{name: metadata.version(name) for name in packages}, "python": platform.python_version()},
+        "versions": {**versions(*packages), "python": platform.python_version()},
     }
 
 

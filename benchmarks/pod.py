@@ -12,7 +12,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.sharding import make_mesh
 from freezejax.training.config import TrainConfig
 from freezejax.training.plan import RunPlan
+from freezejax.version import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "pod.json"
@@ -92,8 +92,7 @@ FORMS: Mapping[str, tuple[type[RunPlan], FreezeSchedule, bool]] = {  # plan, sch
 def measure(settings: Settings, cases: Sequence[Case]) -> dict[str, Any]:
     """Compiles every form for every case."""
     rows = [row for case in cases for row in _rows(settings, case)]
-    versions = {name: metadata.version(name) for name in _PACKAGES}
-    return {"settings": dataclasses.asdict(settings), "versions": versions, "rows": rows}
+    return {"settings": dataclasses.asdict(settings), "versions": versions(*_PACKAGES), "rows": rows}
 
 
 def _rows(settings: Settings, case: Case) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ import jax
 from absl import flags
 
 from benchmarks import distributions, layers, lowering, memory, roofline, tables
-from experiments.engine import cli
+from experiments.engine import accelerators, cli
 from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
+from freezejax.version import versions
 from freezejax.weights import RECIPES
 
 _JSON = flags.DEFINE_string("json", None, "Also write everything measured to this JSON file.")
@@ -71,6 +71,7 @@ def main() -> None:
     if _WRITE_DOCS.value:
         write_docs()
         return
+    accelerators.announce()
     found = measure(QUICK if _QUICK.value else Settings())
     for name in tables.TABLES:
         print(f"\n{name}\n\n{tables.TABLES[name](found)}")
@@ -90,7 +91,7 @@ def measure(settings: Settings) -> dict[str, Any]:
             "cpu_cores": len(os.sched_getaffinity(0)),
             "load": os.getloadavg()[0],
         },
-        "versions": {**{name: metadata.version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        "versions": {**versions(*_PACKAGES), "python": platform.python_version()},
         "layer": {dtype: layers.time_layer(shape, names, tokens, dtype, rounds) for dtype in ("float32", "bfloat16")},
         "draw": layers.time_draw(shape, names, rounds),
         "tokens": layers.time_tokens(shape, _BOTH_FORMS, settings.token_counts, settings.token_rounds),
@@ -127,4 +128,5 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
+    accelerators.define_flags()
     cli.run(main)

@@ -63,7 +63,10 @@ def main() -> None:
     print(ending(rows, found, values.efficiency))
     if values.json:
         everything = as_json(rows, found, topology, mesh, values.efficiency)
-        write_atomically(Path(values.json), json.dumps(everything, indent=1) + "\n")
+        try:
+            write_atomically(Path(values.json), json.dumps(everything, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"--json={values.json}: cannot be written: {error.strerror}") from None
     sys.exit(0 if all(row.program.fits for row in rows) else 1)
 
 

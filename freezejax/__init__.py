@@ -9,6 +9,7 @@ from freezejax.partition import apply_updates, combine, partition, value_and_gra
 from freezejax.rows import join_rows, rows
 from freezejax.schedules import FreezeSchedule, Phase, by_groups, layer_by_layer
 from freezejax.ties import tie, untie
+from freezejax.version import __version__ as __version__
 from freezejax.weights import RandomMap
 
 __all__ = [

@@ -12,12 +12,22 @@ refuse() {
   exit 2
 }
 
+# The comment at the head of a script.
+show_help() {
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1"
+  exit 0
+}
+
 # [--print] [--OPTION=VALUE...] STUDY SCALE WORKDIR [--FLAG=VALUE...]
 # -> print, options, study, scale, workdir, flags; module and config of the study.
 parse_arguments() {
   print=false options=()
   while [[ ${1:-} == -* ]]; do
-    if [ "$1" = --print ]; then print=true; else options+=("$1"); fi
+    case $1 in
+      --print) print=true ;;
+      --help | -h) show_help "$here/$(basename "$0")" ;;
+      *) options+=("$1") ;;
+    esac
     shift
   done
   [ $# -ge 3 ] || refuse "usage: $0 [--print] ${usage_options:-}STUDY SCALE WORKDIR [--FLAG=VALUE...]"
@@ -70,6 +80,19 @@ need_count() { [[ ${!1} =~ ^[1-9][0-9]{0,4}$ ]] || refuse "--$1=${!1}: expected 
 # Clusters see another folder by a relative name.
 need_absolute_workdir() { [[ $workdir == /* ]] || refuse "WORKDIR is '$workdir': expected an absolute path, $1"; }
 
+# Lets the study read its flags before they go to a cluster, which would tell an hour later. Without a Python that has
+# freezejax, as on a machine that only submits, it says that nothing was checked.
+check_flags() {
+  local python=${FREEZEJAX_PYTHON:-.venv/bin/python} code=0 said
+  said=$(JAX_PLATFORMS=cpu "$python" -m "$module" "--config=$config:$scale" "--workdir=$workdir" "${flags[@]}" \
+    --check 2>&1 >/dev/null) || code=$?
+  if [ "$code" -eq 2 ]; then
+    echo "$said" >&2
+    exit 2
+  fi
+  [ "$code" -eq 0 ] || echo "note: the flags are not checked here: FREEZEJAX_PYTHON names no Python with freezejax" >&2
+}
+
 # How many GPUs the driver lists.
 count_gpus() { nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true; }
 
@@ -101,7 +124,10 @@ start_python() {
 # study_command KIND -> command: the study on this machine.
 study_command() {
   start_python "$1"
-  command=("${python[@]}" -m "$module" "--config=$config:$scale" "--workdir=$workdir" "${flags[@]}")
+  command=("${python[@]}" -m "$module" "--config=$config:$scale" "--workdir=$workdir")
+  # jax would train on the CPU, weeks instead of hours, where the driver and it do not agree.
+  [[ $1 == cpu || ${JAX_PLATFORMS:-} == cpu ]] || command+=(--require_accelerator)
+  command+=("${flags[@]}")
 }
 
 # A command as one line that can be pasted.

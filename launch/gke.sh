@@ -54,5 +54,6 @@ if $print; then
   render
 else
   command -v kubectl >/dev/null || refuse "kubectl is missing; --print shows the manifest"
+  check_flags
   render | kubectl apply -f -
 fi

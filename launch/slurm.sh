@@ -28,6 +28,7 @@ submit() {
   if ! $print; then
     command -v "$FREEZEJAX_PYTHON" >/dev/null || refuse "$FREEZEJAX_PYTHON is missing: make it once, as docs/launch.md says"
     command -v sbatch >/dev/null || refuse "sbatch is missing: this is no Slurm machine; --print shows the command"
+    check_flags
     mkdir -p "$workdir" || refuse "WORKDIR is '$workdir': it cannot be made"
   fi
   start "${submission[@]}"

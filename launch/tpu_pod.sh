@@ -20,5 +20,6 @@ need_absolute_workdir "in a file system that all hosts see"
 remote=(launch/workstation.sh "$study" "$scale" "$workdir" --distributed=on "${flags[@]}")
 if ! $print; then
   command -v gcloud >/dev/null || refuse "gcloud is missing: install the Google Cloud CLI; --print shows the command"
+  check_flags
 fi
 start gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" --worker=all "--command=cd $(quoted "$checkout") && $(quoted "${remote[@]}")"

@@ -1,9 +1,11 @@
 """Flags, errors and exit codes of every command: bad input is one line and exit code 2."""
 
+import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,12 +13,14 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.engine import accelerators, distributed, dry_run, host_memory
+from experiments.engine import accelerators, distributed, dry_run, host_memory, lock
 from freezejax.errors import UserError
 from freezejax.paths import nearest
+from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import NonFinite, Stopped
 
-_BAD_INPUT = 2
+_BAD_INPUT, _TRY_AGAIN = 2, 75  # the latter is EX_TEMPFAIL of sysexits.h
+_default_config = ""  # where the command line names none
 
 
 def define_config_flag(default_config: str) -> None:
@@ -24,6 +28,8 @@ def define_config_flag(default_config: str) -> None:
     # No default here: absl would load the file, and fail on it, before any error can be told well.
     config_flags.DEFINE_config_file("config", None, f"Config and scale, FILE.py:SCALE; else {default_config}.")
     if not any(re.match(r"--?config(=|$)", argument) for argument in sys.argv[1:]):
+        global _default_config
+        _default_config = default_config
         sys.argv.insert(1, f"--config={default_config}")
 
 
@@ -31,24 +37,32 @@ def define_study_flags(default_config: str) -> None:
     """Defines the flags every study takes, those of runs of several processes among them."""
     define_config_flag(default_config)
     flags.DEFINE_string("workdir", None, "Folder for everything the study writes; the same folder resumes it.")
+    flags.DEFINE_bool("check", False, "Read flags and config, say whether they can be, and exit; reads no data.")
     dry_run.define_flags()
     distributed.define_flags()
+    accelerators.define_flags()
     flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard events under WORKDIR/tensorboard.")
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags, runs `main`, and turns what a user can mend into one line and an exit code.
 
-    Exit codes: 2 for bad input, 1 for a loss that is not finite, 130 and 143 after Ctrl-C and SIGTERM.
+    Exit codes: 2 for bad input, 1 for a loss that is not finite, 75 where the other processes of the run were not
+    reached (the same command may do better), 130 and 143 after Ctrl-C and SIGTERM.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         try:
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # experiments/__init__ has listened until here
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}: every option is a --flag=value")
-            main()
+            with lock.held:
+                _start(main)
         except UserError as error:
-            _fail(str(error), _BAD_INPUT)
+            _fail(str(error) + _given_as(str(error)), _BAD_INPUT)
+        except distributed.NotJoined as error:
+            _fail(str(error), _TRY_AGAIN)
         except NonFinite as error:
             _fail(f"{error}, in another --workdir", 1)
         except Stopped as error:
@@ -60,17 +74,82 @@ def run(main: Callable[[], None]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(130)
+        except Exception as error:
+            if (line := no_space_left(error) or _unreadable(error)) is None:
+                raise
+            _fail(line, _BAD_INPUT)
 
     logging.set_verbosity(logging.WARNING)
-    choose_platform()
+    accelerators.choose_platform()
     host_memory.keep_freed_memory()
     app.run(guarded, flags_parser=_parse_flags)
 
 
-def choose_platform() -> None:
-    """Keeps jax on the CPU where plugins of accelerators are installed and no device is: it would say so at length."""
-    if not jax.config.jax_platforms and accelerators.plugin_installed() and not accelerators.device_present():
-        jax.config.update("jax_platforms", "cpu")
+def _start(main: Callable[[], None]) -> None:
+    values = flags.FLAGS
+    if "check" in values and values.check:
+        TrainConfig.from_mapping(values.config.train)
+        print("The flags and the config can be read.")
+        return
+    if "distributed" in values and not values.dry_run:  # a study; other commands say it themselves, or use no device
+        distributed.start()
+        accelerators.announce()
+    if _default_config:
+        print(f"No --config is given; this is {_default_config}", flush=True)
+    main()
+
+
+def no_space_left(error: BaseException) -> str | None:
+    """One line for an error behind which a full disk or a used-up quota stands, whoever raised it; else None.
+
+    >>> no_space_left(OSError(errno.ENOSPC, "No space left on device", "runs/x"))
+    'runs/x: No space left on device; free some, and run the same command again'
+    """
+    for cause in _causes(error):
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        # Libraries in C++ keep the words alone.
+        words = re.search(r"No space left on device|Disk quota exceeded", str(cause))
+        if full or words:
+            told = re.search(r"/[^\s'\";:,\[\]]+", str(cause))
+            place = getattr(cause, "filename", None) or (told[0] if told else "the disk of the workdir or the cache")
+            reason = words[0] if words else os.strerror(cause.errno or 0)  # type: ignore[attr-defined]
+            return f"{place}: {reason}; free some, and run the same command again"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it holds and what led to it."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        if (now := waiting.pop()) is not None and id(now) not in seen:
+            seen.add(id(now))
+            yield now
+            inside = now.exceptions if isinstance(now, BaseExceptionGroup) else ()
+            waiting += [*inside, now.__context__, now.__cause__]
+
+
+def _unreadable(error: Exception) -> str | None:
+    """One line where a path under the workdir or the cache cannot be used, as a file where a folder should be."""
+    name = getattr(error, "filename", None)
+    workdir = flags.FLAGS.workdir if "workdir" in flags.FLAGS else None
+    places = [str(cache_dir()), *([os.path.abspath(workdir)] if workdir else [])]
+    if isinstance(error, OSError) and isinstance(name, str) and name.startswith(tuple(places)):
+        return f"{name}: {error.strerror}"
+    return None
+
+
+def _given_as(message: str) -> str:
+    """Names the `--config` fields of the command line that a message speaks of without their names."""
+    meant = []
+    for argument in sys.argv[1:]:
+        found = re.fullmatch(r"--?config\.([\w.]*?(\w+))=(.*)", argument, re.DOTALL)
+        if found and f"config.{found[1]}" not in message:
+            _, name, value = found.groups()
+            words = len(value) > 3 and not re.fullmatch(r"[\d.e+-]+", value)
+            forms = [repr(value), f"{name}={value}", f"{name}={value!r}", *[value] * words]
+            meant += [argument] * any(re.search(rf"(?<!\w){re.escape(form)}(?!\w)", message) for form in forms)
+    return f"; given as {', '.join(meant)}" if meant else ""
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -81,6 +160,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
                 raise UserError("--workdir=FOLDER is missing: it gets everything the run writes")
             _ = flags.FLAGS.config.scale  # a config file that failed to load fails when it is used
         return rest
+    except SystemExit:  # absl's --help, which ends with 1
+        sys.exit(0)
     except Exception as error:  # absl and ml_collections raise all kinds, and so does what stands in a config file
         _fail(_plain(error), _BAD_INPUT)
 

@@ -12,6 +12,10 @@ from absl import flags
 from freezejax.errors import UserError
 
 
+class NotJoined(Exception):
+    """The processes of the run did not find each other. Nothing says that the command is wrong: they may come later."""
+
+
 def define_flags() -> None:
     """Defines `--distributed`, `--coordinator`, `--num_processes`, `--process_id` and `--join_timeout`."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the cluster does not tell.")
@@ -30,7 +34,8 @@ def start() -> None:
     """Joins the other processes of the run, if there are any. Call before anything asks for a device.
 
     Raises:
-      UserError: the flags do not fit each other, or process 0 cannot be reached.
+      UserError: the flags do not fit each other.
+      NotJoined: the others were not there, or something between them failed.
     """
     coordinator, count, index = flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
     if coordinator is None and count is None and index is None:
@@ -77,16 +82,17 @@ def _join(**arguments: object) -> None:
             jax.distributed.initialize(**arguments, initialization_timeout=seconds + 60)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise UserError(f"--coordinator: {where} cannot be used ({reason}); --distributed=off runs alone") from None
+        kind = UserError if isinstance(error, ValueError) else NotJoined  # jax's ValueError is about the arguments
+        raise kind(f"--coordinator: {where} cannot be used ({reason}); --distributed=off runs alone") from None
 
 
 @contextlib.contextmanager
 def _ends_after(seconds: float, message: str) -> Iterator[None]:
-    """Ends the process in one line, exit code 2, if the block takes longer; jax waits in C++, deaf to exceptions."""
+    """Ends the process in one line if the block takes longer; jax waits in C++, deaf to exceptions."""
 
     def end() -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(2)
+        os._exit(75)  # as `cli.run` does with NotJoined
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

@@ -1,7 +1,6 @@
 """What a finished run leaves: its figures, its weights packed into one file and scored again, result.json."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from ml_collections import ConfigDict
 
 from experiments.engine.evaluators import Evaluators
 from experiments.engine.variants import Run, Variant
+from experiments.engine.workdir import write_result
 from freezejax import artifact, describe
 from freezejax.data import Corpus
-from freezejax.data.atomic import write_atomically
 from freezejax.masks import count_parameters, intersection, invert
 from freezejax.paths import PyTree
 from freezejax.training.config import TrainConfig
@@ -61,7 +60,7 @@ def finish(
         "step_ms_median": found.step_ms_median,
         "phases": phases(variant, found.params),
     }
-    write_atomically(directory / "result.json", json.dumps(result, indent=2) + "\n")
+    write_result(directory, result)
     return result
 
 

@@ -11,12 +11,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.engine import cli, distributed, dry_run, summary
+from experiments.engine import cli, dry_run, summary
 from experiments.engine.evaluators import Evaluators
 from experiments.engine.matching import abstract
 from experiments.engine.progress import Progress
 from experiments.engine.results import codec_rules, finish
 from experiments.engine.variants import Run, Study, Variant, select
+from experiments.engine.workdir import open_for_writing, read_config
 from experiments.report import page, terminal
 from freezejax import artifact, data, models
 from freezejax.data.atomic import write_atomically
@@ -48,7 +49,6 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
         if flags.FLAGS[name].present:
             raise UserError(f"--{name} is of --dry_run: give both, or neither")
     workdir = Path(flags.FLAGS.workdir).absolute()
-    distributed.start()
     cli.use_compilation_cache()
     corpus = load_corpus(config)
     whole = make_study(config, corpus.tokenizer.vocab_size)
@@ -125,15 +125,14 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> Non
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        open_for_writing(workdir)
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_config(workdir)
             if any(workdir.glob("runs/*")):  # before its first run a folder may still change its mind
                 _check_same_study(before, now, workdir)
         if isinstance(corpus.tokenizer, data.SentencePieceTokenizer):
             shutil.copyfile(corpus.tokenizer.path, workdir / TOKENIZER)  # to score other text with
         write_atomically(path, json.dumps(now, indent=2) + "\n")
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is not JSON; use another --workdir or delete that file") from None
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {error.strerror}; name a folder that can be written") from None
 

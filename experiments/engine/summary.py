@@ -6,7 +6,6 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.engine.variants import Contrast, Paper, Run, Study, Variant
+from experiments.engine.workdir import read_metrics, read_result
 from experiments.report.statistics import (
     Figures,
     Interval,
@@ -27,7 +27,7 @@ from experiments.report.statistics import (
 from freezejax.data import Corpus
 from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
-from freezejax.training.metrics import read_json_lines
+from freezejax.version import versions
 
 Result = dict[str, Any]
 _PACKAGES = ("freezejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -47,7 +47,7 @@ def write(study: Study, config: ConfigDict, corpus: Corpus, workdir: Path) -> di
         "experiment": study.name,
         "scale": config.scale,
         "command": command(config),
-        "versions": {**{name: metadata.version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        "versions": {**versions(*_PACKAGES), "python": platform.python_version()},
         # The bits of a run depend on how many cores share a matmul, the figures do not.
         "machine": {"device": jax.devices()[0].device_kind, "cpu_cores": len(os.sched_getaffinity(0))},
         "data": {
@@ -93,7 +93,7 @@ def command(config: ConfigDict) -> str:
 
 def _results(workdir: Path, variant: str) -> list[Result]:
     paths = (workdir / "runs" / variant).glob("seed_*/result.json")
-    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in paths), key=_run)
+    return sorted((read_result(path.parent) for path in paths), key=_run)
 
 
 def _run(result: Result) -> tuple[int, int]:
@@ -190,8 +190,8 @@ def _merge_metrics(study: Study, results: Mapping[str, Sequence[Result]], workdi
     lines = [
         json.dumps({**run._asdict(), **record})
         for variant in study.variants
-        for run in (Run(variant.name, *_run(result)) for result in results[variant.name])
-        for record in read_json_lines(workdir / "runs" / variant.name / run.folder / "metrics.jsonl")
+        for result, run in ((result, Run(variant.name, *_run(result))) for result in results[variant.name])
+        for record in read_metrics(workdir / "runs" / variant.name / run.folder, result)
     ]
     write_atomically(workdir / "metrics.jsonl", "".join(line + "\n" for line in lines))
 

@@ -6,6 +6,7 @@ later reader would take for whole: content is made beside its place under a hidd
 
 import contextlib
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
     Of several processes that build at once the first to finish wins; the others use its folder.
 
     Raises:
-        UserError: the parent folder cannot be created or written.
+        UserError: the parent folder cannot be created or written, or its disk is full.
     """
     if folder.is_dir():
         return folder
@@ -58,7 +59,13 @@ def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
     with scratch:
         fresh = Path(scratch.name) / folder.name
         fresh.mkdir()
-        build(fresh)
+        try:
+            build(fresh)
+        except (OSError, RuntimeError) as error:
+            # ArrayRecord's writers are C++, whose errors have no number but the same words.
+            if (words := re.search(r"No space left on device|Disk quota exceeded", str(error))) is None:
+                raise
+            raise UserError(f"cache_dir={folder.parent}: {words[0]}; free some, or name another folder") from None
         try:
             os.rename(fresh, folder)
         except OSError:

@@ -44,7 +44,7 @@ def write(folder: Path, *, everything: bool = False) -> None:
         listing.write("".join(lines).encode())
 
 
-def verify(folder: Path, remedy: str, *, everything: bool = False) -> None:
+def verify(folder: Path, remedy: str, *, everything: bool = False, only: str = "") -> None:
     """Checks every shard, tokenizer and text that the folder's SHA256SUMS lists; without one checks nothing.
 
     Args:
@@ -52,6 +52,7 @@ def verify(folder: Path, remedy: str, *, everything: bool = False) -> None:
         remedy: what the user can do about a file that is missing or differs; ends the error's line. A file that cannot
             be read (no permission, a disk that fails, one that is away) may be whole: there it is not said.
         everything: checks files of every kind.
+        only: checks no other shard and text than the one of this name; "" checks all.
 
     Raises:
         Damaged: naming the first file that is missing or differs, or the line that is none of `sha256sum`.
@@ -73,7 +74,7 @@ def verify(folder: Path, remedy: str, *, everything: bool = False) -> None:
         if found is None or not found[2].isprintable():
             raise Damaged(f"{listing}: line {number} is not 'SHA-256  NAME'; write it with sha256sum, or delete it")
         digest, name = found.groups()
-        if everything or name.endswith(_CHECKED):
+        if everything or (name.endswith(_CHECKED) and (only in ("", name) or name.endswith(".model"))):
             _check(folder / name, digest.lower(), remedy)
 
 

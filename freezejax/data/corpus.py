@@ -46,17 +46,21 @@ class Corpus:
     source: str
 
 
-def load(path: str = "", *, tokenizer: str = "", val_fraction: float = 0.1, cache_dir: str) -> Corpus:
+def load(
+    path: str = "", *, tokenizer: str = "", val_fraction: float = 0.1, cache_dir: str, to_train: bool = True
+) -> Corpus:
     """Loads a corpus, preparing it first if it is text that `cache_dir` does not hold yet.
 
     Args:
-        path: "" for the embedded corpus (the Python language reference); a folder of `.txt` files; a folder
-            of FineWeb shards `fineweb_{train,val}_*.bin`; or "tfds:NAME" (`tfds_corpora.CORPORA`).
+        path: "" for the embedded corpus (the Python language reference); a `.txt` file or a folder of them; a
+            folder of FineWeb shards `fineweb_{train,val}_*.bin`; or "tfds:NAME" (`tfds_corpora.CORPORA`).
         tokenizer: "" for the folder's own `.model` with shards and for bytes with text; "bytes"; the path of
             a SentencePiece `.model`; "bpe:SIZE" to learn a vocabulary from the training text.
         val_fraction: the last part of each document, kept for validation. Shards and TFDS corpora come
             with their own split and ignore it.
         cache_dir: gets one folder per (text, tokenizer, val_fraction); safe to share between processes.
+        to_train: False takes what can only be scored, too: a folder of validation shards, or one shard of any name.
+            Shards to train on are then not read, and `train` is empty.
 
     Raises:
         UserError: one line on what is missing, damaged or does not fit together; what a `SHA256SUMS` beside the
@@ -70,11 +74,15 @@ def load(path: str = "", *, tokenizer: str = "", val_fraction: float = 0.1, cach
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction={val_fraction}: must lie in (0, 1)")
     if path and not path.startswith("tfds:"):
-        if not Path(path).is_dir():
-            raise UserError(f"{path}: not a folder; give a folder, tfds:NAME, or nothing for embedded text")
-        checksums.verify(Path(path), "get it again, or list it anew with sha256sum")
-        if any(Path(path).glob("*.bin")):
-            return _read(Path(path), _shard_tokenizer(Path(path), tokenizer), source=path)
+        place = Path(path)
+        if not (place.is_dir() or (place.is_file() and place.suffix in (".txt", *[".bin"] * (not to_train)))):
+            one = "a .txt file" if to_train else "a .txt file, a shard"
+            raise UserError(f"{path}: not a folder; give a folder, {one}, tfds:NAME, or nothing for embedded text")
+        folder = place if place.is_dir() else place.parent
+        # Of a folder that one file of is read, the others are nobody's business here.
+        checksums.verify(folder, "get it again, or list it anew with sha256sum", only=place.name * place.is_file())
+        if place.suffix == ".bin" or (place.is_dir() and any(place.glob("*.bin"))):
+            return _read(place, _shard_tokenizer(folder, tokenizer), source=path, to_train=to_train)
     source = _text_source(path, val_fraction, Path(cache_dir))
     recipe = _tokenizer_recipe(tokenizer)
     key = hashlib.sha256(f"{CACHE_FORMAT} {source.fingerprint} {recipe.key}".encode()).hexdigest()
@@ -98,7 +106,7 @@ def _text_source(path: str, val_fraction: float, cache_dir: Path) -> _TextSource
 
         corpus = tfds_corpora.open_tfds(path.removeprefix("tfds:"), cache_dir)
         return _TextSource(path, corpus.fingerprint, lambda folder: corpus.splits)
-    documents = list(text.folder_documents(path) if path else text.embedded_documents())
+    documents = list(text.documents_at(path) if path else text.embedded_documents())
     if not documents:
         raise UserError(f"{path}: holds neither text in *.txt nor shards fineweb_{{train,val}}_*.bin")
     digest = hashlib.sha256(repr(val_fraction).encode())
@@ -188,9 +196,14 @@ def _shard_tokenizer(folder: Path, spec: str) -> Tokenizer:
     return tokenizer
 
 
-def _read(folder: Path, tokenizer: Tokenizer, *, source: str) -> Corpus:
-    """Memory-maps the shards of a folder."""
-    splits = [shards.read_split(folder, name, vocab_size=tokenizer.vocab_size) for name in ("train", "val")]
+def _read(place: Path, tokenizer: Tokenizer, *, source: str, to_train: bool = True) -> Corpus:
+    """Memory-maps the shards of a folder, or one shard, whose tokens are then those to validate on."""
+    vocab_size, nothing = tokenizer.vocab_size, np.empty(0, np.uint16)
+    if place.is_file():
+        splits: list[shards.Tokens] = [nothing, shards.read_shard(place, vocab_size=vocab_size)]
+    else:
+        train = shards.read_split(place, "train", vocab_size=vocab_size) if to_train else nothing
+        splits = [train, shards.read_split(place, "val", vocab_size=vocab_size)]
     digest = hashlib.sha256(tokenizer.fingerprint.encode())
     for tokens in splits:
         digest.update(f" {len(tokens)} ".encode())

@@ -58,15 +58,16 @@ def read_text(path: str | Path) -> str:
     return text + "\n" if text else ""
 
 
-def folder_documents(folder: str | Path) -> Iterator[Document]:
-    """Every non-empty `*.txt` of a folder, in the order of the file names.
+def documents_at(path: str | Path) -> Iterator[Document]:
+    """The text of a file, or every non-empty `*.txt` of a folder, in the order of the file names.
 
     Raises:
         UserError: an unreadable or non-UTF-8 file.
     """
-    for path in sorted(Path(folder).glob("*.txt")):
-        if text := read_text(path):
-            yield Document(path.name, text)
+    place = Path(path)
+    for file in [place] if place.is_file() else sorted(place.glob("*.txt")):
+        if text := read_text(file):
+            yield Document(file.name, text)
 
 
 def embedded_documents() -> Iterator[Document]:

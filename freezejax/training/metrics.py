@@ -92,11 +92,17 @@ def read_json_lines(path: Path) -> Iterator[Record]:
     """Records of a file; a last line cut short by a kill is dropped.
 
     Raises:
-      UserError: a line before the last is not JSON.
+      UserError: it cannot be read, or a line before the last is no record.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error.msg}); delete it or the file") from None
+            record = json.loads(line, parse_constant=int)  # which refuses NaN
+        except ValueError:
+            raise UserError(f"{path}: line {number} is not JSON; delete it or the file") from None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise UserError(f"{path}: line {number} is no record of a step; delete it or the file")
+        yield record

@@ -122,7 +122,7 @@ def test_the_cache_lists_its_own_files_and_checks_them(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"does not match .*; delete {cached}, it is made again"):
         load(folder, tmp_path, "bpe:300")
     with monkeypatch.context() as patch:
-        patch.setattr(checksums, "verify", lambda *_: None)
+        patch.setattr(checksums, "verify", lambda *_, **__: None)
         assert load(folder, tmp_path, "bpe:300").fingerprint != before.fingerprint  # silently
     shutil.rmtree(cached)
     assert load(folder, tmp_path, "bpe:300").fingerprint == before.fingerprint

@@ -127,6 +127,52 @@ def test_a_changed_input_makes_a_new_cache(books, cache, monkeypatch):
     assert len(list(cache.iterdir())) == 5
 
 
+def test_one_text_of_a_folder_is_a_corpus_of_one_document(books, cache):
+    one, both = load(books / "one.txt", cache), load(books, cache)
+    assert len(one.train) + len(one.val) < len(both.train) + len(both.val)
+    assert one.tokenizer.decode(one.train[:20]) == TEXTS["one.txt"][:20]
+    (books / "SHA256SUMS").write_text(f"{'0' * 64}  two.txt\n")
+    assert load(books / "one.txt", cache).fingerprint == one.fingerprint
+    with pytest.raises(UserError, match=r"two\.txt: does not match its SHA-256"):
+        load(books / "two.txt", cache)
+
+
+def test_shards_to_score_alone(books, cache):
+    load(books, cache, tokenizer="bpe:300")
+    (folder,) = cache.iterdir()
+    whole = load(folder, cache)
+    (folder / "fineweb_train_000000.bin").unlink()
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match=r"no fineweb_train_\*\.bin"):
+        load(folder, cache)
+    shard = folder / "fineweb_val_000000.bin"
+    with pytest.raises(UserError, match="not a folder"):
+        load(shard, cache)
+    for place in (folder, shard):
+        corpus = load(place, cache, to_train=False)
+        np.testing.assert_array_equal(corpus.val, whole.val)
+        assert len(corpus.train) == 0
+        assert corpus.tokenizer.fingerprint == whole.tokenizer.fingerprint
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match="promises"):
+        load(shard, cache, to_train=False)
+
+
+def test_a_full_disk_in_the_cache_is_one_line_and_leaves_nothing(books, cache, monkeypatch):
+    def no_space(*_, **__):  # as ArrayRecord's writer in C++ says it, and as Python does
+        raise errors.pop()
+
+    errors = [OSError(28, "No space left on device"), RuntimeError("write() failed: No space left on device; writing")]
+    monkeypatch.setattr(shards, "write_split", no_space)
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"cache_dir={cache}: No space left on device; free some"):
+            load(books, cache)
+        assert list(cache.iterdir()) == []
+    errors.append(RuntimeError("another one"))
+    with pytest.raises(RuntimeError, match="another one"):
+        load(books, cache)
+
+
 def test_a_damaged_cache_is_seen(books, cache):
     load(books, cache)
     (shard,) = cache.glob("*/fineweb_train_000000.bin")

@@ -84,13 +84,13 @@ def test_folder_order_line_ends_and_byte_order_mark(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9\n\n\n")
     (tmp_path / "c.txt").write_bytes(b"\r\n\n")
     (tmp_path / "d.md").write_bytes(b"not text")
-    assert list(text.folder_documents(tmp_path)) == [("a.txt", "café\n"), ("b.txt", "second\nline\n")]
+    assert list(text.documents_at(tmp_path)) == [("a.txt", "café\n"), ("b.txt", "second\nline\n")]
 
 
 def test_not_utf8(tmp_path):
     (tmp_path / "latin1.txt").write_bytes("caf\xe9 au lait".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin1\.txt: not UTF-8 \(byte 3\)"):
-        list(text.folder_documents(tmp_path))
+        list(text.documents_at(tmp_path))
 
 
 def test_embedded_text_is_prose_in_a_fixed_order():

@@ -1,10 +1,12 @@
-"""The preflight extra brings plugins without a device: commands then stay on the CPU, in silence and at full speed."""
+"""Which devices a command runs on: chosen at full speed where there is the CPU alone, named, and asked for."""
 
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from experiments.engine import accelerators, cli, host_memory
+from experiments.engine import accelerators, host_memory
+from freezejax.errors import UserError
 
 HERE, MISSING = ("null", "no such device*"), ("no such device*",)
 
@@ -18,7 +20,7 @@ def machine(monkeypatch):
         config.update = lambda name, value: setattr(config, name, value)
         monkeypatch.setattr(accelerators, "_PLUGINS", (plugin,))
         monkeypatch.setattr(accelerators, "_DEVICE_FILES", devices)
-        for module in (cli, host_memory):
+        for module in (accelerators, host_memory):
             monkeypatch.setattr(module, "jax", SimpleNamespace(config=config))
         return config
 
@@ -36,7 +38,7 @@ def machine(monkeypatch):
 )
 def test_a_plugin_without_a_device_leaves_commands_on_the_cpu(plugin, devices, platforms, expected, machine):
     config = machine(plugin, devices, platforms)
-    cli.choose_platform()
+    accelerators.choose_platform()
     assert config.jax_platforms == expected
 
 
@@ -55,3 +57,49 @@ def test_memory_is_kept_where_the_cpu_is_all_there_is(plugin, devices, platforms
     monkeypatch.setattr(host_memory, "ctypes", SimpleNamespace(CDLL=lambda _: library))
     monkeypatch.setattr(host_memory, "sys", SimpleNamespace(platform="linux"))
     assert host_memory.keep_freed_memory() == kept
+
+
+@pytest.fixture
+def announce(monkeypatch, capsys):
+    """`announce(devices, plugin, required) -> what is printed`, on a machine that jax sees so."""
+
+    def make(devices, plugin="no_such_package", required=False):
+        monkeypatch.setattr(accelerators, "_PLUGINS", (plugin,))
+        monkeypatch.setattr(accelerators.jax, "devices", lambda: devices)
+        values = SimpleNamespace(FLAGS=SimpleNamespace(require_accelerator=required))
+        monkeypatch.setattr(accelerators, "flags", values)
+        accelerators.announce()
+        return capsys.readouterr().out
+
+    return make
+
+
+CPU = [SimpleNamespace(device_kind="cpu", platform="cpu")] * 2
+GPU = [SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3", platform="gpu")] * 8
+
+
+def test_the_line_names_number_kind_and_platform(announce):
+    assert announce(CPU) == "2 x cpu (platform cpu)\n"
+    assert announce(GPU, "sys", required=True) == "8 x NVIDIA H100 80GB HBM3 (platform gpu)\n"
+
+
+def test_a_build_for_gpus_that_runs_on_the_cpu_is_told(announce):
+    assert announce(CPU, "sys").endswith("is installed, but jax uses no such device\n")
+
+
+def test_an_accelerator_that_is_required_and_not_there_ends_the_command(announce):
+    with pytest.raises(UserError, match=r"--require_accelerator: there is only 2 x cpu \(platform cpu\)"):
+        announce(CPU, required=True)
+
+
+def test_the_first_line_of_a_command_names_the_devices(command, tmp_path):
+    found = accelerators.describe(jax.devices())
+    flags = ("--config.variants=baseline", "--config.train.steps=2", "--config.train.seq_len=8")
+    ended = command("experiments.progressive", f"--workdir={tmp_path / 'run'}", *flags, "--config.data.path=/nowhere")
+    assert ended.out.startswith(found)
+    assert ended.out.splitlines()[1] == "No --config is given; this is experiments/configs/progressive.py:tiny"
+    ended = command("experiments.progressive", f"--workdir={tmp_path / 'run'}", *flags, "--require_accelerator")
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: --require_accelerator: there is only {found}")
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

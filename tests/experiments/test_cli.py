@@ -1,9 +1,19 @@
 """Bad input is one line and exit code 2 and leaves nothing behind; good input leaves what the design promises."""
 
+import contextlib
+import errno
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+
+from experiments.engine import cli
+from tests.experiments.conftest import ROOT
 
 STUDY, EVALUATE = "experiments.progressive", "experiments.evaluate"
 SMALL = [
@@ -20,11 +30,12 @@ BAD = {
     ("--config.train.stepz=3",): "--config.train.stepz=3: the config has no field 'stepz'; nearest: steps",
     ("--config.train.steps=abc",): "--config.train.steps=abc: invalid literal for int() with base 10: 'abc'\n",
     ("--config.train.steps=0",): "train.steps=0",
+    ("--check", "--config.train.steps=0"): "train.steps=0",
     ("--config.train.steps=1",): "phases overlap",
     ("--config.seeds=0",): "config.seeds=0",
     ("--config.base_seeds=0",): "config.base_seeds=0",
-    ("--config.artifact.codec=int7",): "int7",
-    ("--config.artifact.compressor=zip",): "zip",
+    ("--config.artifact.codec=int7",): "given as --config.artifact.codec=int7\n",
+    ("--config.artifact.compressor=zip",): "given as --config.artifact.compressor=zip\n",
     ("--tensorboard=maybe",): "tensorboard=maybe",
     ("--config=experiments/configs/progressive.py:huge",): "no scale 'huge'",
     ("--config=missing.py",): "missing.py",
@@ -38,14 +49,14 @@ BAD = {
     ("--config.data.val_sequences=-1",): "data.val_sequences=-1",
     ("--config.variants=baselin",): "nearest: baseline",
     ("--config.paper=blog",): "config.paper='blog'",
-    ("--config.freeze.pattern=(",): "not a regular expression",
-    ("--config.freeze.pattern=nothing",): "matches no kernel",
+    ("--config.freeze.pattern=(",): "; given as --config.freeze.pattern=(\n",
+    ("--config.freeze.pattern=nothing",): "; given as --config.freeze.pattern=nothing\n",
     ("--config.freeze.at=0",): "expected a fraction of the run",
     ("--config.freeze.at=1.0",): "expected a fraction of the run",
     ("--config.freeze.at=99",): "beyond the run of 12 steps",
     ("--config.model.dropout=1",): "dropout=1.0",
     ("--config.train.batch_size=100000",): "too few",
-    ("--config.train.optimizer.name=adam",): "nearest: adamw",
+    ("--config.train.optimizer.name=adam",): "nearest: adamw; given as --config.train.optimizer.name=adam\n",
     ("--config.train.optimizer.learning_rate=nan",): "learning_rate",
     ("--config.model.family=gpt",): "no model family 'gpt'",
     ("--config.model.vocab_size=10",): "smaller than the 256 tokens",
@@ -192,7 +203,7 @@ def test_evaluate_tells_bad_input_in_one_line(study, command, tmp_path):
         ((f"--workdir={tmp_path}", "--variant=baseline"), "not the folder of a study"),
         ((f"--workdir={workdir}", "--variant=baselin"), "nearest: baseline"),
         ((*baseline, "--seed=7"), "--seed=7"),
-        ((*baseline, "--stride=-1"), "stride=-1"),
+        ((*baseline, "--stride=-1"), "--stride=-1"),
         ((*baseline, "--seq_len=99999999"), "too few"),
         ((*baseline, "--data=/nowhere"), "not a folder"),
         ((*baseline, "more"), "unexpected argument"),
@@ -214,3 +225,95 @@ def test_a_folder_without_runs_takes_another_config(command, tmp_path):
     )
     check_one_line(ended)
     assert "holds a study with config/train/steps=12, not 5" in ended.err
+
+
+def test_check_reads_the_flags_and_leaves_nothing(command, tmp_path):
+    ended = command(STUDY, f"--workdir={tmp_path / 'run'}", *SMALL, "--config.data.path=/nowhere", "--check")
+    assert (ended.code, ended.out, ended.err) == (0, "The flags and the config can be read.\n", "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "expected"),
+    [
+        ("pattern 'x' matches nothing", ["--config.freeze.pattern=x"], "; given as --config.freeze.pattern=x"),
+        ("dropout=1.0: too much", ["--config.model.dropout=1.0"], "; given as --config.model.dropout=1.0"),
+        ("12 steps are too few", ["--config.train.steps=12"], ""),  # a number alone may be any number
+        ("config.seeds=0: expected 1", ["--config.seeds=0"], ""),  # told already
+        ("gpt2.model: cannot be read", ["--config.data.tokenizer=gpt2.model", "--config.seeds=3"], None),
+    ],
+)
+def test_a_field_that_a_message_speaks_of_is_named(message, arguments, expected, monkeypatch):
+    monkeypatch.setattr(cli.sys, "argv", ["study", *arguments])
+    assert cli._given_as(message) == (f"; given as {arguments[0]}" if expected is None else expected)
+
+
+# The package of a command is imported first, then the libraries, which take seconds; the signal comes with the first.
+INTERRUPTED = """
+import runpy, signal, sys
+sys.argv[0] = "-m"  # as `python -m` has it at that moment
+import experiments
+class Finder:
+    def find_spec(*_):
+        signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+runpy.run_module("experiments.progressive", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_ctrl_c_while_the_libraries_are_imported_is_one_line(environment):
+    command = [sys.executable, "-c", INTERRUPTED]
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (130, "")
+    assert found.stderr == "error: interrupted before the start; nothing was written\n"
+
+
+def test_ctrl_c_in_the_first_second_of_a_command_is_one_line(spawn):
+    process = spawn(STUDY, "--workdir=/nowhere", *SMALL)
+    while "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (130, "error: interrupted before the start; nothing was written\n")
+
+
+@contextlib.contextmanager
+def small_disk(folder, kib):
+    """A file system of that size; skips where it cannot be mounted."""
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+    if subprocess.run(["mount", *options], capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_under_the_workdir_is_one_line_and_the_same_command_goes_on(command, tmp_path):
+    fields = [*SMALL, "--config.variants=baseline", "--config.train.checkpoint_every=4"]
+    with small_disk(tmp_path / "disk", 400) as disk:
+        workdir = f"--workdir={disk / 'run'}"
+        (disk / "filler").write_bytes(b"x" * 200 * 1024)
+        line = check_one_line(command(STUDY, workdir, *fields))
+        assert "No space left on device; free some, and run the same command again" in line
+        assert str(disk) in line
+        (disk / "filler").unlink()
+        assert command(STUDY, workdir, *fields).code == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/w/x"),
+        OSError(errno.EDQUOT, "Disk quota exceeded", "/w/x"),
+        ValueError("INTERNAL: write failed: /w/x: No space left on device [source locations=...]"),
+        ExceptionGroup("several", [ValueError("a"), OSError(errno.ENOSPC, "No space left on device", "/w/x")]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whoever_raises_it_a_full_disk_is_seen(error):
+    last = RuntimeError("the checkpoint library's own words")
+    last.__cause__ = error
+    assert cli.no_space_left(last).startswith("/w/x: ")
+    assert cli.no_space_left(OSError(errno.ENOENT, "No such file or directory", "/w/x")) is None

@@ -94,24 +94,27 @@ def test_flags_that_do_not_fit_are_refused(start, given, message):
     assert message in str(raised.value)
 
 
-def test_what_jax_refuses_is_told_in_one_line(start, monkeypatch):
+@pytest.mark.parametrize(("error", "kind"), [(RuntimeError, distributed.NotJoined), (ValueError, UserError)])
+def test_what_jax_refuses_is_told_in_one_line(start, monkeypatch, error, kind):
+    """Only what is no fault of the arguments may be tried again."""
+
     def refuse(**_):
-        raise RuntimeError("first line\nsecond line")
+        raise error("first line\nsecond line")
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
-    with pytest.raises(UserError, match=r"--coordinator: node0:1 cannot be used \(first line\); --distributed=off"):
+    with pytest.raises(kind, match=r"--coordinator: node0:1 cannot be used \(first line\); --distributed=off"):
         start({}, coordinator="node0:1", num_processes=2, process_id=1)
 
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_process_that_nobody_joins_ends_in_one_line(command, tmp_path, process):
-    """jax alone would wait for minutes and then abort with a stack trace."""
+    """jax alone would wait for minutes and then abort with a stack trace. It is no bad input: the code is another."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         where = f"localhost:{probe.getsockname()[1]}"
     given = (f"--coordinator={where}", "--num_processes=2", f"--process_id={process}", "--join_timeout=1")
     ended = command(*ARGUMENTS, f"--workdir={tmp_path / 'run'}", *given)
-    assert ended.code == 2, ended
+    assert ended.code == 75, ended
     missing = f"not all processes of the run have come to {where} within --join_timeout=1 seconds"
     assert ended.err == f"error: {missing}; --distributed=off runs alone\n"
     assert not (tmp_path / "run").exists()

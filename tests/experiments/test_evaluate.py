@@ -1,6 +1,7 @@
 """`experiments.evaluate` on runs and on artifacts: the scores of the study, and one line for what does not fit."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,9 +13,12 @@ from freezejax.data import shards
 STUDY, EVALUATE = "experiments.selective", "experiments.evaluate"
 FIELDS = [
     *("--config.variants=baseline,selective_small", "--config.train.steps=4", "--config.train.seq_len=16"),
-    *("--config.train.batch_size=2", "--config.train.eval_every=0", "--config.data.val_sequences=0"),
+    *("--config.train.batch_size=2", "--config.train.eval_every=0", "--config.data.val_sequences=3"),
+    *("--config.train.compute_dtype=bfloat16", "--config.data.eval_batch_size=4"),
 ]
-TEXTS = {"train": "A line of text that is there to be learned.\n" * 60, "val": "A line of text to score.\n" * 30}
+TEXTS = {"train": "A line of text that is there to be learned.\n" * 60, "val": "A line of text to score.\n" * 60}
+AS_STUDIED = ("--compute_dtype=bfloat16", "--val_sequences=3", "--batch_size=4")
+FIGURES = ("val_ce", "val_bpb", "tokens", "bytes")
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +96,59 @@ def test_a_study_on_shards_with_its_tokenizer_named_can_be_scored(bare, study, s
     assert (result["tokenizer"], result["model"]["vocab_size"]) == ("mine", 300)
     for more in ((), (f"--data={bare[0]}",)):
         found = score(f"--workdir={workdir}", "--variant=baseline", *more)
-        assert (found["tokens"], found["bytes"]) == (result["tokens"], result["bytes"])
-        assert found["val_ce"] == pytest.approx(result["val_ce"], rel=1e-5)
+        assert found == {name: result[name] for name in FIGURES}
+
+
+@pytest.mark.parametrize("variant", ["baseline", "selective_small"])
+def test_a_run_and_its_packed_file_score_what_the_study_recorded_to_the_last_bit(variant, study, score):
+    workdir, runs = study
+    result, this = runs[variant], (f"--workdir={workdir}", f"--variant={variant}")
+    packed = {"val_ce": result["packed_ce"], "val_bpb": result["packed_bpb"]}
+    assert score(*this) == {name: result[name] for name in FIGURES}
+    assert score(*this, "--packed") == {**{name: result[name] for name in FIGURES}, **packed}
+
+
+def test_counterparts_each_setting_of_the_study_counts(study, score):
+    workdir, runs = study
+    this, result = (f"--workdir={workdir}", "--variant=baseline"), runs["baseline"]
+    assert score(*this, "--compute_dtype=float32")["val_ce"] != result["val_ce"]
+    assert score(*this, "--val_sequences=0")["tokens"] > result["tokens"]
+    assert score(*this, "--seq_len=8")["val_ce"] != result["val_ce"]
+
+
+def test_shards_and_texts_by_themselves_are_scored(bare, study, score, tmp_path):
+    this = (f"--workdir={study[0]}", "--variant=baseline")
+    everything = score(*this, "--val_sequences=0")
+    only_val = tmp_path / "val"
+    only_val.mkdir()
+    for name in ("fineweb_val_000000.bin", "any name.bin"):
+        shutil.copyfile(bare[0] / "fineweb_val_000000.bin", only_val / name)
+    for place in (only_val, only_val / "fineweb_val_000000.bin", only_val / "any name.bin"):
+        assert score(*this, f"--data={place}") == everything
+    assert score(*this, f"--data={only_val}", "--val_sequences=3")["tokens"] < everything["tokens"]
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("Another line to be scored, of another text.\n" * 60)
+    assert score(*this, f"--data={texts / 'a.txt'}") == score(*this, f"--data={texts}")
+    (texts / "b.txt").write_text("And yet another one.\n" * 60)
+    assert score(*this, f"--data={texts / 'a.txt'}")["tokens"] < score(*this, f"--data={texts}")["tokens"]
+
+
+def test_a_study_still_needs_shards_to_train_on(bare, command, tmp_path):
+    shutil.copyfile(bare[0] / "fineweb_val_000000.bin", tmp_path / "fineweb_val_000000.bin")
+    for place, words in [(tmp_path, "no fineweb_train_*.bin"), (tmp_path / "fineweb_val_000000.bin", "not a folder")]:
+        fields = [f"--config.data.path={place}", f"--config.data.tokenizer={bare[1]}", *FIELDS]
+        ended = command(STUDY, f"--workdir={tmp_path / 'run'}", *fields)
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert words in ended.err
+
+
+def test_a_text_that_has_changed_is_not_scored_as_the_studys_own(study, refused, tmp_path):
+    (tmp_path / "runs").symlink_to(study[0] / "runs")
+    (tmp_path / "tokenizer.model").symlink_to(study[0] / "tokenizer.model")
+    config = json.loads((study[0] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "data_fingerprint": "0" * 64}))
+    assert "the text of the study has changed since" in refused(f"--workdir={tmp_path}", "--variant=baseline")
 
 
 def test_counterpart_the_same_shards_read_as_bytes_are_refused(bare, command, tmp_path):
@@ -107,7 +162,7 @@ def test_counterpart_the_same_shards_read_as_bytes_are_refused(bare, command, tm
 def test_an_artifact_scores_what_its_run_recorded(variant, bare, study, score):
     workdir, runs = study
     path, result = workdir / "runs" / variant / "seed_0" / "model.fjax", runs[variant]
-    found = score(f"--artifact={path}", f"--data={bare[0]}", f"--tokenizer={bare[1]}")
+    found = score(f"--artifact={path}", f"--data={bare[0]}", f"--tokenizer={bare[1]}", *AS_STUDIED)
     assert (found["tokens"], found["bytes"]) == (result["tokens"], result["bytes"])
     assert (found["val_ce"], found["val_bpb"]) == (result["packed_ce"], result["packed_bpb"])
     assert found["val_ce"] != result["val_ce"]  # counterpart: the weights before they were packed
@@ -143,6 +198,7 @@ def test_flags_that_do_not_go_together_are_one_line(bare, study, packed, refused
         ((f"--artifact={packed}", f"--workdir={study[0]}"), both),
         ((f"--artifact={packed}", "--variant=baseline"), both),
         ((), "(or --artifact=FILE)"),
+        ((f"--artifact={packed}", "--packed"), "--packed is for --workdir=FOLDER"),
         ((f"--workdir={study[0]}", "--variant=baseline", f"--tokenizer={bare[1]}"), "--tokenizer=FILE.model is for"),
         ((f"--artifact={packed}", "--seq_len=0"), "seq_len"),
         ((f"--artifact={packed}", "--batch_size=0"), "batch_size"),

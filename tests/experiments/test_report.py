@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
 from experiments.engine.variants import Contrast, Paper, Study, Variant
+from experiments.engine.workdir import write_result
 from experiments.report import page
 from experiments.report.curves import curves_of
 from experiments.report.plots import COLOR, render, spread
@@ -209,7 +210,7 @@ def make(workdir: Path, seeds: int, sizes: tuple[str, ...] = ("small", "medium")
             directory.mkdir(parents=True)
             lines, final = run(each, seed, 2.6 - 0.02 * position + 0.01 * rng.normal(), rng)
             (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            (directory / "result.json").write_text(json.dumps(final))
+            write_result(directory, final)
     contrasts = [
         Contrast("progressive_medium", "selective_medium", "does freezing later beat random freezing?", PAPER),
         *(

@@ -9,6 +9,7 @@ from experiments import markdown
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
 from experiments.engine.variants import Contrast, Paper, Run, Study, Variant
+from experiments.engine.workdir import write_result
 from experiments.report import terminal
 from experiments.report.curves import curves_of
 from experiments.report.statistics import interval, paired_over_seeds
@@ -40,8 +41,8 @@ def put(workdir, name, seed, loss, base_seed=0, **fields):
         **{"artifact_bytes": 20 + seed, "params_sha256": f"{name}{seed}", "steps": 10, "train_tokens": 1280},
         **{"step_ms_median": 2.0 + seed, "phases": [], **fields},
     }
-    (directory / "result.json").write_text(json.dumps(result))
     (directory / "metrics.jsonl").write_text(json.dumps({"step": 10, "loss": loss}) + "\n")
+    write_result(directory, result)
 
 
 def config_of_three_seeds():

@@ -17,7 +17,8 @@ def launch():
     def run(name: str, *arguments: str, path: str = "/usr/bin:/bin", **environment: str):
         clean = {"PATH": path, "HOME": os.environ.get("HOME", "/"), **environment}
         command = ["bash", str(ROOT / name if "/" in name else ROOT / "launch" / name), *arguments]
-        return subprocess.run(command, cwd="/", env=clean, capture_output=True, text=True, timeout=60)
+        pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        return subprocess.run(command, cwd="/", env=clean, timeout=300, **pipes)
 
     return run
 

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def test_counterpart_shellcheck_finds_an_unquoted_variable(tmp_path):
 def test_print_shows_the_command_with_nothing_installed(name, launch, bare_path):
     command = shlex.split(printed(launch, name, ODD, path=bare_path))
     start = command.index("-m")
-    assert command[start:] == [*PYTHON, "--workdir=runs/x", ODD]
+    asks = ["--require_accelerator"] * (name == "node.sh")  # as a GPU is there
+    assert command[start:] == [*PYTHON, "--workdir=runs/x", *asks, ODD]
     python = command[command.index("uv") : start]
     assert python == (
         ["uv", "run", "python"] if name == "workstation.sh" else ["uv", "run", "--extra", "cuda12", "python"]
@@ -109,6 +111,20 @@ def test_gke_renders_a_manifest_whose_pods_find_pod_0(launch, bare_path):
     # A pod's command is one that the node script takes.
     command = shlex.split(launch("node.sh", "--print", *container["args"], path=bare_path).stdout)
     assert command[-len(last) :] == last
+
+
+def test_gke_starts_again_what_may_do_better_and_not_bad_input(launch):
+    """Exit code 2 is bad input of a study; 75, of processes that did not meet, is not listed and so tried again."""
+    options = ["--image=x", "--claim=y", "--nodes=2"]
+    _, job = yaml.safe_load_all(launch("gke.sh", "--print", *options, "selective", "h100", "/shared/runs").stdout)
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # which Kubernetes wants with a podFailurePolicy
+    fail, ignore = spec["podFailurePolicy"]["rules"]
+    codes = {"containerName": pod["containers"][0]["name"], "operator": "In", "values": [2]}
+    assert fail == {"action": "FailJob", "onExitCodes": codes}
+    assert ignore["action"] == "Ignore"
+    assert spec["backoffLimit"] > 0
+    assert any(argument.startswith("--join_timeout=") for argument in pod["containers"][0]["args"])
 
 
 def test_gke_with_one_node_needs_no_coordinator(launch):
@@ -181,6 +197,67 @@ def test_a_missing_tool_is_one_line_and_nothing_is_written(name, tool, launch, b
     assert not (ROOT / "runs" / "x").exists()
 
 
+SUBMITTING = [("slurm.sh", "sbatch"), ("tpu_pod.sh", "gcloud"), ("gke.sh", "kubectl")]
+
+
+@pytest.fixture
+def submit(launch, bare_path, tmp_path):
+    """Runs a script that submits where its tool is there; `submitted` is made by the tool."""
+
+    def run(name, tool, *flags, **environment):
+        options, workdir = ASKED[name]
+        if name == "slurm.sh":  # which makes it
+            workdir = str(tmp_path / "work")
+        fake = Path(bare_path, tool)
+        fake.write_text(f"#!/bin/bash\ncat > {tmp_path / 'submitted'}\n")
+        fake.chmod(0o755)
+        scale = "v5e" if name == "tpu_pod.sh" else "h100x8"
+        return launch(name, *options, "progressive", scale, workdir, *flags, path=bare_path, **environment)
+
+    return run
+
+
+WRONG = [
+    ("--config.train.stepz=3", "--config.train.stepz=3: the config has no field 'stepz'; nearest: steps"),
+    ("--config.train.steps=many", "--config.train.steps=many: invalid literal"),
+    ("--tensorbord", "there is no flag --tensorbord; nearest: tensorboard"),
+]
+
+
+@pytest.mark.parametrize(("script", "wrong"), zip(SUBMITTING, WRONG, strict=True), ids=lambda pair: pair[0])
+def test_a_wrong_field_is_told_before_anything_is_submitted(script, wrong, submit, python, tmp_path):
+    found = submit(*script, wrong[0], FREEZEJAX_PYTHON=python)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+    assert wrong[1] in found.stderr
+    assert not (tmp_path / "submitted").exists()
+    assert not (tmp_path / "work").exists()
+
+
+def test_counterpart_right_fields_are_submitted(submit, python, tmp_path):
+    found = submit("slurm.sh", "sbatch", "--config.train.steps=30", FREEZEJAX_PYTHON=python)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert (tmp_path / "submitted").exists()
+
+
+def test_a_machine_that_only_submits_says_that_nothing_was_checked(submit, tmp_path):
+    found = submit("gke.sh", "kubectl", "--config.train.stepz=3", FREEZEJAX_PYTHON="/no/python")
+    assert found.returncode == 0
+    assert found.stderr.startswith("note: the flags are not checked here")
+    assert (tmp_path / "submitted").exists()
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+@pytest.mark.parametrize("script", [*ASKED, "benchmarks/gpu.sh", "benchmarks/wheels.sh"])
+def test_help_is_the_head_of_the_script_and_no_error(script, option, launch, bare_path):
+    found = launch(script, option, path=bare_path)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert f"{script if '/' in script else f'launch/{script}'} [--print]" in found.stdout
+    assert not any(line.startswith("#") for line in found.stdout.splitlines())
+    assert "set -euo" not in found.stdout
+
+
 def test_a_node_without_its_8_gpus_is_refused(launch, bare_path):
     found = launch("node.sh", "progressive", "h100x8", "runs/x", path=bare_path)
     assert (found.returncode, found.stderr.count("\n")) == (2, 1)
@@ -188,7 +265,7 @@ def test_a_node_without_its_8_gpus_is_refused(launch, bare_path):
 
 
 DOCS = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
-COMMANDS = [shlex.split(line) for line in DOCS.splitlines() if line.startswith(("launch/", "benchmarks/gpu.sh"))]
+COMMANDS = [shlex.split(line) for line in DOCS.splitlines() if line.startswith(("launch/", "benchmarks/"))]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command)[:40])
@@ -198,7 +275,7 @@ def test_the_commands_of_the_page_are_accepted(command, launch, bare_path):
 
 
 def test_the_page_shows_a_command_of_every_script():
-    assert {command[0].split("/")[1] for command in COMMANDS} == {*ASKED, "gpu.sh"}
+    assert {command[0].split("/")[1] for command in COMMANDS} == {*ASKED, "gpu.sh", "wheels.sh"}
 
 
 def test_gpu_benchmarks_call_modules_that_are_there(launch, bare_path):
@@ -208,8 +285,8 @@ def test_gpu_benchmarks_call_modules_that_are_there(launch, bare_path):
     assert {f"benchmarks.{name}" for name in ("mfu", "freezing", "random_maps", "phase_switch", "step")} == set(modules)
     for line, module in zip(lines, modules, strict=True):
         text = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
-        if "command.run(" in text:  # whose flags are in one place
-            text += (ROOT / "benchmarks" / "command.py").read_text(encoding="utf-8")
+        for place in ("benchmarks/command.py", "experiments/engine/accelerators.py"):  # flags that several share
+            text += (ROOT / place).read_text(encoding="utf-8") * (f"{Path(place).stem}." in text)
         for flag in line[line.index(module) + 1 :]:
             assert f'"{flag.removeprefix("--").split("=")[0]}"' in text
 
@@ -218,3 +295,42 @@ def test_gpu_benchmarks_stop_where_there_is_no_gpu(launch, bare_path):
     found = launch("benchmarks/gpu.sh", "--torch_python=python", path=bare_path)
     assert (found.returncode, found.stderr.count("\n")) == (2, 1)
     assert "no GPU here" in found.stderr
+
+
+# A Python that lacks `mine` and has `numpy`: what the script unpacks, and with which path it starts a benchmark.
+PYTHON_WITHOUT = """#!/bin/bash
+if [ "$1" = -m ]; then echo "$2 $PYTHONPATH" >> "$RAN"; elif [ "$1" = - ]; then exec {python} "$@"; else exit 1; fi
+"""
+
+
+def wheel(folder, name, tag="py3-none-any"):
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / f"{name}-1.0-{tag}.whl", "w") as file:
+        file.writestr(f"{name}.py", f"# {name}")
+
+
+def test_gpu_benchmarks_unpack_what_the_python_lacks_without_a_network(launch, tmp_path, python):
+    (tmp_path / "python").write_text(PYTHON_WITHOUT.format(python=python))
+    (tmp_path / "python").chmod(0o755)
+    for name in ("mine", "numpy"):
+        wheel(tmp_path / "wheels", name)
+    arguments = (f"--wheels={tmp_path / 'wheels'}", f"--out={tmp_path / 'out'}")
+    environment = {"FREEZEJAX_PYTHON": str(tmp_path / "python"), "RAN": str(tmp_path / "ran"), "JAX_PLATFORMS": "cpu"}
+    found = launch("benchmarks/gpu.sh", *arguments, **environment)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "From wheels: mine\n"
+    assert "has no torch: the comparison with PyTorch is left out" in found.stderr
+    packages = tmp_path / "out" / "packages"
+    assert [path.name for path in packages.iterdir()] == ["mine.py"]
+    ran = [line.split() for line in (tmp_path / "ran").read_text().splitlines()]
+    assert ran == [[f"benchmarks.{name}", str(packages)] for name in ("mfu", "freezing", "random_maps", "phase_switch")]
+    wheel(tmp_path / "wheels", "other", tag="cp39-cp39-manylinux_2_17_x86_64")
+    found = launch("benchmarks/gpu.sh", *arguments, **environment)
+    assert found.returncode == 2
+    assert "is for another version of Python" in found.stderr
+
+
+def test_the_wheels_are_resolved_for_that_python_and_within_the_lock(launch, bare_path):
+    resolve, collect = launch("benchmarks/wheels.sh", "--print", "--python=3.13", path=bare_path).stdout.splitlines()
+    assert "--constraint requirements.lock --python-version 3.13" in resolve
+    assert "--python 3.13 --with pip python -m pip wheel" in collect

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.metadata
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from freezejax.training.config import TrainConfig
 from freezejax.training.prefix_cache.store import ActivationCache, remove_folder
 from freezejax.training.programs.compiler import PhasePrograms
 from freezejax.training.state import fingerprint
+from freezejax.version import versions
 
 FOLDER = "prefix_cache"  # in the folder of a run
 LOOKAHEAD = 16  # batches that are read ahead, at most, to fill a program whose batch is in the cache for the most part
@@ -220,7 +220,7 @@ def _make_cache(
 
 def _origin(program: str, frozen: PyTree) -> str:
     """Digest of all that activations follow from besides the tokens: the bits depend on the machine, too."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("freezejax", "jax", "jaxlib")]
+    packages = [f"{name} {version}" for name, version in versions("freezejax", "jax", "jaxlib").items()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = [jax.devices()[0].device_kind, cores, os.environ.get("XLA_FLAGS", "")]
-    return hashlib.sha256("\n".join(map(str, [program, fingerprint(frozen), *versions, *machine])).encode()).hexdigest()
+    return hashlib.sha256("\n".join(map(str, [program, fingerprint(frozen), *packages, *machine])).encode()).hexdigest()

@@ -1,0 +1,138 @@
+"""The files of a workdir, read in one place: each is as it was written, or one line says what is wrong with it."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from experiments.engine import lock
+from freezejax.errors import UserError
+from freezejax.training.metrics import Record, read_json_lines, write_atomically
+
+CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.jsonl"
+Result = dict[str, Any]
+_WRITTEN_ANEW = ("summary.json", METRICS, "report.html")
+_AGAIN = "and the same command makes that run again"
+_COUNTS = (
+    *("seed", "base_seed", "tokens", "bytes", "trainable_params", "frozen_params", "seeded_params"),
+    *("stored_bytes_predicted", "artifact_bytes", "steps", "train_tokens"),
+)
+_LOSSES = ("val_ce", "val_bpb", "packed_ce", "packed_bpb")
+_TYPES = {
+    **dict.fromkeys(("variant", "tokenizer", "params_sha256", "metrics_sha256"), str),
+    **dict.fromkeys(_COUNTS, int),
+    **dict.fromkeys(_LOSSES, float),
+    **{"model": dict, "phases": list},
+}
+
+
+def open_for_writing(workdir: Path) -> None:
+    """Holds the folder for this command alone, and reads every file of it that later figures come from.
+
+    Raises:
+      UserError: another process writes there, or a file is missing or damaged.
+    """
+    lock.acquire(workdir)
+    for name in _WRITTEN_ANEW:
+        if (workdir / name).is_dir():
+            raise UserError(f"{workdir / name} is a folder, where a file is to be written; move it away")
+    finished = sorted(workdir.glob(f"runs/*/seed_*/{RESULT}"))
+    if finished and not (workdir / CONFIG).exists():
+        raise UserError(
+            f"{workdir / CONFIG} is missing, so nobody can tell what the runs of the folder are; put it back, or name "
+            "another --workdir"
+        )
+    for path in finished:
+        read_metrics(path.parent, read_result(path.parent))
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """What config.json holds: `config` and `data_fingerprint`.
+
+    Raises:
+      UserError: it is missing, or not what a study writes.
+    """
+    path, otherwise = workdir / CONFIG, "put it back as it was, or name another --workdir"
+    found = _object(path, otherwise)
+    if not isinstance(found.get("config"), dict) or not isinstance(found.get("data_fingerprint"), str):
+        raise UserError(f"{path} is not the config of a study; {otherwise}")
+    return found
+
+
+def write_result(directory: Path, result: Result) -> None:
+    """Writes result.json of a run, with the SHA-256 of its metrics and of all the figures.
+
+    >>> import tempfile
+    >>> directory = Path(tempfile.mkdtemp())
+    >>> _ = (directory / METRICS).write_text("")
+    >>> write_result(directory, {"val_ce": 1.0})
+    >>> sorted(json.loads((directory / RESULT).read_text()))
+    ['digest', 'metrics_sha256', 'val_ce']
+    """
+    result = {**result, "metrics_sha256": _sha256((directory / METRICS).read_bytes())}
+    text = json.dumps({**result, "digest": _digest(result)}, indent=2, allow_nan=False)
+    write_atomically(directory / RESULT, text + "\n")
+
+
+def read_result(directory: Path) -> Result:
+    """The figures of a finished run, without their digest.
+
+    Raises:
+      UserError: result.json is missing, was changed, or lacks a figure.
+    """
+    path, otherwise = directory / RESULT, f"delete it, {_AGAIN}"
+    found = _object(path, otherwise)
+    if found.pop("digest", None) != _digest(found):
+        raise UserError(f"{path} is not as its run wrote it (its digest differs); {otherwise}")
+    for name, kind in _TYPES.items():
+        if not _is(kind, found.get(name)):
+            raise UserError(f"{path}: {name}={found.get(name)!r} is no figure of a run; {otherwise}")
+    return found
+
+
+def read_metrics(directory: Path, result: Result) -> list[Record]:
+    """The records of the finished run that `result` is of.
+
+    Raises:
+      UserError: metrics.jsonl is missing, or was changed after the run.
+    """
+    path, otherwise = directory / METRICS, f"delete {directory / RESULT}, and the file if it is there, {_AGAIN}"
+    if _sha256(_bytes(path, otherwise)) != result["metrics_sha256"]:
+        raise UserError(f"{path} is not as its run left it (its SHA-256 differs); {otherwise}")
+    return list(read_json_lines(path))
+
+
+def _object(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        # NaN and Infinity, which are not JSON either, are no numbers that `int` knows.
+        found = json.loads(_bytes(path, otherwise).decode("utf-8"), parse_constant=int)
+    except UserError:
+        raise
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not JSON; {otherwise}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, not an object; {otherwise}")
+    return found
+
+
+def _bytes(path: Path, otherwise: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {otherwise}") from None
+
+
+def _is(kind: type, value: object) -> bool:
+    if kind in (int, float):
+        number = isinstance(value, kind | int) and not isinstance(value, bool)  # 2.0 may be written as 2
+        return number and math.isfinite(value) and value >= 0  # type: ignore[arg-type, operator]
+    return isinstance(value, kind)
+
+
+def _digest(result: Result) -> str:
+    return _sha256(json.dumps(result, sort_keys=True).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
