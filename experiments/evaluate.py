@@ -12,7 +12,8 @@ import jax
 from absl import flags
 
 from experiments.engine import cli
-from experiments.engine.study import TOKENIZER, run_directory
+from experiments.engine.study import TOKENIZER
+from experiments.engine.variants import Run
 from freezejax import artifact, data, models
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, nearest
@@ -23,7 +24,7 @@ from freezejax.training.state import fingerprint
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study.")
 _VARIANT = flags.DEFINE_string("variant", None, "Name of a finished variant.")
 _SEED = flags.DEFINE_integer("seed", 0, "Training seed of the run.", lower_bound=0)
-_BASE_SEED = flags.DEFINE_integer("base_seed", 0, "Root seed of the run's random maps.", lower_bound=0)
+_BASE_SEED = flags.DEFINE_integer("base_seed", 0, "Base seed of the run: of its random maps.", lower_bound=0)
 _ARTIFACT = flags.DEFINE_string("artifact", None, "An artifact, in place of a run of a study.")
 _DATA = flags.DEFINE_string("data", None, "Corpus, as config.data.path; default: the study's own.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "A .model file, for an artifact on text that brings none.")
@@ -74,7 +75,7 @@ def _of_run() -> _Scored:
         )
     workdir, variant = Path(_WORKDIR.value).absolute(), _VARIANT.value
     config = _read_json(workdir / "config.json", f"--workdir={_WORKDIR.value}: not the folder of a study")["config"]
-    directory = run_directory(workdir, variant, _SEED.value or 0, _BASE_SEED.value or 0)
+    directory = Run(variant, _SEED.value or 0, _BASE_SEED.value or 0).directory(workdir)
     result = _read_json(directory / "result.json", _no_such_run(workdir, variant))
     path = config["data"]["path"] if _DATA.value is None else _DATA.value
     own = workdir / TOKENIZER
