@@ -8,16 +8,17 @@ int6 with Brotli reached in the challenge (34.4 M parameters in 15,847,061 bytes
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
 from experiments.engine import cli
-from freezejax import artifact, models
+from experiments.engine.matching import abstract_params, with_maps
+from experiments.report.table import Column, terminal
+from freezejax import artifact
 from freezejax.artifact import budget
 from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
@@ -92,9 +93,8 @@ def figures(row: _Row, code_bytes: int, limit: int) -> dict[str, Any]:
     >>> found["parameters"], found["stored_parameters"], found["fits"]["int6"]
     (2410944, 1526208, True)
     """
-    maps = [{"pattern": row.seeded, "kind": "map"}] if row.seeded else []
-    config = {**row.model, "weights": maps}
-    shapes = jax.eval_shape(models.build(**config).init, jax.random.key(0))
+    config = with_maps(row.model, *([{"pattern": row.seeded, "kind": "map"}] if row.seeded else []))
+    shapes = abstract_params(config)
     floats = jax.tree.map(lambda leaf: leaf.dtype == "float32", shapes)
     stored = count_parameters(shapes, floats)
     size = {codec: artifact.predict_size(shapes, model=config, codec=codec).high for codec in ("int8", "int6")}
@@ -126,55 +126,42 @@ def _write(path: str, text: str) -> None:
 
 def _print(rows: list[dict[str, Any]], code_bytes: int) -> None:
     limit = _BUDGET.value or 0
-    title = f"model + {code_bytes:,} code bytes within {limit:,}: bold fits; MB are 10^6 bytes, M 10^6 parameters"
-    caption = (
-        "claimed: PR 1301, sections 2 and 9. Section 9 multiplies by the 0.4607 bytes per parameter that GPTQ reached "
-        "with coarser codes; int6 of least squared error takes about 0.67 with Brotli. Section 2 counts int8, at 12 "
+    title = f"model + {code_bytes:,} code bytes within {limit:,}: * fits; MB are 10^6 bytes, M 10^6 parameters"
+    terminal(title, _COLUMNS, rows, width=190)
+    print(
+        "claimed: PR 1301, sections 2 and 9. Section 9 multiplies by the 0.4607 bytes per parameter that GPTQ reached\n"
+        "with coarser codes; int6 of least squared error takes about 0.67 with Brotli. Section 2 counts int8, at 12\n"
         "layers without the embedding."
     )
-    table = Table(title=title, caption=caption)
-    for column in (
-        "model",
-        "M",
-        "claimed",
-        "stored M",
-        "claimed",
-        "claimed MB",
-        "int8",
-        "int6",
-        "int6+brotli",
-        "as claimed",
-    ):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    table.add_column("where they part", max_width=44)
-    for row in rows:
-        claimed, size = row["claimed"], row["bytes"]
-        cells = {name: _megabytes(size[name], row["fits"][name]) for name in row["fits"]}
-        low, high = size["int6_brotli_low"] / 1e6, size["int6_brotli_high"] / 1e6
-        table.add_row(
-            row["name"],
-            *(_millions(value) for value in (row["parameters"], claimed["parameters"])),
-            *(_millions(value) for value in (row["stored_parameters"], claimed["stored_parameters"])),
-            f"{claimed['bytes'] / 1e6:.1f}",
-            cells["int8"],
-            cells["int6"],
-            f"{cells['int6_brotli']} ({low:.1f}-{high:.1f})",
-            cells["gptq"],
-            row["why"],
-        )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 190
-    console.print(table)
 
 
-def _millions(value: float | None) -> str:
-    return "" if value is None else f"{value / 1e6:.2f}"
+def _column(heading: str, value: Callable[[Any], float | None], digits: int = 2) -> Column:
+    return Column(heading, value, lambda number: f"{number / 1e6:.{digits}f}")
+
+
+def _size(heading: str, codec: str) -> Column:
+    return Column(heading, lambda row: (row["bytes"][codec], row["fits"][codec]), lambda found: _megabytes(*found))
 
 
 def _megabytes(size: int, fits: bool) -> str:
-    text = f"{size / 1e6:.2f}"
-    return f"[bold]{text}[/bold]" if fits else text
+    return f"{size / 1e6:.2f}{'*' if fits else ' '}"
+
+
+_COLUMNS = [
+    Column("model", lambda row: row["name"], kind="name"),
+    _column("M", lambda row: row["parameters"]),
+    _column("claimed", lambda row: row["claimed"]["parameters"]),
+    _column("stored M", lambda row: row["stored_parameters"]),
+    _column("claimed", lambda row: row["claimed"]["stored_parameters"]),
+    _column("claimed MB", lambda row: row["claimed"]["bytes"], digits=1),
+    _size("int8", "int8"),
+    _size("int6", "int6"),
+    _size("int6+brotli", "int6_brotli"),
+    _column("at least", lambda row: row["bytes"]["int6_brotli_low"], digits=1),
+    _column("at most", lambda row: row["bytes"]["int6_brotli_high"], digits=1),
+    _size("as claimed", "gptq"),
+    Column("where they part", lambda row: row["why"], kind="words"),
+]
 
 
 if __name__ == "__main__":

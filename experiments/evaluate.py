@@ -20,10 +20,9 @@ from ml_collections import ConfigDict
 
 from experiments.engine import accelerators, cli
 from experiments.engine.evaluators import Evaluators
-from experiments.engine.matching import ALL_TRAIN
 from experiments.engine.results import PACKED
-from experiments.engine.study import TOKENIZER, run_directory
-from experiments.engine.variants import Variant
+from experiments.engine.study import TOKENIZER
+from experiments.engine.variants import Run
 from experiments.engine.workdir import RESULT, read_config, read_result
 from freezejax import artifact, data, models
 from freezejax.errors import UserError
@@ -38,7 +37,7 @@ from freezejax.training.state import fingerprint
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study.")
 _VARIANT = flags.DEFINE_string("variant", None, "Name of a finished variant.")
 _SEED = flags.DEFINE_integer("seed", 0, "Training seed of the run.", lower_bound=0)
-_BASE_SEED = flags.DEFINE_integer("base_seed", 0, "Root seed of the run's random maps.", lower_bound=0)
+_BASE_SEED = flags.DEFINE_integer("base_seed", 0, "Base seed of the run: of its random maps.", lower_bound=0)
 _PACKED = flags.DEFINE_bool("packed", False, "Score the run's packed file in place of its parameters.")
 _ARTIFACT = flags.DEFINE_string("artifact", None, "An artifact, in place of a run of a study.")
 _DATA = flags.DEFINE_string(
@@ -84,12 +83,11 @@ def main() -> None:
             f"--data={_DATA.value}: tokens of {corpus.tokenizer.name} are not those of the model's tokenizer, "
             f"{tokenizer['name']}; {remedy}"
         )
-    variant = Variant("", scored.model, config.train.to_dict(), ALL_TRAIN)
-    evaluate = Evaluators(config, corpus).of(scored.model, scored.apply, variant, scored.layout)
+    evaluate = Evaluators(config, corpus).of(scored.model, scored.apply, config.train.to_dict(), scored.layout)
     if _STRIDE.value and not 1 <= _STRIDE.value <= config.train.seq_len:
         raise UserError(f"--stride={_STRIDE.value}: expected 1 to seq_len={config.train.seq_len}")
     accelerators.announce(sys.stderr)  # stdout is the figures alone
-    found = evaluate(scored.params)._asdict()
+    found = dict(evaluate(scored.params))
     if _STRIDE.value:
         sizes: Any = {"batch_size": config.data.eval_batch_size, "seq_len": config.train.seq_len}
         sliding = evaluate_sliding(
@@ -114,7 +112,7 @@ def _of_run() -> _Scored:
     if not (workdir / "config.json").exists():
         raise UserError(f"--workdir={_WORKDIR.value}: not the folder of a study")
     read = read_config(workdir)
-    directory = run_directory(workdir, variant, _SEED.value or 0, _BASE_SEED.value or 0)
+    directory = Run(variant, _SEED.value or 0, _BASE_SEED.value or 0).directory(workdir)
     if not (directory / RESULT).exists():
         raise UserError(_no_such_run(workdir, variant))
     result, config = read_result(directory), _chosen(ConfigDict(read["config"]))
@@ -127,7 +125,7 @@ def _of_run() -> _Scored:
         return _Scored(apply, params, metadata["model"], config, tokenizer, corpus)
     model, mesh = models.build(**result["model"]), mesh_of(TrainConfig.from_mapping(config.train))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    layout = None if mesh is None else Layout(mesh, shapes)
+    layout = None if mesh is None else Layout(mesh, shapes, model.family.sharding)
     params = load_params(directory / "params", shapes if layout is None else layout.abstract(shapes))
     if fingerprint(params) != result["params_sha256"]:
         raise UserError(f"{directory / 'params'}: not the parameters that the run saved; they are damaged")

@@ -5,10 +5,20 @@
 This file says what is compared, as data. experiments/engine/study.py runs it; freezejax/training/loop.py trains.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.engine import cli, study
-from experiments.engine.matching import ALL_TRAIN, match_bytes, random_map, stored_bytes
+from experiments.engine.matching import (
+    ALL_TRAIN,
+    check_pattern,
+    match_bytes,
+    random_map,
+    stored_bytes,
+    with_maps,
+)
+from experiments.engine.results import packing
 from experiments.engine.variants import Contrast, Paper, Study, Variant
 from freezejax.errors import UserError
 from freezejax.schedules import FreezeSchedule
@@ -40,8 +50,10 @@ _ROWS: list[tuple[str, str, str, set[str]]] = [
     ("selective_large", "large", "start", {"same_scale"}),
     ("progressive_large", "large", "later", set()),
 ]
+# Weights that were trained are stored, frozen or not: the model of the same bytes is the same model never frozen.
+_SAME_BYTES = {"trained_medium": "progressive_medium", "trained_large": "progressive_large"}
 
-# Paper's loss and difference to its baseline in percent, by corpus.
+# corpus -> the paper's loss and its difference to the baseline in percent.
 _SOURCE = "PR 1301, section 3"
 _PAPER = {
     "fineweb": {
@@ -50,59 +62,51 @@ _PAPER = {
         "progressive_large": (3.8370, -8.9),
     },
     "gutenberg": {"selective_medium": (1.2757, -1.5), "progressive_medium": (1.3049, +0.7)},
-    "none": {},
 }
-_PAPER_PROGRESSIVE_OVER_SELECTIVE = {"fineweb": (4.1189, 4.1767), "gutenberg": (1.3049, 1.2757)}
 
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
     """The study of a config, for a tokenizer of `vocab_size`.
 
     Raises:
-      UserError: a freeze pattern, point or paper table that cannot be.
+      UserError: a freeze pattern or point that cannot be.
     """
-    table = paper_table(config, vocab_size)
-    vocab_size = config.model.vocab_size or vocab_size
-    variants = [_variant(config, vocab_size, table, *row) for row in _ROWS]
-    return Study("progressive", variants, contrasts(table))
+    models = {size: _model(config, vocab_size, size) for size in config.sizes}
+    check_pattern("config.freeze.pattern", config.freeze.pattern, models["small"])
+    variants = [_variant(config, models[row[1]], row) for row in _ROWS]
+    return Study("progressive", variants, contrasts())
 
 
-def paper_table(config: ConfigDict, vocab_size: int) -> str:
-    """Which of the paper's tables to compare with: that of FineWeb, or for byte tokens that of its books."""
-    if config.paper == "auto":
-        return "gutenberg" if vocab_size == 256 else "fineweb"
-    if config.paper not in _PAPER:
-        raise UserError(f"config.paper={config.paper!r}: expected auto, {', '.join(_PAPER)}")
-    return config.paper
-
-
-def _variant(
-    config: ConfigDict, vocab_size: int, table: str, name: str, size: str, freezes: str, extra: set[str]
-) -> Variant:
-    model = {**config.model, **config.sizes[size], "vocab_size": vocab_size}
+def _model(config: ConfigDict, vocab_size: int, size: str) -> dict[str, Any]:
+    model = {**config.model, **config.sizes[size], "vocab_size": config.model.vocab_size or vocab_size}
     if model["family"] == "parameter_golf":
         heads = model["num_heads"]
         model["num_kv_heads"] = heads if heads % 2 else heads // 2  # the baseline's 4 of 8
+    return model
+
+
+def _variant(config: ConfigDict, model: dict[str, Any], row: tuple[str, str, str, set[str]]) -> Variant:
+    (name, _, freezes, extra), model = row, {**model}
     if "dropout" in extra:
         model["dropout"] = config.freeze.dropout
     if "same_scale" in extra and model["family"] == "geglu":
         model["mlp_in_init"] = "fan_in"
-    seeded = {**model, "weights": [random_map(config.freeze.pattern)]}
+    seeded = with_maps(model, random_map(config.freeze.pattern))
     if "bytes" in extra:
-        model = match_bytes(model, stored_bytes(seeded, "int8"), "int8")
-    if freezes == "start":
-        model = seeded
+        codec = packing(config)["codec"]
+        model = match_bytes(model, stored_bytes(seeded, codec), codec)
     restart = {field: field in extra for field in ("restart_schedule", "restart_optimizer")}
-    paper = None
-    if name in _PAPER[table]:
-        value, delta = _PAPER[table][name]
-        paper = Paper(_SOURCE, value, delta, f"{delta:+.1f}% against the small baseline ({table})")
     return Variant(
         name=name,
-        model=model,
+        model=seeded if freezes == "start" else model,
         train={**config.train.to_dict(), **restart},
         schedule=freeze_schedule(config, freezes),
-        paper=paper,
+        same_bytes_as="selective_medium" if "bytes" in extra else _SAME_BYTES.get(name, ""),
+        papers=[
+            Paper(corpus, _SOURCE, *table[name], f"{table[name][1]:+.1f}% against the small baseline ({corpus})")
+            for corpus, table in _PAPER.items()
+            if name in table
+        ],
     )
 
 
@@ -120,13 +124,13 @@ def freeze_schedule(config: ConfigDict, freezes: str) -> FreezeSchedule:
     return FreezeSchedule([(0, [(".*", True)]), (at if at < 1 else int(at), frozen)])
 
 
-def contrasts(table: str) -> list[Contrast]:
+def contrasts() -> list[Contrast]:
     """The paired comparisons: the paper's own, then the controls it lacks."""
-    paper = None
-    if table in _PAPER_PROGRESSIVE_OVER_SELECTIVE:
-        ours, other = _PAPER_PROGRESSIVE_OVER_SELECTIVE[table]
+    papers = []
+    for corpus, table in _PAPER.items():
+        ours, other = (table[name][0] for name in ("progressive_medium", "selective_medium"))
         delta = 100.0 * (ours - other) / other
-        paper = Paper(_SOURCE, ours, delta, f"{delta:+.1f}% against random-init freezing ({table})")
+        papers.append(Paper(corpus, _SOURCE, ours, delta, f"{delta:+.1f}% against random-init freezing ({corpus})"))
     questions = [
         ("selective_small", "baseline", "does freezing at random beat training, as the paper compares it?"),
         ("selective_small", "baseline_same_scale", "... and from the same initial scale?"),
@@ -150,7 +154,7 @@ def contrasts(table: str) -> list[Contrast]:
         ("selective_large", "trained_large_same_scale", "random freezing at the large size and same scale"),
         ("progressive_large", "trained_large", "freezing later at the large size"),
     ]
-    first = Contrast("progressive_medium", "selective_medium", "does freezing later beat random freezing?", paper)
+    first = Contrast("progressive_medium", "selective_medium", "does freezing later beat random freezing?", papers)
     return [first, *(Contrast(*question) for question in questions)]
 
 

@@ -12,13 +12,16 @@ from ml_collections import ConfigDict
 from experiments.engine import cli, study
 from experiments.engine.matching import (
     ALL_TRAIN,
+    check_pattern,
     match_bytes,
     match_step,
     random_map,
     step_flops,
     stored_bytes,
+    with_adapter,
+    with_maps,
 )
-from experiments.engine.results import codec_rules
+from experiments.engine.results import packing
 from experiments.engine.variants import Contrast, Paper, Study, Variant
 from freezejax.errors import UserError
 
@@ -70,16 +73,17 @@ _ROWS = [
     _row("selective_small_gain", "small", "gate_up", "seeded", "gain"),
 ]
 
-# Paper's loss (where it has one) and its difference in percent to its baseline.
+# The paper's loss (where it has one), its difference in percent, and the variant that stands for its reference: of the
+# two without a loss its first version compares the former with a baseline without dropout.
 _SOURCE = "PR 1301, section 2"
 _FROZEN_LARGE_CE, _TRAINED_LARGE_CE = 2.8803, 2.7295
 _PAPER = {
-    "full_freeze_lora": (None, +80.0),
-    "selective_small": (None, -2.1),
-    "selective_small_dropout": (3.4404, +5.8),
-    "selective_medium": (3.1427, -3.4),
-    "selective_large_dropout": (_FROZEN_LARGE_CE, -11.5),
-    "trained_large": (_TRAINED_LARGE_CE, -16.1),
+    "full_freeze_lora": (None, +80.0, ""),
+    "selective_small": (None, -2.1, ""),
+    "selective_small_dropout": (3.4404, +5.8, "baseline_dropout"),
+    "selective_medium": (3.1427, -3.4, "baseline_dropout"),
+    "selective_large_dropout": (_FROZEN_LARGE_CE, -11.5, "baseline_dropout"),
+    "trained_large": (_TRAINED_LARGE_CE, -16.1, "baseline_dropout"),
 }
 _FIRST_VERSION = "; its first version: CE 3.3838, -2.8% against the baseline without dropout"
 
@@ -88,45 +92,29 @@ def make_study(config: ConfigDict, vocab_size: int) -> Study:
     """The study of a config, for a tokenizer of `vocab_size`.
 
     Raises:
-      UserError: a model family without gate and up, a pattern, codec or paper table that cannot be.
+      UserError: a model family without gate and up, a pattern or a codec that cannot be.
     """
     if config.model.family != "geglu":
         raise UserError(f"config.model.family={config.model.family!r}: the places of this study are those of geglu")
-    papers = paper_rows(config, vocab_size)
-    vocab_size = config.model.vocab_size or vocab_size
-    variants = [_variant(config, vocab_size, papers.get(row.name), row) for row in _ROWS]
-    return Study("selective", variants, contrasts(papers))
-
-
-def paper_rows(config: ConfigDict, vocab_size: int) -> dict[str, Paper]:
-    """The paper's rows, of FineWeb; none for byte tokens, which it did not run.
-
-    Raises:
-      UserError: an unknown table.
-    """
-    if config.paper not in ("auto", "fineweb", "none"):
-        raise UserError(f"config.paper={config.paper!r}: expected auto, fineweb or none")
-    if config.paper == "none" or (config.paper == "auto" and vocab_size == 256):
-        return {}
-    return {
-        name: Paper(
-            _SOURCE,
-            value,
-            delta,
-            f"{delta:+.1f}% against the small baseline{' with dropout' * bool(_paper_reference(name))} (fineweb)"
-            + _FIRST_VERSION * (name == "selective_small"),
-        )
-        for name, (value, delta) in _PAPER.items()
+    models = {
+        name: {**config.model, **size, "vocab_size": config.model.vocab_size or vocab_size}
+        for name, size in config.sizes.items()
     }
+    check_pattern("config.freeze.pattern", config.freeze.pattern, models["small"])
+    return Study("selective", [_variant(config, models[row.size], row) for row in _ROWS], contrasts())
 
 
-def _paper_reference(name: str) -> str:
-    # Of these two the paper gives no loss; its first version compares the former without dropout.
-    return "" if name in ("selective_small", "full_freeze_lora") else "baseline_dropout"
+def papers_of(name: str) -> list[Paper]:
+    """The paper's figure for a row, if it has one: all of them are of FineWeb."""
+    if name not in _PAPER:
+        return []
+    value, delta, reference = _PAPER[name]
+    claim = f"{delta:+.1f}% against the small baseline{' with dropout' * bool(reference)} (fineweb)"
+    return [Paper("fineweb", _SOURCE, value, delta, claim + _FIRST_VERSION * (name == "selective_small"), reference)]
 
 
-def _variant(config: ConfigDict, vocab_size: int, paper: Paper | None, row: _Row) -> Variant:
-    model = {**config.model, **config.sizes[row.size], "vocab_size": vocab_size}
+def _variant(config: ConfigDict, model: dict[str, Any], row: _Row) -> Variant:
+    model = {**model}
     if "dropout" in row.extra:
         model["dropout"] = config.freeze.dropout
     if row.place in ("q", "k", "v"):
@@ -134,29 +122,27 @@ def _variant(config: ConfigDict, vocab_size: int, paper: Paper | None, row: _Row
     if row.place:
         model = _with_maps(model, config, row)
     if "lora" in row.extra:
-        pattern = places(model["num_layers"])[row.place]
-        lora = {"pattern": pattern, "kind": "lora", "rank": config.lora.rank, "alpha": config.lora.alpha}
-        model["weights"] = [*model["weights"], lora]
+        model = with_adapter(model, places(model["num_layers"])[row.place], config.lora.rank, config.lora.alpha)
     return Variant(
         name=row.name,
         model=model,
         train=config.train.to_dict(),
         schedule=ALL_TRAIN,
         base_seeds="main" in row.extra,
-        paper=paper,
-        paper_reference=_paper_reference(row.name) if paper else "",
+        same_bytes_as="selective_medium" if "bytes" in row.extra else "",
+        papers=papers_of(row.name),
     )
 
 
 def _with_maps(model: dict[str, Any], config: ConfigDict, row: _Row) -> dict[str, Any]:
     pattern = {**places(model["num_layers"]), "gate_up": config.freeze.pattern}[row.place]
     gain = [{"pattern": pattern, "kind": "gain"}] if "gain" in row.extra else []
-    seeded = {**model, "weights": [random_map(pattern, row.distribution), *gain]}
+    seeded = with_maps(model, random_map(pattern, row.distribution), *gain)
     if row.kind == "seeded":
         return seeded
-    trained = {**model, "weights": [random_map(pattern, row.distribution, trained=True)]}
+    trained = with_maps(model, random_map(pattern, row.distribution, trained=True))
     if "bytes" in row.extra:
-        codec = codec_rules(config)
+        codec = packing(config)["codec"]
         return match_bytes(trained, stored_bytes(seeded, codec), codec)
     return match_step(trained, step_flops(seeded)) if "step" in row.extra else trained
 
@@ -210,15 +196,14 @@ _QUESTIONS = [
 ]
 
 
-def contrasts(papers: dict[str, Paper]) -> list[Contrast]:
+def contrasts() -> list[Contrast]:
     """The paired comparisons; the paper's figure beside those that it computes so."""
-    found = {(name, _paper_reference(name)): paper for name, paper in papers.items()}
-    if papers:
-        delta = 100.0 * (_FROZEN_LARGE_CE - _TRAINED_LARGE_CE) / _TRAINED_LARGE_CE
-        found["selective_large_dropout", "trained_large"] = Paper(
-            _SOURCE, _FROZEN_LARGE_CE, delta, f"{delta:+.1f}% against the large trained model (fineweb)"
-        )
-    return [Contrast(*question, found.get(question[:2])) for question in _QUESTIONS]
+    found = {(name, paper.reference): [paper] for name in _PAPER for paper in papers_of(name)}
+    delta = 100.0 * (_FROZEN_LARGE_CE - _TRAINED_LARGE_CE) / _TRAINED_LARGE_CE
+    claim = f"{delta:+.1f}% against the large trained model (fineweb)"
+    large = ("selective_large_dropout", "trained_large")
+    found[large] = [Paper("fineweb", _SOURCE, _FROZEN_LARGE_CE, delta, claim)]
+    return [Contrast(*question, found.get(question[:2], [])) for question in _QUESTIONS]
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.markdown import tables
-from experiments.report.statistics import Interval, verdict
+from experiments.engine.papers import paper_corpus, paper_of
+from experiments.report.statistics import SAME_BYTES_PCT, Interval, verdict
+from experiments.report.table import with_ci
+from experiments.report.tables import as_markdown, is_packed
 from freezejax import models
 
 ROOT = Path(__file__).parents[1]
@@ -30,33 +32,177 @@ def found(path):
 def study(found):
     """The study that a summary is of, as the tree has it now."""
     config = importlib.import_module(f"experiments.configs.{found['experiment']}").get_config(found["scale"])
+    if not is_packed(found["rows"][0]):  # its version counted, and matched, int8
+        config.artifact.codec = "int8"
     vocab_size = found["rows"][0]["model"]["vocab_size"]
     return importlib.import_module(f"experiments.{found['experiment']}").make_study(config, vocab_size)
 
 
 def test_tables_are_those_of_the_summary(path, found):
-    assert path.with_name("tables.md").read_text(encoding="utf-8") == tables(found) + "\n"
+    assert path.with_name("tables.md").read_text(encoding="utf-8") == as_markdown(found) + "\n"
 
 
-def test_effects_in_the_readme_are_those_of_the_tables():
-    effect = r"[+-]\d+\.\d ±\d+\.\d ?%"
-    quoted = re.findall(effect, (ROOT / "README.md").read_text(encoding="utf-8"))
-    known = "".join(path.with_name("tables.md").read_text(encoding="utf-8") for path in SUMMARIES)
-    # Figures of an earlier version of two variants, as the README says beside them.
-    superseded = {"-2.5 ±2.4 %", "-0.7 ±1.2 %"}
-    missing = {text for text in quoted if text.replace(" %", "%") not in known} - superseded
-    assert len(quoted) > 20
-    assert not missing
+EFFECT = r"[+-]\d+\.\d ±\d+\.\d ?%"
 
 
-def test_verdicts_follow_from_the_intervals(found, study):
-    judged = [item for item in [*found["rows"], *found["contrasts"]] if "paper" in item]
-    assert len(judged) == sum(item.paper is not None for item in [*study.variants, *study.contrasts])
+def both(study, variant, reference, corpora=("gutenberg", "fineweb")):
+    """A comparison on the books, then on FineWeb; the tables of the selective study have them the other way round."""
+    return [(study, corpus, variant, reference) for corpus in corpora]
+
+
+def of_paper(variant, reference):
+    return both("selective", variant, reference, ("fineweb", "gutenberg"))
+
+
+def placed(place, usual):
+    frozen = f"frozen_{place}"
+    return [*both("selective", frozen, f"trained_{place}"), *both("selective", frozen, usual)]
+
+
+P = "progressive"
+# How a row, a paragraph or an item of a list begins -> what its effects are, in their order.
+QUOTES = {
+    "| selective 8L 256d beats the baseline 6L 192d | FineWeb": [(P, "fineweb", "selective_medium", "baseline")],
+    "| | books | -1.5 %": [(P, "gutenberg", "selective_medium", "baseline")],
+    "| progressive 8L 256d beats the baseline | FineWeb": [(P, "fineweb", "progressive_medium", "baseline")],
+    "| progressive 8L 256d loses to the baseline | books": [(P, "gutenberg", "progressive_medium", "baseline")],
+    "| progressive 12L 384d beats the baseline | FineWeb": [(P, "fineweb", "progressive_large", "baseline")],
+    "| progressive beats selective at the same size": [(P, "fineweb", "progressive_medium", "selective_medium")],
+    "| progressive loses to selective at the same size": [(P, "gutenberg", "progressive_medium", "selective_medium")],
+    "- **The initial scale.**": both(P, "baseline_same_scale", "baseline"),
+    "- **At the same size and initial scale, freezing costs.**": [
+        *both(P, "selective_medium", "trained_medium_same_scale"),
+        *both(P, "progressive_medium_same_scale", "trained_medium_same_scale"),
+    ],
+    "- **Trained against random frozen weights**": both(P, "progressive_medium_same_scale", "selective_medium"),
+    "- **At the same stored bytes**, against a smaller model": both(
+        P, "selective_medium", "trained_at_selective_bytes_same_scale"
+    ),
+    "- **Restarting the learning rate**": [
+        *both(P, "progressive_medium_rate_restart", "progressive_medium"),
+        *both(P, "progressive_medium_full_restart", "progressive_medium"),
+    ],
+    "- **Dropout 0.2 on both sides**": [
+        *both(P, "selective_medium_dropout", "trained_medium_dropout_same_scale"),
+        *both(P, "progressive_medium_dropout", "trained_medium_dropout"),
+    ],
+    # Figures of an earlier version of two variants, as is said beside them.
+    "Both folders are those of commit": ["-2.5 ±2.4%", "-0.7 ±1.2%"],
+    "| gate and up frozen, 6L 192d | baseline |": of_paper("selective_small", "baseline"),
+    "| ... with dropout | baseline_dropout |": of_paper("selective_small_dropout", "baseline_dropout"),
+    "| gate and up frozen, 8L 256d |": of_paper("selective_medium", "baseline_dropout"),
+    "| gate and up frozen with dropout, 12L 384d |": of_paper("selective_large_dropout", "baseline_dropout"),
+    "| trained, 12L 384d | baseline_dropout |": of_paper("trained_large", "baseline_dropout"),
+    "| everything frozen, LoRA of rank 16, 6L 192d |": of_paper("full_freeze_lora", "baseline"),
+    "| frozen against trained, 12L 384d |": of_paper("selective_large_dropout", "trained_large"),
+    "| the same model trained, small |": both("selective", "selective_small", "baseline_same_maps"),
+    "| medium |": both("selective", "selective_medium", "trained_medium_same_maps"),
+    "| large |": both("selective", "selective_large", "trained_large_same_maps"),
+    "| small, dropout on both sides |": both("selective", "selective_small_dropout", "baseline_dropout_same_maps"),
+    "| large, dropout on both sides |": both("selective", "selective_large_dropout", "trained_large_dropout_same_maps"),
+    "| a model trained whole that stores the same bytes (medium) |": both(
+        "selective", "selective_medium", "trained_at_selective_bytes_same_maps"
+    ),
+    "| a model trained whole whose step takes the same FLOPs (medium) |": both(
+        "selective", "selective_medium", "trained_at_selective_step_same_maps"
+    ),
+    "| *trained from the maps against trained": both("selective", "baseline_same_maps", "baseline"),
+    "| MLP down |": placed("down", "baseline"),
+    **{f"| attention {place} |": placed(place, "baseline") for place in ("q", "k", "v", "out")},
+    "| all matrices of the first half of the layers |": placed("first_half", "trained_medium_same_maps"),
+    "| of the second half |": placed("second_half", "trained_medium_same_maps"),
+    **{
+        f"| {kind} |": both("selective", f"selective_small_{kind}", "selective_small")
+        for kind in ("rademacher", "uniform", "hadamard", "normal_float", "orthogonal_qr", "gain")
+    },
+    "- **At the same stored bytes** freezing is ahead": both(
+        "selective", "selective_medium", "trained_at_selective_bytes_same_maps"
+    ),
+}
+
+
+def compared(study, corpus, variant, reference):
+    """The summary's item for a comparison: a contrast, or a row against the baseline or the paper's reference."""
+    found = json.loads((ROOT / "results" / study / corpus / "summary.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in found["rows"]}
+    ours = rows[variant].get("judged", {})
+    if reference == "baseline":
+        row = rows[variant]
+        return {**row, "effect_pct": row["delta_pct"], "effect_pct_ci95": row["delta_pct_ci95"]}
+    if ours.get("reference") == reference:
+        return {**rows[variant], **ours}
+    return next(c for c in found["contrasts"] if (c["variant"], c["reference"]) == (variant, reference))
+
+
+def quoted(text):
+    """Rows of tables, items of lists and paragraphs that quote an effect, in one line each."""
+    blocks = [block for part in text.split("\n\n") for block in re.split(r"\n(?=\||- )", part)]
+    return [line for line in (" ".join(block.split()) for block in blocks) if re.search(EFFECT, line)]
+
+
+def written(item):
+    return with_ci(item["effect_pct"], item["effect_pct_ci95"], 1, "%")
+
+
+def check_quote(line):
+    """Every effect that a line quotes is that of its own comparison, and so is its verdict."""
+    (specs,) = [specs for start, specs in QUOTES.items() if line.startswith(start)] or [None]
+    assert specs, f"what comparison is this? {line}"
+    items = [spec if isinstance(spec, str) else compared(*spec) for spec in specs]
+    expected = [
+        item if isinstance(item, str) else with_ci(item["effect_pct"], item["effect_pct_ci95"], 1, "%")
+        for item in items
+    ]
+    assert [effect.replace(" %", "%") for effect in re.findall(EFFECT, line)] == expected, line
+    verdicts = [item["verdict"] for item in items if "verdict" in item]
+    assert re.findall(r"\| (reproduced|not reproduced|inconclusive) \|", line) in ([], verdicts), line
+
+
+PAGES = [page for page in (ROOT / "README.md", ROOT / "results" / "README.md") if page.exists()]
+
+
+def test_every_quoted_effect_is_that_of_its_own_row():
+    lines = [line for page in PAGES for line in quoted(page.read_text(encoding="utf-8"))]
+    for line in lines:
+        check_quote(line)
+    assert len(lines) > 20
+
+
+def test_counterpart_a_figure_of_another_row_is_noticed():
+    line = "| gate and up frozen, 6L 192d | baseline | -2.1 % | -0.7 ±0.6 % | reproduced | -4.1 ±1.7 % |"
+    check_quote(line)
+    for wrong in (line.replace("-0.7 ±0.6 %", "-4.1 ±1.7 %"), line.replace("| reproduced", "| inconclusive")):
+        with pytest.raises(AssertionError):
+            check_quote(wrong)
+    with pytest.raises(AssertionError, match="what comparison is this"):
+        check_quote("| a row of nobody's | -0.7 ±0.6 % |")
+
+
+def test_verdicts_follow_from_the_corpus_and_the_intervals(found, study):
+    """The paper's figures stand where, by fingerprint, the text is one of its own; nobody has to say so."""
+    corpus = paper_corpus(study, "auto", found["data"]["fingerprint"])
+    items = [*found["rows"], *found["contrasts"]]
+    judged = [item for item in items if "paper" in item]
+    # The paper did not run its selective study on the books.
+    assert (
+        bool(judged) == bool(corpus) == ((found["experiment"], found["data"]["source"]) != ("selective", "gutenberg"))
+    )
+    papers = [paper_of(item.papers, corpus) for item in (*study.variants, *study.contrasts)]
+    assert [item["paper"]["delta_pct"] for item in judged] == [paper.delta_pct for paper in papers if paper]
     for item in judged:
         item_or_reference = item.get("judged", item)  # the paper's reference need not be the study's baseline
         ours = "delta_pct" if "delta_pct" in item_or_reference else "effect_pct"
         effect = Interval(item_or_reference[ours], item_or_reference[f"{ours}_ci95"])
         assert item["verdict"] == verdict(effect, item["paper"]["delta_pct"])
+
+
+def test_controls_of_the_same_bytes_have_them(found, study):
+    """The rule of `experiments.engine.summary` on figures that are older than it: nothing is to be marked."""
+    sizes = {row["name"]: row["artifact_bytes"] for row in found["rows"]}
+    controls = [variant for variant in study.variants if variant.same_bytes_as]
+    assert controls
+    for control in controls:
+        assert sizes[control.name] == pytest.approx(sizes[control.same_bytes_as], rel=SAME_BYTES_PCT / 100)
 
 
 def test_every_variant_and_seed_is_there(found, study):
@@ -70,7 +216,7 @@ def test_every_variant_and_seed_is_there(found, study):
 
 
 def test_maps_stand_where_the_study_has_them(found, study):
-    if "packed_bpb_mean" not in found["rows"][0]:
+    if not is_packed(found["rows"][0]):
         pytest.skip("of a version whose random weights were no part of the model")
     for row, variant in zip(found["rows"], study.variants, strict=True):
         for field in ("maps", "lora"):

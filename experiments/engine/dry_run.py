@@ -1,19 +1,19 @@
 """What a study will cost, as one table: `--dry_run` prints it and ends, `--hardware=h100` adds the time."""
 
+import operator
 from collections.abc import Iterator, Mapping
 
 from absl import flags
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
-from experiments.engine.results import codec_rules
+from experiments.engine.results import packing
 from experiments.engine.variants import Study, Variant
+from experiments.report.table import Column, terminal
 from freezejax import cost, models
 from freezejax.training.config import MeshConfig, TrainConfig
 
 _MIB = 2**20
-_WORDS = ("variant", "steps")  # columns set left; numbers are set right
+_KIND = {"variant": "name", "steps": "words"}
 
 
 def define_flags() -> None:
@@ -37,10 +37,10 @@ def print_costs(study: Study, config: ConfigDict, hardware: str = "", efficiency
     """
     chip = cost.hardware_named(hardware) if hardware else None
     lines = [line for variant in study.variants for line in _lines(variant, config, chip, efficiency)]
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240  # a log file has no edge to wrap at
-    console.print(_table(_title(study, chip, efficiency), lines))
+    # A phase on one device has no collectives, and those of the study may have different meshes.
+    names = dict.fromkeys(name for line in lines for name in line)
+    columns = [Column(name, operator.methodcaller("get", name), kind=_KIND.get(name, "number")) for name in names]
+    terminal(_title(study, chip, efficiency), columns, lines, width=240)
 
 
 def mesh_sizes(mesh: MeshConfig) -> dict[str, int]:
@@ -57,7 +57,7 @@ def _lines(
 ) -> Iterator[dict[str, str]]:
     train = TrainConfig.from_mapping(variant.train)
     model, mesh = models.build(**variant.model), mesh_sizes(train.mesh)
-    found = cost.predict(model, train, variant.schedule, mesh=mesh, codec=codec_rules(config))
+    found = cost.predict(model, train, variant.schedule, mesh=mesh, codec=packing(config)["codec"])
     for index, phase in enumerate(found.phases):
         times = {}
         if chip is not None:
@@ -90,14 +90,3 @@ def _bytes(phase: cost.PhaseCost) -> Mapping[str, str]:
 def _title(study: Study, chip: cost.Hardware | None, efficiency: float) -> str:
     times = "" if chip is None else f"; {chip.name} at {efficiency:.0%} of its peak"
     return f"{study.name}: one step on one device, bytes in MiB{times}"
-
-
-def _table(title: str, lines: list[dict[str, str]]) -> Table:
-    # A phase on one device has no collectives, and those of the study may have different meshes.
-    columns = list(dict.fromkeys(column for line in lines for column in line))
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="left" if column in _WORDS else "right")
-    for line in lines:
-        table.add_row(*(line.get(column, "") for column in columns))
-    return table

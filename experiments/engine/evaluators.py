@@ -6,18 +6,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.engine.variants import Variant
 from freezejax.data import Corpus
 from freezejax.paths import PyTree
 from freezejax.sharding import Layout
 from freezejax.training.config import TrainConfig
-from freezejax.training.evaluation import Apply, Evaluation, make_evaluator
+from freezejax.training.evaluation import Apply, make_evaluator
+
+Evaluate = Callable[[PyTree], Mapping[str, float]]
 
 
 class Evaluators:
     """The evaluations of a study, of weights as trained and of those from a file alike.
 
-    Runs of one model share one: it is traced and compiled once.
+    Runs of one model share one: it is traced and compiled once. A study that compares other figures overrides `make`.
 
     Args:
       config: of the study.
@@ -25,28 +26,33 @@ class Evaluators:
     """
 
     def __init__(self, config: ConfigDict, corpus: Corpus) -> None:  # noqa: D107
-        self._config, self._corpus = config, corpus
-        self._known: dict[Any, Callable[[PyTree], Evaluation]] = {}
+        self.config, self.corpus = config, corpus
+        self._known: dict[Any, Evaluate] = {}
 
     def of(
-        self, model: Mapping[str, Any], apply: Apply, variant: Variant, layout: Layout | None = None
-    ) -> Callable[[PyTree], Evaluation]:
-        """The evaluation of a model: `model` is its config, `apply` what that config stands for."""
-        train_config = TrainConfig.from_mapping(variant.train)
+        self, model: Mapping[str, Any], apply: Apply, train: Mapping[str, Any], layout: Layout | None = None
+    ) -> Evaluate:
+        """The evaluation of a model: `model` is its config, `apply` what that stands for, `train` how it trains."""
+        train_config = TrainConfig.from_mapping(train)
         key = (json.dumps(model, sort_keys=True), train_config.seq_len, train_config.compute_dtype, layout is None)
         if key not in self._known:
-            val, seq_len = self._corpus.val, train_config.seq_len
-            self._known[key] = make_evaluator(
-                apply,
-                val,
-                self._corpus.tokenizer.byte_table(),
-                batch_size=self._config.data.eval_batch_size,
-                seq_len=seq_len,
-                compute_dtype=train_config.compute_dtype,
-                layout=layout,
-                every=every_window(len(val), seq_len, self._config.data.val_sequences),
-            )
+            self._known[key] = self.make(apply, train_config, layout)
         return self._known[key]
+
+    def make(self, apply: Apply, train: TrainConfig, layout: Layout | None) -> Evaluate:
+        """An evaluation of parameters; of language: `val_ce`, `val_bpb`, and the `tokens` and `bytes` scored."""
+        val, wanted = self.corpus.val, self.config.data.val_sequences
+        evaluate = make_evaluator(
+            apply,
+            val,
+            self.corpus.tokenizer.byte_table(),
+            batch_size=self.config.data.eval_batch_size,
+            seq_len=train.seq_len,
+            compute_dtype=train.compute_dtype,
+            layout=layout,
+            every=every_window(len(val), train.seq_len, wanted),
+        )
+        return lambda params: evaluate(params)._asdict()
 
 
 def every_window(tokens: int, seq_len: int, wanted: int) -> int:

@@ -1,6 +1,7 @@
 """What studies share in saying what is compared: frozen weights by word, and sizes matched in bytes or FLOPs."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,22 +27,75 @@ def random_map(
     return {"pattern": pattern, "kind": "map", "distribution": distribution, "scale": scale, "trained": trained}
 
 
-def abstract(model: Mapping[str, Any]) -> PyTree:
+def with_maps(model: Mapping[str, Any], *entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The model with some kernels as `random_map` says.
+
+    >>> has_maps(with_maps({"family": "geglu"}, random_map(".*/gate/kernel")))
+    True
+    """
+    return {**model, "weights": [*model.get("weights", ()), *entries]}
+
+
+def with_adapter(model: Mapping[str, Any], pattern: str, rank: int, alpha: float) -> dict[str, Any]:
+    """The model with low-rank adapters over some kernels.
+
+    >>> with_adapter({"family": "geglu"}, ".*/kernel", 4, 4.0)["weights"][0]["rank"]
+    4
+    """
+    return with_maps(model, {"pattern": pattern, "kind": "lora", "rank": rank, "alpha": alpha})
+
+
+def has_maps(model: Mapping[str, Any]) -> bool:
+    """Whether kernels of a model come from the base seed: frozen, or as initial values.
+
+    >>> has_maps({"family": "geglu"})
+    False
+    """
+    return any(rule["kind"] == "map" for rule in model.get("weights", ()))
+
+
+@contextlib.contextmanager
+def named(field: str, value: object) -> Iterator[None]:
+    """Errors raised inside are told with the field of the config that they come from.
+
+    >>> with named("config.freeze.pattern", "up"):
+    ...     raise UserError("matches no kernel")
+    Traceback (most recent call last):
+    freezejax.errors.UserError: config.freeze.pattern='up': matches no kernel
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{field}={value!r}: {error}") from None
+
+
+def check_pattern(field: str, pattern: str, model: Mapping[str, Any]) -> None:
+    """Finds a pattern of kernels that cannot be before it has become part of a model's config.
+
+    Raises:
+      UserError: what is wrong, and in which field.
+    """
+    abstract_params(model)  # what else is wrong with the model is not the pattern's fault
+    with named(field, pattern):
+        models.build(**with_maps(model, random_map(pattern)))
+
+
+def abstract_params(model: Mapping[str, Any]) -> PyTree:
     """Parameters of a model, as shapes.
 
-    >>> sorted(abstract({"family": "geglu", "num_layers": 1}))
+    >>> sorted(abstract_params({"family": "geglu", "num_layers": 1}))
     ['blocks', 'ln_f', 'tok_emb']
     """
     return jax.eval_shape(models.build(**model).init, jax.random.key(0))
 
 
 def stored_bytes(model: Mapping[str, Any], codec: Codec) -> int:
-    """Bytes of a model's weights at a codec, before compression; maps cost nothing.
+    """Bytes of a model's weights at the codec they are packed with, before compression; maps cost nothing.
 
     >>> stored_bytes({"family": "geglu", "num_layers": 1}, "int8") > 200_000
     True
     """
-    return artifact.predict_bytes(abstract(model), codec)
+    return artifact.predict_bytes(abstract_params(model), codec)
 
 
 def step_flops(model: Mapping[str, Any]) -> int:
@@ -52,7 +106,7 @@ def step_flops(model: Mapping[str, Any]) -> int:
     >>> step_flops({"family": "geglu", "num_layers": 1, "model_dim": 32, "num_heads": 2, "vocab_size": 8})
     62976
     """
-    params = abstract(model)
+    params = abstract_params(model)
     matrices = sum(leaf.size for leaf in jax.tree.leaves(params) if len(leaf.shape) == 2)
     return 6 * matrices + 4 * count_seeded(params)
 

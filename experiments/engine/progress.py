@@ -2,12 +2,14 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from experiments.engine.variants import LANGUAGE, Figure
 from freezejax.training.config import TrainConfig
 from freezejax.training.metrics import Record, Sink
 
@@ -20,9 +22,9 @@ class Progress:
     [1/1] baseline, seed 0: finished before, kept
     """
 
-    def __init__(self, runs: int, *, quiet: bool = False) -> None:
-        """`runs` is how many there are in all; of several processes all but one are quiet."""
-        self.runs, self.finished = runs, 0
+    def __init__(self, runs: int, figures: Sequence[Figure] = LANGUAGE, *, quiet: bool = False) -> None:
+        """`runs` is how many there are in all, `figures` what each ends with; all processes but one are quiet."""
+        self.runs, self.figures, self.finished = runs, figures, 0
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False, quiet=quiet)
         self.bar: RichProgress | None = None
 
@@ -76,7 +78,7 @@ class _RunProgress:
             self.spoken = time.monotonic()
             left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.config.steps - step)
             self.progress.say(f"{self.title}: step {step}/{self.config.steps}  {figures}  ETA {left:.0f} s")
-        if "val_ce" in record and step == self.config.steps:
+        if self.progress.figures[0].trained in record and step == self.config.steps:
             self._end(record)
 
     def _figures(self, record: Record) -> str:
@@ -92,9 +94,8 @@ class _RunProgress:
         self.progress.finished += 1
         place = f"[{self.progress.finished}/{self.progress.runs}]"
         seconds = time.monotonic() - self.began
-        self.progress.say(
-            f"{place} {self.title}: val CE {record['val_ce']:.4f}, {record['val_bpb']:.4f} bits/byte, {seconds:.1f} s"
-        )
+        found = ", ".join(f"val {figure.label} {record[figure.trained]:.4f}" for figure in self.progress.figures)
+        self.progress.say(f"{place} {self.title}: {found}, {seconds:.1f} s")
 
     def close(self) -> None:
         if self.progress.bar is not None and self.task is not None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.engine.evaluators import Evaluators
+from experiments.engine.session import Session
 from experiments.engine.variants import Run, Variant
-from experiments.engine.workdir import write_result
+from experiments.engine.workdir import METRICS, Result, write_result
 from freezejax import artifact, describe
-from freezejax.data import Corpus
 from freezejax.masks import count_parameters, intersection, invert
 from freezejax.paths import PyTree
 from freezejax.training.config import TrainConfig
@@ -24,39 +24,30 @@ from freezejax.weights import count_seeded
 PACKED = "model.fjax"  # in the folder of a run
 
 
-def finish(
-    variant: Variant,
-    run: Run,
-    found: TrainResult,
-    config: ConfigDict,
-    corpus: Corpus,
-    directory: Path,
-    evaluators: Evaluators,
-) -> dict[str, Any]:
+def finish(session: Session, variant: Variant, run: Run, found: TrainResult, mesh: Mesh | None) -> Result:
     """Writes the packed file and result.json of a run whose training has ended; returns the latter.
 
     Args:
+      session: that the run is of.
       variant: what ran.
-      run: its seeds.
+      run: its seeds; its folder holds its metrics.jsonl.
       found: what training left.
-      config: of the study.
-      corpus: what the packed weights are scored on.
-      directory: of the run; holds its metrics.jsonl.
-      evaluators: of the study.
+      mesh: the devices it ended on; None = one.
     """
-    train_config = TrainConfig.from_mapping(variant.train)
-    last = [record for record in read_json_lines(directory / "metrics.jsonl") if "val_ce" in record][-1]
+    directory, tokenizer = run.directory(session.workdir), session.corpus.tokenizer
+    last = _last_evaluation(session, directory)
     result = {
         **run._asdict(),
         "model": dict(variant.model),
-        "tokenizer": corpus.tokenizer.name,
-        "tokenizer_sha256": corpus.tokenizer.fingerprint,
-        **{field: last[field] for field in ("val_ce", "val_bpb", "tokens", "bytes")},
+        "mesh": dict(mesh.shape) if mesh else {},
+        "tokenizer": tokenizer.name,
+        "tokenizer_sha256": tokenizer.fingerprint,
+        **{field: value for field, value in last.items() if field != "step"},
         **sizes(variant, found.params),
-        **pack(variant, found.params, config, corpus, directory, evaluators),
+        **pack(session, variant, found.params, directory),
         "params_sha256": fingerprint(found.params),
         "steps": found.steps,
-        "train_tokens": found.steps * train_config.tokens_per_step,
+        "train_tokens": found.steps * TrainConfig.from_mapping(variant.train).tokens_per_step,
         "step_ms_median": found.step_ms_median,
         "phases": phases(variant, found.params),
     }
@@ -64,39 +55,49 @@ def finish(
     return result
 
 
-def pack(
-    variant: Variant, params: PyTree, config: ConfigDict, corpus: Corpus, directory: Path, evaluators: Evaluators
-) -> dict[str, Any]:
+def _last_evaluation(session: Session, directory: Path) -> dict[str, Any]:
+    field = session.study.figures[0].trained
+    return [record for record in read_json_lines(directory / METRICS) if field in record][-1]
+
+
+def pack(session: Session, variant: Variant, params: PyTree, directory: Path) -> dict[str, Any]:
     """Packs the weights into `directory/model.fjax`, loads that file and scores what it holds.
 
     Returns:
-      Predicted and real bytes of the file, its SHA-256, how it was packed, and its loss.
+      Predicted and real bytes of the file, its SHA-256, how it was packed, and its figures.
     """
-    path, codec, compressor = directory / PACKED, codec_rules(config), config.artifact.compressor
-    tokenizer = {"name": corpus.tokenizer.name, "sha256": corpus.tokenizer.fingerprint}
-    notes = {"seq_len": variant.train["seq_len"]}  # for experiments.evaluate
-    options: dict[str, Any] = {"model": dict(variant.model), "codec": codec, "tokenizer": tokenizer, "notes": notes}
-    saved = artifact.save(path, params, compressor=compressor, **options)
+    path, how, tokenizer = directory / PACKED, packing(session.config), session.corpus.tokenizer
+    options: dict[str, Any] = {
+        "model": dict(variant.model),
+        "codec": how["codec"],
+        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.fingerprint},
+        "notes": {"seq_len": variant.train["seq_len"]},  # for experiments.evaluate
+    }
+    saved = artifact.save(path, params, compressor=how["compressor"], **options)
     apply, loaded, metadata = artifact.load(path)
-    scored = evaluators.of(metadata["model"], apply, variant)(loaded)
+    scored = session.evaluators.of(metadata["model"], apply, variant.train)(loaded)
     return {
-        "packed_ce": scored.val_ce,
-        "packed_bpb": scored.val_bpb,
+        **{figure.packed: scored[figure.trained] for figure in session.study.figures},
         "stored_bytes_predicted": artifact.predict_size(params, compressor="none", **options).high,
         "artifact_bytes": saved.bytes,
         "artifact_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "codec": codec,
-        "compressor": compressor,
+        **how,
     }
 
 
-def codec_rules(config: ConfigDict) -> list[tuple[str, str]]:
-    """Codec of every leaf: adapters have one of their own, because they lose more at few bits."""
-    return [("role=adapter", config.artifact.adapter_codec), (".*", config.artifact.codec)]
+def packing(config: ConfigDict) -> dict[str, Any]:
+    """How files are packed: codec by leaf, and compressor. Adapters lose more at few bits, so theirs is another codec.
+
+    >>> from experiments.configs.progressive import get_config
+    >>> packing(get_config("tiny"))
+    {'codec': [('role=adapter', 'int8'), ('.*', 'int6')], 'compressor': 'brotli'}
+    """
+    rules = [("role=adapter", config.artifact.adapter_codec), (".*", config.artifact.codec)]
+    return {"codec": rules, "compressor": config.artifact.compressor}
 
 
 def sizes(variant: Variant, params: PyTree) -> dict[str, int]:
-    """Weights by the way they exist at the end of the run. Root seeds are not weights."""
+    """Weights by the way they exist at the end of the run. Base seeds are not weights."""
     last = variant.schedule.phases(params, variant.train["steps"])[-1].mask
     weights = jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating), params)
     return {

@@ -12,13 +12,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.engine import cli, dry_run, summary
-from experiments.engine.evaluators import Evaluators
-from experiments.engine.matching import abstract
+from experiments.engine.finished import Finished
+from experiments.engine.matching import abstract_params
+from experiments.engine.papers import paper_corpus
 from experiments.engine.progress import Progress
-from experiments.engine.results import codec_rules, finish
+from experiments.engine.results import finish, packing
+from experiments.engine.session import Session
 from experiments.engine.variants import Run, Study, Variant, select
-from experiments.engine.workdir import open_for_writing, read_config
-from experiments.report import page, terminal
+from experiments.engine.workdir import METRICS, RESULT, open_for_writing, read_config
+from experiments.report import page, tables
 from freezejax import artifact, data, models
 from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
@@ -27,42 +29,58 @@ from freezejax.training import processes
 from freezejax.training.batches import TokenBatches
 from freezejax.training.checkpoints import save_params
 from freezejax.training.config import TrainConfig
-from freezejax.training.interrupts import Stopped, StopSignal, catch_signals
+from freezejax.training.interrupts import Stopped, catch_signals
 from freezejax.training.loop import train
 from freezejax.training.metrics import JsonLines, Sink, TensorBoard
 from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.plan import RunPlan, mesh_of
 
 TOKENIZER = "tokenizer.model"  # in the workdir of a study on SentencePiece tokens
-_MAY_CHANGE = ("config/seeds", "config/base_seeds", "config/variants", "config/train/mesh/")
+_MAY_CHANGE = ("config/seeds", "config/base_seeds", "config/variants", "config/paper", "config/train/mesh/")
 
 
 def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
     """Runs the study of the flags: every run not yet finished, then summary and report; or with --dry_run its costs."""
-    config = flags.FLAGS.config
-    if flags.FLAGS.dry_run:
+    given = flags.FLAGS
+    config = given.config
+    if given.dry_run:
         vocab_size = config.model.vocab_size or load_corpus(config).tokenizer.vocab_size
         study = select(make_study(config, vocab_size), config.variants)
-        dry_run.print_costs(study, config, flags.FLAGS.hardware, flags.FLAGS.efficiency)
+        dry_run.print_costs(study, config, given.hardware, given.efficiency)
         return
     for name in ("hardware", "efficiency"):
-        if flags.FLAGS[name].present:
+        if given[name].present:
             raise UserError(f"--{name} is of --dry_run: give both, or neither")
-    workdir = Path(flags.FLAGS.workdir).absolute()
     cli.use_compilation_cache()
+    run_study(make_study, config, Path(given.workdir).absolute(), tensorboard=given.tensorboard)
+
+
+def run_study(
+    make_study: Callable[[ConfigDict, int], Study], config: ConfigDict, workdir: Path, *, tensorboard: bool = False
+) -> None:
+    """Runs every run of a study that is not yet finished, then writes summary and report.
+
+    Args:
+      make_study: config, size of the tokenizer's vocabulary -> study.
+      config: of the study.
+      workdir: absolute path of its folder, made if missing.
+      tensorboard: also writes events.
+    """
     corpus = load_corpus(config)
     whole = make_study(config, corpus.tokenizer.vocab_size)
     study = select(whole, config.variants)
     check(study, config, corpus)
     processes.on_main(lambda: claim_workdir(workdir, config, corpus))
-    runs, evaluators = list(study.runs(config.seeds, config.base_seeds)), Evaluators(config, corpus)
-    with catch_signals() as stop, Progress(len(runs), quiet=not processes.is_main()) as progress:
+    runs, finished = list(study.runs(config.seeds, config.base_seeds)), Finished(workdir)
+    processes.on_main(lambda: finished.read_all(whole))
+    evaluators = study.evaluators(config, corpus)
+    with catch_signals() as stop, Progress(len(runs), study.figures, quiet=not processes.is_main()) as progress:
+        session = Session(whole, config, corpus, workdir, evaluators, finished, progress, stop, tensorboard)
         for variant, run in runs:
             if (number := processes.largest(stop.received or 0)) > 0:
                 raise Stopped(None, number)
-            run_one(variant, run, config, corpus, workdir, progress, stop, evaluators)
-            processes.on_main(lambda: summary.write(whole, config, corpus, workdir))
-    processes.on_main(lambda: conclude(whole, config, corpus, workdir))
+            run_one(session, variant, run)
+    processes.on_main(lambda: conclude(session))
 
 
 def load_corpus(config: ConfigDict) -> data.Corpus:
@@ -75,11 +93,13 @@ def load_corpus(config: ConfigDict) -> data.Corpus:
     )
 
 
-def conclude(study: Study, config: ConfigDict, corpus: data.Corpus, workdir: Path) -> None:
+def conclude(session: Session) -> None:
     """Writes and prints what the finished runs of a folder say."""
-    rows = summary.write(study, config, corpus, workdir)
-    page.write(rows, workdir)
-    terminal.print_tables(rows)
+    found, workdir = summary.write(session), session.workdir
+    lines = "".join(json.dumps(record) + "\n" for record in session.finished.records(session.study))
+    write_atomically(workdir / METRICS, lines)
+    page.write(found, workdir)
+    tables.show(found)
     print(f"Written: {workdir / 'summary.json'} and {workdir / 'report.html'}")
 
 
@@ -92,6 +112,7 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
     for field, least in (("seeds", 1), ("base_seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
         if (value := operator.attrgetter(field)(config)) < least:
             raise UserError(f"config.{field}={value}: expected {least} or more")
+    paper_corpus(study, config.paper, corpus.fingerprint)
     for variant in study.variants:
         vocab_size, tokenizer = variant.model["vocab_size"], corpus.tokenizer
         if vocab_size < tokenizer.vocab_size:
@@ -103,8 +124,7 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
         model, mesh = models.build(**variant.model), mesh_of(train_config)
         plan = RunPlan(model, train_config, variant.schedule, mesh)
         processes.check_batch(config.data.eval_batch_size, mesh, "config.data.eval_batch_size")
-        packing = {"codec": codec_rules(config), "compressor": config.artifact.compressor}
-        artifact.predict_size(plan.abstract_params, model=variant.model, **packing)
+        artifact.predict_size(plan.abstract_params, model=variant.model, **packing(config))
         sizes: Any = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
         data.train_iterator(corpus.train, seed=config.seeds - 1, **sizes)
         data.eval_batches(corpus.val, **sizes)
@@ -147,55 +167,43 @@ def _check_same_study(before: Any, now: Any, workdir: Path) -> None:
             )
 
 
-def run_directory(workdir: Path, variant: str, seed: int, base_seed: int = 0) -> Path:
-    """Folder of one run.
-
-    >>> run_directory(Path("runs"), "selective_small", 0, 1).as_posix()
-    'runs/runs/selective_small/seed_0_base_1'
-    """
-    return workdir / "runs" / variant / Run(variant, seed, base_seed).folder
-
-
-def run_one(
-    variant: Variant,
-    run: Run,
-    config: ConfigDict,
-    corpus: data.Corpus,
-    workdir: Path,
-    progress: Progress,
-    stop: StopSignal,
-    evaluators: Evaluators,
-) -> None:
+def run_one(session: Session, variant: Variant, run: Run) -> None:
     """Trains, evaluates, packs and records one run, unless its result is there."""
-    directory = run_directory(workdir, *run)
-    if processes.broadcast_from_main((directory / "result.json").exists()):
+    directory, progress = run.directory(session.workdir), session.progress
+    if processes.broadcast_from_main((directory / RESULT).exists()):
         progress.skip(run.title)
         return
     train_config = TrainConfig.from_mapping({**variant.train, "seed": run.seed, "base_seed": run.base_seed})
     model, mesh = models.build(**variant.model), mesh_of(train_config)
-    layout = None if mesh is None else Layout(mesh, abstract(variant.model))
-    evaluate = evaluators.of(variant.model, model.apply, variant, layout)
+    layout = None if mesh is None else Layout(mesh, abstract_params(variant.model), model.family.sharding)
     sinks: list[Sink] = []
     if processes.is_main():
-        sinks = [JsonLines(directory / "metrics.jsonl"), progress.run(run.title, train_config)]
-        if flags.FLAGS.tensorboard:
-            sinks.append(TensorBoard(workdir / "tensorboard" / variant.name / run.folder))
+        sinks = [JsonLines(directory / METRICS), progress.run(run.title, train_config)]
+        if session.tensorboard:
+            sinks.append(TensorBoard(session.workdir / "tensorboard" / variant.name / run.folder))
     found = train(
         model,
-        LanguageModelling(model, train_config.compute_dtype, evaluate, train_config.remat),
-        TokenBatches(corpus.train, train_config, mesh),
+        LanguageModelling(
+            model,
+            train_config.compute_dtype,
+            session.evaluators.of(variant.model, model.apply, variant.train, layout),
+            train_config.remat,
+        ),
+        TokenBatches(session.corpus.train, train_config, mesh),
         train_config,
         variant.schedule,
         directory,
         mesh=mesh,
         sinks=sinks,
-        stop=stop,
+        stop=session.stop,
     )
     save_params(directory / "params", found.params)
     whole = found if mesh is None else dataclasses.replace(found, params=processes.to_host(found.params))
 
     def conclude_run() -> None:
-        finish(variant, run, whole, config, corpus, directory, evaluators)
+        finish(session, variant, run, whole, mesh)
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+        session.finished.add(run)
+        summary.write(session)
 
     processes.on_main(conclude_run)

@@ -6,15 +6,19 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from experiments.engine.variants import Contrast, Paper, Run, Study, Variant
-from experiments.engine.workdir import read_metrics, read_result
+from experiments.engine.finished import Finished
+from experiments.engine.matching import has_maps
+from experiments.engine.papers import paper_corpus, paper_of
+from experiments.engine.session import Session
+from experiments.engine.variants import Contrast, Paper, Study, Variant
+from experiments.engine.workdir import Result
 from experiments.report.statistics import (
+    SAME_BYTES_PCT,
     Figures,
     Interval,
     base_seed_sd,
@@ -29,21 +33,22 @@ from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.version import versions
 
-Result = dict[str, Any]
 _PACKAGES = ("freezejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _SIZES = ("trainable_params", "frozen_params", "seeded_params", "stored_bytes_predicted")
-_LOSSES = ("val_ce", "val_bpb", "packed_ce", "packed_bpb")
 
 
-def write(study: Study, config: ConfigDict, corpus: Corpus, workdir: Path) -> dict[str, Any]:
-    """Writes summary.json and the merged metrics.jsonl from the runs finished so far; returns the summary.
+def write(session: Session) -> dict[str, Any]:
+    """Writes summary.json from the runs finished so far; returns it. The schema is docs/summary.md."""
+    found = summarize(session.study, session.config, session.corpus, session.finished)
+    write_atomically(session.workdir / "summary.json", json.dumps(found, indent=2) + "\n")
+    return found
 
-    The schema is docs/summary.md.
-    """
-    results = {variant.name: _results(workdir, variant.name) for variant in study.variants}
-    finished = [variant for variant in study.variants if results[variant.name]]
-    baseline = results[study.variants[0].name]
-    found = {
+
+def summarize(study: Study, config: ConfigDict, corpus: Corpus, finished: Finished) -> dict[str, Any]:
+    """What the finished runs of a study say, as plain values."""
+    comparison = Comparison(study, finished, paper_corpus(study, config.paper, corpus.fingerprint))
+    baseline = finished.of(study.variants[0].name)
+    return {
         "experiment": study.name,
         "scale": config.scale,
         "command": command(config),
@@ -55,18 +60,17 @@ def write(study: Study, config: ConfigDict, corpus: Corpus, workdir: Path) -> di
             "tokenizer": corpus.tokenizer.name,
             "fingerprint": corpus.fingerprint,
             "train_tokens": len(corpus.train),
-            **{field: baseline[0][field] if baseline else None for field in ("tokens", "bytes")},
+            **{field: baseline[0].get(field) if baseline else None for field in ("tokens", "bytes")},
         },
-        "rows": [_row(variant, results, baseline) for variant in finished],
+        "paper_corpus": comparison.corpus,
+        "figures": [figure._asdict() for figure in study.figures],
+        "rows": [comparison.row(variant) for variant in study.variants if finished.of(variant.name)],
         "contrasts": [
-            _contrast(contrast, results)
+            comparison.contrast(contrast)
             for contrast in study.contrasts
-            if results[contrast.variant] and results[contrast.reference]
+            if finished.of(contrast.variant) and finished.of(contrast.reference)
         ],
     }
-    write_atomically(workdir / "summary.json", json.dumps(found, indent=2) + "\n")
-    _merge_metrics(study, results, workdir)
-    return found
 
 
 def command(config: ConfigDict) -> str:
@@ -91,90 +95,107 @@ def command(config: ConfigDict) -> str:
     return " ".join([start, *(shlex.quote(flag) for flag in changed), "--workdir=DIR"])
 
 
-def _results(workdir: Path, variant: str) -> list[Result]:
-    paths = (workdir / "runs" / variant).glob("seed_*/result.json")
-    return sorted((read_result(path.parent) for path in paths), key=_run)
+class Comparison:
+    """The runs of a study compared with each other and with the paper.
+
+    Args:
+      study: what is compared.
+      finished: its runs so far.
+      corpus: the paper's corpus that they ran on; "" = none of them.
+    """
+
+    def __init__(self, study: Study, finished: Finished, corpus: str) -> None:  # noqa: D107
+        self.study, self.finished, self.corpus = study, finished, corpus
+        self.first, self.last = study.figures[0], study.figures[-1]
+        self.baseline = study.variants[0].name
+
+    def row(self, variant: Variant) -> dict[str, Any]:
+        """Figures of a variant that has a finished run."""
+        results = self.finished.of(variant.name)
+        times = [result["step_ms_median"] for result in results if result["step_ms_median"] is not None]
+        step_ms = sorted(times)[len(times) // 2] if times else None
+        tokens_per_step = results[0]["train_tokens"] / results[0]["steps"]
+        fields = [field for figure in self.study.figures for field in (figure.trained, figure.packed)]
+        effect, spread = self.effect(variant.name, self.baseline), _figures(results, self.last.trained)
+        same_bytes = self.same_bytes(variant)
+        return {
+            "name": variant.name,
+            "seeds": sorted({result["seed"] for result in results}),
+            "base_seeds": sorted({result["base_seed"] for result in results}),
+            **{name: value for field in fields for name, value in _mean(results, field).items()},
+            "training_seed_sd": training_seed_sd(spread),
+            "base_seed_sd": base_seed_sd(spread),
+            **_effect("delta_pct", effect),
+            **{field: results[0][field] for field in _SIZES},
+            "artifact_bytes": round(_bytes(results)),
+            "steps": results[0]["steps"],
+            "train_tokens": results[0]["train_tokens"],
+            "step_ms_median": step_ms,
+            "tokens_per_second": step_ms and 1e3 * tokens_per_step / step_ms,
+            "params_sha256": [result["params_sha256"] for result in results],
+            "meshes": [result.get("mesh") for result in results],
+            "model": results[0]["model"],
+            "phases": results[0]["phases"],
+            **same_bytes,
+            **self.judged(variant.name, variant.papers, effect, same_bytes),
+        }
+
+    def contrast(self, contrast: Contrast) -> dict[str, Any]:
+        """The effect of a variant against another; both have finished runs."""
+        pair = (contrast.variant, contrast.reference)
+        effect, packed = self.effect(*pair), self.effect(*pair, field=self.last.packed)
+        controls = [v for v in self.study.variants if v.name in pair and v.same_bytes_as in set(pair) - {v.name}]
+        same_bytes = self.same_bytes(controls[0]) if controls else {}
+        return {
+            "variant": contrast.variant,
+            "reference": contrast.reference,
+            "question": contrast.question,
+            **_effect("effect_pct", effect),
+            **_effect("packed_effect_pct", packed),
+            **same_bytes,
+            **self.judged("", contrast.papers, effect, same_bytes),
+        }
+
+    def effect(self, variant: str, reference: str, field: str = "") -> Interval | None:
+        """Relative difference of a figure, paired by seed; None where no training seed has finished in both."""
+        both = [self.finished.of(name) for name in (variant, reference)]
+        same_maps = all(results and has_maps(results[0]["model"]) for results in both)
+        ours, theirs = (_figures(results, field or self.first.trained) for results in both)
+        return paired_over_seeds(ours, theirs, same_maps=same_maps)
+
+    def same_bytes(self, control: Variant) -> dict[str, Any]:
+        """Whether the files of a control are as large as those it is to match, once both are there."""
+        ours, theirs = (self.finished.of(name) for name in (control.name, control.same_bytes_as))
+        if not (ours and theirs):
+            return {}
+        difference = 100.0 * (_bytes(ours) / _bytes(theirs) - 1)
+        holds = abs(difference) <= SAME_BYTES_PCT
+        return {"same_bytes": {"as": control.same_bytes_as, "difference_pct": difference, "holds": holds}}
+
+    def judged(
+        self, name: str, papers: Sequence[Paper], effect: Interval | None, same_bytes: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The paper's figure for an item and, unless a control is not of the size it claims, what the rule says of it.
+
+        Args:
+          name: of the row; "" = a contrast, which names its reference itself.
+          papers: figures of the paper by corpus.
+          effect: ours, where the paper's reference is not another.
+          same_bytes: of a control.
+        """
+        paper, ours = paper_of(papers, self.corpus), {}
+        if paper is not None and name and paper.reference:
+            effect = self.effect(name, paper.reference)
+            ours = {"judged": {"reference": paper.reference, **_effect("effect_pct", effect)}}
+        if paper is None or effect is None:
+            return {}
+        figures = {field: getattr(paper, field) for field in ("source", "value", "delta_pct", "claim")}
+        holds = same_bytes.get("same_bytes", {"holds": True})["holds"]
+        return {"paper": figures, **({"verdict": verdict(effect, paper.delta_pct)} if holds else {}), **ours}
 
 
-def _run(result: Result) -> tuple[int, int]:
-    return result["seed"], result["base_seed"]
-
-
-def _row(variant: Variant, every: Mapping[str, Sequence[Result]], baseline: Sequence[Result]) -> dict[str, Any]:
-    results = every[variant.name]
-    times = [result["step_ms_median"] for result in results if result["step_ms_median"] is not None]
-    step_ms = sorted(times)[len(times) // 2] if times else None
-    tokens_per_step = results[0]["train_tokens"] / results[0]["steps"]
-    effect = _paired(results, baseline, "val_ce")
-    return {
-        "name": variant.name,
-        "seeds": sorted({result["seed"] for result in results}),
-        "base_seeds": sorted({result["base_seed"] for result in results}),
-        **{name: value for field in _LOSSES for name, value in _mean(results, field).items()},
-        "training_seed_sd": training_seed_sd(_figures(results, "val_bpb")),
-        "base_seed_sd": base_seed_sd(_figures(results, "val_bpb")),
-        "delta_pct": effect and effect.mean,
-        "delta_pct_ci95": effect and effect.ci95,
-        **{field: results[0][field] for field in _SIZES},
-        "artifact_bytes": round(interval([result["artifact_bytes"] for result in results]).mean),
-        "steps": results[0]["steps"],
-        "train_tokens": results[0]["train_tokens"],
-        "step_ms_median": step_ms,
-        "tokens_per_second": step_ms and 1e3 * tokens_per_step / step_ms,
-        "params_sha256": [result["params_sha256"] for result in results],
-        "model": results[0]["model"],
-        "phases": results[0]["phases"],
-        **_judged_row(variant, every, effect),
-    }
-
-
-def _judged_row(variant: Variant, every: Mapping[str, Sequence[Result]], effect: Interval | None) -> dict[str, Any]:
-    """The paper's figure, judged by our effect against the variant that stands for the paper's reference."""
-    if not variant.paper_reference:
-        return _judged(variant.paper, effect)
-    against = _paired(every[variant.name], every[variant.paper_reference], "val_ce")
-    found = _judged(variant.paper, against)
-    if against is None or not found:
-        return {}
-    ours = {"reference": variant.paper_reference, "effect_pct": against.mean, "effect_pct_ci95": against.ci95}
-    return {**found, "judged": ours}
-
-
-def _contrast(contrast: Contrast, results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
-    effect, packed = (
-        _paired(results[contrast.variant], results[contrast.reference], field) for field in ("val_ce", "packed_bpb")
-    )
-    return {
-        "variant": contrast.variant,
-        "reference": contrast.reference,
-        "question": contrast.question,
-        "effect_pct": effect and effect.mean,
-        "effect_pct_ci95": effect and effect.ci95,
-        "packed_effect_pct": packed and packed.mean,
-        "packed_effect_pct_ci95": packed and packed.ci95,
-        **_judged(contrast.paper, effect),
-    }
-
-
-def _judged(paper: Paper | None, effect: Interval | None) -> dict[str, Any]:
-    if paper is None or effect is None:
-        return {}
-    figures = {
-        "source": paper.source,
-        "value": paper.value,
-        "delta_pct": paper.delta_pct,
-        "claim": paper.claim,
-    }
-    return {"paper": figures, "verdict": verdict(effect, paper.delta_pct)}
-
-
-def _paired(results: Sequence[Result], reference: Sequence[Result], field: str) -> Interval | None:
-    same_maps = all(side and _has_maps(side[0]["model"]) for side in (results, reference))
-    return paired_over_seeds(_figures(results, field), _figures(reference, field), same_maps=same_maps)
-
-
-def _has_maps(model: Mapping[str, Any]) -> bool:
-    return any(rule["kind"] == "map" for rule in model.get("weights", ()))
+def _effect(name: str, effect: Interval | None) -> dict[str, float | None]:
+    return {name: effect and effect.mean, f"{name}_ci95": effect and effect.ci95}
 
 
 def _mean(results: Sequence[Result], field: str) -> dict[str, float | None]:
@@ -182,18 +203,12 @@ def _mean(results: Sequence[Result], field: str) -> dict[str, float | None]:
     return {f"{field}_mean": found.mean, f"{field}_ci95": found.ci95}
 
 
+def _bytes(results: Sequence[Result]) -> float:
+    return interval([result["artifact_bytes"] for result in results]).mean
+
+
 def _figures(results: Sequence[Result], field: str) -> Figures:
-    return {_run(result): result[field] for result in results}
-
-
-def _merge_metrics(study: Study, results: Mapping[str, Sequence[Result]], workdir: Path) -> None:
-    lines = [
-        json.dumps({**run._asdict(), **record})
-        for variant in study.variants
-        for result, run in ((result, Run(variant.name, *_run(result))) for result in results[variant.name])
-        for record in read_metrics(workdir / "runs" / variant.name / run.folder, result)
-    ]
-    write_atomically(workdir / "metrics.jsonl", "".join(line + "\n" for line in lines))
+    return {(result["seed"], result["base_seed"]): result[field] for result in results}
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:

@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.engine.variants import Figure as Compared
 from experiments.report.plots import COLOR, Row, render, spread
 from experiments.report.statistics import interval
 from experiments.report.tables import size
 
-_FIELDS = {"loss": "training loss, nats per token", "val_ce": "validation loss, nats per token"}
 _MAX_POINTS = 60  # per curve; neighbouring records are averaged beyond
 _SKIPPED = 0.15  # of the run: the steep start that would flatten the rest
 _LINE = 0.16  # inches per label
@@ -57,9 +57,10 @@ def _curve(seeds: Sequence[Mapping[int, Sequence[float]]]) -> Curve | None:
     )
 
 
-def plot(rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
-    """Training and validation loss, one line of panels per model size; "" where nothing was recorded."""
-    fields = {field: found for field in _FIELDS if (found := curves_of(records, field))}
+def plot(rows: Sequence[Row], records: Sequence[Mapping[str, Any]], compared: Compared) -> str:
+    """Training loss and a validation figure, one line of panels per model size; "" where nothing was recorded."""
+    titles = {"loss": "training loss", compared.trained: f"validation {compared.heading}"}
+    fields = {field: found for field in titles if (found := curves_of(records, field))}
     if not rows or not fields:
         return ""
     groups: dict[str, list[Row]] = {}
@@ -78,7 +79,7 @@ def plot(rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
             line[0].set_ylabel(name, fontweight="bold")
             _label_ends(line[-1], shown, next(reversed(fields.values())), height)
         for field, top, bottom in zip(fields, grid[0], grid[-1], strict=True):
-            top.set_title(_FIELDS[field])
+            top.set_title(titles[field])
             bottom.set_xlabel("step")
 
     alt = f"Loss over steps of {', '.join(row['name'] for row in rows)}; model sizes {', '.join(groups)}"

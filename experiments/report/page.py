@@ -7,7 +7,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from experiments.report.tables import contrasts_table, count, rows_table
+from experiments.report.table import DASH
+from experiments.report.tables import contrasts_as_html, figures_of, notes, rows_as_html
 from experiments.report.timeline import timelines
 from freezejax.data.atomic import write_atomically
 from freezejax.training.metrics import read_json_lines
@@ -50,7 +51,7 @@ td.number { white-space: nowrap; }
 td .below { display: block; color: var(--muted); font-size: .9em; }
 .verdict { white-space: nowrap; color: var(--muted); }
 .verdict.reproduced { color: var(--trainable); font-weight: 600; }
-.verdict.not-reproduced { color: var(--bad); font-weight: 600; }
+.verdict.not-reproduced, .verdict.sizes-differ { color: var(--bad); font-weight: 600; }
 figure { margin: .6rem 0 0; overflow-x: auto; }
 svg { width: 100%; min-width: 680px; height: auto; }
 svg text { font-family: system-ui, sans-serif !important; }
@@ -98,8 +99,8 @@ def _header(found: Mapping[str, Any], title: str) -> str:
     runs = sum(len(row["params_sha256"]) for row in rows)
     facts = {
         "Data": f"{data['source']}; tokenizer {data['tokenizer']}; sha256 {data['fingerprint'][:12]}…",
-        "Training": f"{count(data['train_tokens'])} tokens in the corpus",
-        "Validation": f"{count(data['tokens'])} tokens scored, {count(data['bytes'])} bytes of text",
+        "Training": f"{_count(data['train_tokens'])} tokens in the corpus",
+        "Validation": f"{_count(data['tokens'])} tokens scored, {_count(data['bytes'])} bytes of text",
         "Runs": f"{len(rows)} variants, {runs} runs",
         "Verdicts": _verdicts([*rows, *found["contrasts"]]),
         "Versions": ", ".join(f"{package} {version}" for package, version in found["versions"].items()),
@@ -115,42 +116,50 @@ def _header(found: Mapping[str, Any], title: str) -> str:
 
 def _verdicts(items: Sequence[Mapping[str, Any]]) -> str:
     judged = Counter(item["verdict"] for item in items if "verdict" in item)
-    return ", ".join(f"{judged[word]} {word}" for word in sorted(judged)) or "none: no figure to compare with"
+    none = "none: the paper has no figure for these variants on this text"
+    return ", ".join(f"{judged[word]} {word}" for word in sorted(judged)) or none
+
+
+def _count(value: int | None) -> str:
+    return DASH if value is None else f"{value:,}"
 
 
 def _tables(found: Mapping[str, Any]) -> list[str]:
     items = [*found["rows"], *found["contrasts"]]
     sources = sorted({item["paper"]["source"] for item in items if "paper" in item})
     about_paper = f" Paper: {escape('; '.join(sources))}." if sources else ""
+    first, last = figures_of(found)[0], figures_of(found)[-1]
     note = (
-        "Below a name: layers × width. Cross entropy in nats per token on the validation text, mean over "
-        "training seeds (each the mean of its base seeds) ± 95 % (Student's t). Packed: bits per byte of the "
-        "weights loaded back from the quantized file. The difference to the baseline is relative and paired by "
-        "seed. Parameters are counted as they exist at the end of the run. 1 kB is 1,000 bytes; predicted: the "
-        "file from shapes alone, before compression; file: its real bytes. An en dash: not known, or too few "
-        f"seeds or steps to say.{about_paper}"
+        f"{first.heading} and what follows it are of the validation text: the mean over training seeds, each of which "
+        f"counts with the mean over its base seeds, ± 95 % (Student's t). Packed: {last.label} of the weights "
+        "loaded back from the quantized file. The difference to the baseline is relative and paired by seed. "
+        "Parameters are counted as they exist at the end of the run. 1 kB is 1,000 bytes; predicted: the file "
+        "from shapes alone, before compression; file: its real bytes. A dash: not known, or too few seeds or steps to "
+        f"say.{about_paper}"
     )
-    sections = [_section("Variants", note, rows_table(found["rows"]))]
+    marks = "".join(f'<p class="note">{escape(text)}</p>\n' for text in notes(found))
+    sections = [_section("Variants", note, rows_as_html(found) + marks)]
     if found["contrasts"]:
         note = (
-            "Relative difference in validation cross entropy, paired by seed; negative is lower loss. Packed: the "
-            "same in bits per byte of the packed files. A verdict judges the sign alone: reproduced where the 95 % "
+            f"Relative difference in validation {first.label}, paired by seed; negative is lower. Packed: the "
+            f"same in {last.label} of the packed files. A verdict judges the sign alone: reproduced where the 95 % "
             "interval lies wholly on the paper's side of zero, not reproduced where wholly on the other side, else "
-            "inconclusive. One seed has no interval."
+            "inconclusive. One seed has no interval. Sizes differ: the two were to be packed into files of the same "
+            "size, and were not."
         )
-        sections.append(_section("Contrasts", note, contrasts_table(found["contrasts"])))
+        sections.append(_section("Contrasts", note, contrasts_as_html(found)))
     return sections
 
 
 def _figures(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
     from experiments.report import curves, plots  # matplotlib is slow to import, and only the end of a study draws
 
-    rows, contrasts = found["rows"], found["contrasts"]
+    rows, figures = found["rows"], figures_of(found)
     drawn = [
-        ("Effects of the contrasts", plots.forest(contrasts), _FOREST_NOTE),
-        ("Against the paper", plots.against_paper(rows), _PAPER_NOTE),
-        ("Loss over steps", curves.plot(rows, records), _CURVES_NOTE),
-        ("Stored bytes against bits per byte", plots.tradeoff(rows), _TRADEOFF_NOTE),
+        ("Effects of the contrasts", plots.forest(found["contrasts"], figures[0]), _FOREST_NOTE),
+        ("Against the paper", plots.against_paper(rows, figures[0]), _PAPER_NOTE),
+        ("Loss over steps", curves.plot(rows, records, figures[0]), _CURVES_NOTE),
+        (f"Stored bytes against {figures[-1].label}", plots.tradeoff(rows, figures[-1]), _TRADEOFF_NOTE),
     ]
     sections = [
         _section(title, "", f"<figure>{svg}\n<figcaption>{caption}</figcaption></figure>")
@@ -168,21 +177,21 @@ def _section(title: str, note: str, content: str) -> str:
 
 
 _FOREST_NOTE = (
-    "Difference of the variant to its reference in validation cross entropy, with the 95 % interval over "
-    "seeds; without bars: one seed. Hollow diamonds: the paper's figure, where it has one."
+    "Difference between a variant and its reference on the validation text, with the 95 % interval over seeds; one "
+    "seed has no interval. Hollow diamonds: the paper's figure, where it has one."
 )
 _PAPER_NOTE = "Difference to the baseline, the first row: ours with its 95 % interval, and the paper's."
 _CURVES_NOTE = (
-    "Means over seeds; bands are 95 % intervals over seeds, absent for one seed. A line of panels per model "
-    "size (layers × width), the baseline in grey in each. Dashed: a freeze boundary. The vertical axes leave "
-    "out the steep first 15 % of the run; neighbouring records are averaged where there are more than 60."
+    "Means over seeds; bands are 95 % intervals over seeds, absent for one seed. One line of panels per model size "
+    "(layers × width), with the baseline in grey in each. A dashed line marks a freeze boundary. The vertical axes "
+    "leave out the steep first 15 % of the run; neighbouring records are averaged where there are more than 60."
 )
 _TRADEOFF_NOTE = (
-    "Lower left is better. Bytes of the real file against the bits per byte of what it holds; of a study whose runs "
-    "were not packed, predicted bytes and the trained weights. A weight that was trained and then frozen is stored "
-    "like any other; one drawn from the root seed costs nothing. Bars: 95 % intervals over seeds."
+    "Lower left is better. Bytes of the real file against the loss of what it holds; of a study whose runs were not "
+    "packed, predicted bytes and the trained weights. A weight that was trained and then frozen is stored like any "
+    "other; one drawn from the base seed costs nothing. Bars: 95 % intervals over seeds."
 )
 _TIMELINE_NOTE = (
-    "Variants with the same timeline share a panel, module groups that behave alike a line. Frozen: trained "
-    "or drawn, then constant and stored. Seeded: drawn from the root seed, never trained, not stored."
+    "Variants with the same timeline share a panel, and module groups that behave alike share a line. Frozen: trained "
+    "or drawn, then constant and stored. Seeded: drawn from the base seed, never trained, not stored."
 )

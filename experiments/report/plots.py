@@ -14,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from experiments.report.tables import effect, is_packed, signed
+from experiments.engine.variants import Figure as Compared
+from experiments.report.table import typeset, with_ci
+from experiments.report.tables import is_packed
 
 Row = Mapping[str, Any]
 _Box = tuple[float, float, float, float]  # left, right, bottom, top in points
@@ -89,14 +91,13 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return found.tolist()
 
 
-def forest(contrasts: Sequence[Row]) -> str:
+def forest(contrasts: Sequence[Row], compared: Compared) -> str:
     """Effects of the contrasts with their intervals; the paper's claims as hollow diamonds."""
     items = [item for item in contrasts if item["effect_pct"] is not None]
     if not items:
         return ""
     alt = "Forest plot: " + "; ".join(
-        f"{item['variant']} against {item['reference']} {effect(item['effect_pct'], item['effect_pct_ci95'])}"
-        for item in items
+        f"{item['variant']} against {item['reference']} {_percent(item)}" for item in items
     )
 
     def draw(figure: Figure) -> None:
@@ -108,22 +109,21 @@ def forest(contrasts: Sequence[Row]) -> str:
         _effects_frame(
             axes,
             [f"{item['variant']}\nvs {item['reference']}" for item in items],
-            [effect(item["effect_pct"], item["effect_pct_ci95"]) for item in items],
-            any(item.get("paper") for item in items),
+            [_percent(item) for item in items],
+            compared,
+            "; diamond: the paper's" * any("paper" in item for item in items),
         )
 
     return render("forest", alt, 0.9 + 0.42 * len(items), draw)
 
 
-def against_paper(rows: Sequence[Row]) -> str:
+def against_paper(rows: Sequence[Row], compared: Compared) -> str:
     """Our difference to the baseline beside the paper's, for the rows that have one."""
     items = [row for row in rows if row.get("paper") and row["delta_pct"] is not None]
     if not items:
         return ""
     alt = "Bars, difference to the baseline: " + "; ".join(
-        f"{row['name']} ours {effect(row['delta_pct'], row['delta_pct_ci95'])}, "
-        f"paper {signed(row['paper']['delta_pct'])} %"
-        for row in items
+        f"{row['name']} ours {_percent(row, 'delta_pct')}, paper {_claimed(row)}" for row in items
     )
 
     def draw(figure: Figure) -> None:
@@ -133,12 +133,8 @@ def against_paper(rows: Sequence[Row]) -> str:
             axes.barh(y - 0.2, row["delta_pct"], 0.36, color=COLOR["ours"], alpha=0.55)
             axes.barh(y + 0.2, paper, 0.36, facecolor="none", edgecolor=COLOR["ink"], hatch="////", lw=0.8)
             _effect(axes, y - 0.2, row["delta_pct"], row["delta_pct_ci95"], "")
-        labels = [
-            f"{effect(row['delta_pct'], row['delta_pct_ci95'])}\npaper {signed(row['paper']['delta_pct'])} %"
-            for row in items
-        ]
-        _effects_frame(axes, [row["name"] for row in items], labels, False)
-        axes.set_xlabel("difference to the baseline's validation loss, %    (filled: ours, hatched: paper)")
+        labels = [f"{_percent(row, 'delta_pct')}\npaper {_claimed(row)}" for row in items]
+        _effects_frame(axes, [row["name"] for row in items], labels, compared, "; filled: ours, hatched: paper")
 
     return render("paper", alt, 0.8 + 0.55 * len(items), draw)
 
@@ -163,7 +159,15 @@ def _claim(axes: Axes, y: float, value: float) -> None:
     axes.plot(value, y, "D", ms=7, mfc="none", mec=COLOR["ink"], mew=1.1, zorder=4)
 
 
-def _effects_frame(axes: Axes, names: Sequence[str], values: Sequence[str], with_claims: bool) -> None:
+def _percent(item: Row, field: str = "effect_pct") -> str:
+    return typeset(with_ci(item[field], item[f"{field}_ci95"], 2, " %"))
+
+
+def _claimed(item: Row) -> str:
+    return typeset(f"{item['paper']['delta_pct']:+.1f} %")
+
+
+def _effects_frame(axes: Axes, names: Sequence[str], values: Sequence[str], compared: Compared, legend: str) -> None:
     axes.axvline(0, color=COLOR["ink"], lw=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -172,8 +176,7 @@ def _effects_frame(axes: Axes, names: Sequence[str], values: Sequence[str], with
     axes.spines["left"].set_visible(False)
     for y, value in enumerate(values):
         axes.text(1.01, y, value, transform=axes.get_yaxis_transform(), va="center")
-    claims = "; diamond: the paper's" if with_claims else ""
-    axes.set_xlabel(f"difference in validation loss, %    (left of zero: lower loss{claims})")
+    axes.set_xlabel(f"difference in validation {compared.label}, %    (left of zero: lower{legend})")
 
 
 def kind(row: Row) -> str:
@@ -187,23 +190,24 @@ def kind(row: Row) -> str:
 
 class _Point(NamedTuple):
     kilobytes: float
-    bits: float
-    half: float  # of the interval of the bits
+    figure: float
+    half: float  # of the interval of the figure
 
 
-def _point(row: Row) -> _Point:
-    """Bytes and bits of the real file; what was predicted and trained where no run was packed."""
-    loss, stored = ("packed", "artifact_bytes") if is_packed([row]) else ("val", "stored_bytes_predicted")
-    return _Point(row[stored] / 1e3, row[f"{loss}_bpb_mean"], row[f"{loss}_bpb_ci95"] or 0.0)
+def _point(row: Row, compared: Compared) -> _Point:
+    """Bytes and figure of the real file; what was predicted and trained where no run was packed."""
+    packed = is_packed(row)
+    field, stored = (compared.packed, "artifact_bytes") if packed else (compared.trained, "stored_bytes_predicted")
+    return _Point(row[stored] / 1e3, row[f"{field}_mean"], row[f"{field}_ci95"] or 0.0)
 
 
-def tradeoff(rows: Sequence[Row]) -> str:
-    """Stored bytes against bits per byte of what is stored, one labelled point per variant."""
+def tradeoff(rows: Sequence[Row], compared: Compared) -> str:
+    """Stored bytes against a figure of what is stored, one labelled point per variant."""
     if not rows:
         return ""
-    points = [_point(row) for row in rows]
-    alt = "Scatter, stored kB and bits per byte: " + "; ".join(
-        f"{row['name']} {point.kilobytes:.1f} kB {point.bits:.3f}" for row, point in zip(rows, points, strict=True)
+    points = [_point(row, compared) for row in rows]
+    alt = f"Scatter, stored kB and {compared.label}: " + "; ".join(
+        f"{row['name']} {point.kilobytes:.1f} kB {point.figure:.3f}" for row, point in zip(rows, points, strict=True)
     )
     kinds = {"trainable": ("o", "all trained"), "frozen": ("s", "frozen later"), "seeded": ("^", "seeded")}
 
@@ -218,7 +222,7 @@ def tradeoff(rows: Sequence[Row]) -> str:
         axes.set_xscale("log")
         _log_frame(axes, [point.kilobytes for point in points])
         axes.set_xlabel("stored kB (log scale)")
-        axes.set_ylabel("validation bits per byte")
+        axes.set_ylabel(f"validation {compared.heading}")
         _label_points(axes, [row["name"] for row in rows], points)
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2)
 
@@ -236,7 +240,7 @@ def _log_frame(axes: Axes, values: Sequence[float]) -> None:
 
 def _label_points(axes: Axes, names: Sequence[str], found: Sequence[_Point]) -> None:
     """Names right of their points, each at the nearest height where it covers no point, bar or name."""
-    points = np.array([(point.kilobytes, point.bits) for point in found])
+    points = np.array([(point.kilobytes, point.figure) for point in found])
     halves = np.array([(0.0, point.half) for point in found])
     to_points = 72 / axes.figure.dpi
     at = axes.transData.transform(points) * to_points

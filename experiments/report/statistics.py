@@ -8,6 +8,7 @@ from scipy import stats
 
 Figures = Mapping[tuple[int, int], float]  # (training seed, base seed) -> figure of that run
 NO_EFFECT_PCT = 1.0  # a claim of "no effect" means within this many percent
+SAME_BYTES_PCT = 2.0  # files of the same size differ by no more than this
 
 
 class Interval(NamedTuple):

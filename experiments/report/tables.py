@@ -1,107 +1,94 @@
-"""The tables of a report as HTML, and how its numbers are written."""
+"""The tables of a study: what stands in their columns, once for the terminal, for Markdown and for the report."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Row = Mapping[str, Any]
-DASH = "–"  # not known, or too few seeds or steps to say
+from experiments.engine.variants import LANGUAGE, Figure
+from experiments.report.statistics import SAME_BYTES_PCT
+from experiments.report.table import DASH, HTML, MARKDOWN, TERMINAL, WIDTH, Column, html, markdown, terminal, with_ci
+
+Item = Mapping[str, Any]
+DIFFERS = "sizes differ"  # in the place of a verdict
+_WRITTEN = (MARKDOWN, HTML)
 
 
-def is_packed(rows: Sequence[Row]) -> bool:
-    """Whether the runs were packed and scored again: summaries of earlier versions hold no such figures.
+def show(found: Item) -> None:
+    """Prints a summary: what the paper has a figure for first, then all variants and contrasts."""
+    if judged := against_paper(found):
+        terminal(f"{found['experiment']} ({found['scale']}) against the paper", PAPER_COLUMNS, judged)
+    terminal(f"{found['experiment']} ({found['scale']}), {found['data']['source']}", row_columns(found), found["rows"])
+    if found["contrasts"]:
+        terminal("paired contrasts (negative = lower loss)", CONTRAST_COLUMNS, found["contrasts"])
+    for note in notes(found):
+        print(textwrap.fill(note, WIDTH))
 
-    >>> is_packed([{"packed_bpb_mean": 2.0}]), is_packed([{}])
+
+def as_markdown(found: Item) -> str:
+    """Both tables of a summary, and what a reader must know of them."""
+    text = markdown(row_columns(found), found["rows"])
+    if found["contrasts"]:
+        text += "\n\n" + markdown(CONTRAST_COLUMNS, found["contrasts"])
+    return "\n\n".join([text, *notes(found)])
+
+
+def rows_as_html(found: Item) -> str:
+    """One line per variant."""
+    return html(row_columns(found), found["rows"])
+
+
+def contrasts_as_html(found: Item) -> str:
+    """One line per paired comparison."""
+    return html(CONTRAST_COLUMNS, found["contrasts"])
+
+
+def figures_of(found: Item) -> Sequence[Figure]:
+    """What a study compares; summaries made before they said so are of language.
+
+    >>> figures_of({"figures": [{"name": "accuracy", "label": "accuracy", "unit": "%"}]})[0].heading
+    'accuracy, %'
+    """
+    return [Figure(**figure) for figure in found["figures"]] if "figures" in found else LANGUAGE
+
+
+def is_packed(row: Item) -> bool:
+    """Whether the runs of a row were packed and scored again: summaries of earlier versions hold no such figures.
+
+    >>> is_packed({"packed_bpb_mean": 2.0}), is_packed({})
     (True, False)
     """
-    return all("packed_bpb_mean" in row for row in rows)
+    return any(field.startswith("packed_") for field in row)
 
 
-def rows_table(rows: Sequence[Row]) -> str:
-    """One line per variant."""
-    packed = is_packed(rows)
-    headings = (
-        *("variant", "runs", "val CE", "bits per byte", *["packed"] * packed, "vs baseline", "paper", "verdict"),
-        *("trainable", "frozen", "seeded", "predicted kB", "file kB", "ms/step"),
-    )
-    lines = [
-        (
-            f"<code>{escape(row['name'])}</code>{_below(size(row))}",
-            f"{len(row['params_sha256'])}",
-            _stacked(mean(row["val_ce_mean"], row["val_ce_ci95"])),
-            _stacked(mean(row["val_bpb_mean"], row["val_bpb_ci95"])),
-            *([_stacked(mean(row["packed_bpb_mean"], row["packed_bpb_ci95"]))] if packed else []),
-            "baseline" if is_baseline(row, rows) else _stacked(effect(row["delta_pct"], row["delta_pct_ci95"])),
-            *_judged(row),
-            *(count(row[f"{word}_params"]) for word in ("trainable", "frozen", "seeded")),
-            f"{row['stored_bytes_predicted'] / 1e3:,.1f}",
-            f"{row['artifact_bytes'] / 1e3:,.1f}",
-            DASH if row["step_ms_median"] is None else f"{row['step_ms_median']:.1f}",
-        )
-        for row in rows
+def against_paper(found: Item) -> list[dict[str, Any]]:
+    """Every comparison that the paper has a figure for, once: ours beside it."""
+    items = {}
+    for row in found["rows"]:
+        if "paper" in row:
+            ours = row.get("judged", {"effect_pct": row["delta_pct"], "effect_pct_ci95": row["delta_pct_ci95"]})
+            pair = (row["name"], ours.get("reference", found["rows"][0]["name"]))
+            items[pair] = {**row, **ours}
+    items |= {(item["variant"], item["reference"]): item for item in found["contrasts"] if "paper" in item}
+    return [{**item, "variant": variant, "reference": reference} for (variant, reference), item in items.items()]
+
+
+def notes(found: Item) -> list[str]:
+    """What a reader must know of the tables: controls of another size than they claim, sizes of an older kind."""
+    missed = [row for row in found["rows"] if not row.get("same_bytes", {"holds": True})["holds"]]
+    texts = [
+        f"{row['name']}: its file differs by {row['same_bytes']['difference_pct']:+.1f} % from that of "
+        f"{row['same_bytes']['as']}, which it is to match within {SAME_BYTES_PCT:g} %: no verdict."
+        for row in missed
     ]
-    return _table(headings, lines, words=(0, headings.index("verdict")))
-
-
-def contrasts_table(contrasts: Sequence[Row]) -> str:
-    """One line per paired comparison."""
-    packed = all("packed_effect_pct" in item for item in contrasts)
-    headings = ("question", "variant", "against", "effect", *["packed"] * packed, "paper", "verdict")
-    lines = [
-        (
-            escape(item["question"]),
-            f"<code>{escape(item['variant'])}</code>",
-            f"<code>{escape(item['reference'])}</code>",
-            effect(item["effect_pct"], item["effect_pct_ci95"]),
-            *([effect(item["packed_effect_pct"], item["packed_effect_pct_ci95"])] if packed else []),
-            *_judged(item),
+    if not all(map(is_packed, found["rows"])):
+        texts.append(
+            "Made before runs were packed into files: predicted kB are those of int8 matrices, and models of the same "
+            "stored bytes were matched at int8. Today's command matches, and packs, at the codec of the config."
         )
-        for item in contrasts
-    ]
-    return _table(headings, lines, words=(0, 1, 2, headings.index("verdict")))
+    return texts
 
 
-def _stacked(text: str) -> str:
-    value, found, half = text.partition(" ± ")
-    return value + _below(f"± {half}" if found else "")
-
-
-def _below(text: str) -> str:
-    """A second line of a cell: fourteen columns have to fit."""
-    return f'<span class="below">{escape(text)}</span>' if text else ""
-
-
-def _judged(item: Row) -> tuple[str, str]:
-    if "paper" not in item:
-        return DASH, DASH
-    verdict = escape(item["verdict"])
-    style = verdict.replace(" ", "-")
-    return f"{signed(item['paper']['delta_pct'])} %", f'<span class="verdict {style}">{verdict}</span>'
-
-
-def _table(headings: Sequence[str], lines: Sequence[Sequence[str]], words: Sequence[int]) -> str:
-    """`words`: columns of text, set left; the others are numbers, set right."""
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        styles = ["" if column in words else ' class="number"' for column in range(len(cells))]
-        return "".join(f"<{tag}{style}>{cell}</{tag}>" for style, cell in zip(styles, cells, strict=True))
-
-    body = "\n".join(f"<tr>{line('td', cells)}</tr>" for cells in lines)
-    return (
-        f'<div class="wide"><table><thead><tr>{line("th", headings)}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-    )
-
-
-def is_baseline(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether this row is the study's baseline: the first, and the one all differences are against.
-
-    >>> is_baseline({"delta_pct": None}, [{"delta_pct": 0.0}])
-    False
-    """
-    return row is rows[0] and row["delta_pct"] == 0.0
-
-
-def size(row: Row) -> str:
+def size(row: Item) -> str:
     """Layers and width of a row's model.
 
     >>> size({"model": {"num_layers": 4, "model_dim": 128}})
@@ -110,40 +97,86 @@ def size(row: Row) -> str:
     return " × ".join(str(row["model"][field]) for field in ("num_layers", "model_dim") if field in row["model"])
 
 
-def effect(value: float | None, ci95: float | None) -> str:
-    """A relative difference in percent with its interval; a dash where there is none.
-
-    >>> effect(-3.0, 0.5), effect(3.0, None), effect(None, None)
-    ('−3.00 ± 0.50 %', '+3.00 %', '–')
-    """
-    if value is None:
-        return DASH
-    half = "" if ci95 is None else f" ± {ci95:.2f}"
-    return f"{signed(value, 2)}{half} %"
-
-
-def mean(value: float, ci95: float | None) -> str:
-    """A mean with its interval, where it has one.
-
-    >>> mean(3.25, 0.01), mean(3.25, None)
-    ('3.2500 ± 0.0100', '3.2500')
-    """
-    return f"{value:.4f}" if ci95 is None else f"{value:.4f} ± {ci95:.4f}"
-
-
-def count(value: int | None) -> str:
-    """A whole number with thousands set apart; a dash for None.
-
-    >>> count(12345), count(None)
-    ('12,345', '–')
-    """
-    return DASH if value is None else f"{value:,}"
+def row_columns(found: Item) -> list[Column]:
+    """Columns of the table of variants."""
+    figures = figures_of(found)
+    return [
+        Column("variant", lambda row: row["name"], kind="name"),
+        Column("layers × width", size, where=(HTML,)),
+        Column("runs", lambda row: len(row["params_sha256"]), where=(HTML,)),
+        *(_means(figure.heading, figure.trained) for figure in figures),
+        _means(f"packed {figures[-1].label}", figures[-1].packed, where=_WRITTEN),
+        *_effects("against baseline", "delta_pct"),
+        *(_count(word, f"{word}_params") for word in ("trainable", "frozen", "seeded")),
+        Column("predicted kB", lambda row: row["stored_bytes_predicted"] / 1e3, "{:,.1f}".format, where=_WRITTEN),
+        Column("file kB", lambda row: row["artifact_bytes"] / 1e3 if is_packed(row) else None, "{:,.1f}".format),
+        Column("ms/step", lambda row: row["step_ms_median"], "{:.1f}".format, where=(HTML,)),
+        Column("sd over training, base seeds", _spreads, ", ".join, where=_WRITTEN),
+        Column("paper", _paper, where=_WRITTEN),
+        Column("verdict", _verdict, kind="mark", where=_WRITTEN),
+    ]
 
 
-def signed(value: float, digits: int = 1) -> str:
-    """A number with its sign, minus as U+2212.
+def _figure(field: str, half: str) -> Callable[[Item], tuple[float, float | None] | None]:
+    """A figure and its half-width; None where an item has none."""
+    return lambda item: None if item.get(field) is None else (item[field], item[half])
 
-    >>> signed(-2.25), signed(0.04)
-    ('−2.2', '+0.0')
-    """
-    return f"{value:+.{digits}f}".replace("-", "−")
+
+def _means(heading: str, field: str, where: Sequence[str] = (TERMINAL, MARKDOWN, HTML)) -> Column:
+    return Column(heading, _figure(f"{field}_mean", f"{field}_ci95"), _in(4), where=where)
+
+
+def _in(digits: int, unit: str = "") -> Callable[[tuple[float, float | None]], str]:
+    return lambda value: with_ci(*value, digits, unit)
+
+
+def _count(heading: str, field: str) -> Column:
+    return Column(heading, lambda row: row[field], "{:,}".format, where=(HTML,))
+
+
+def _effects(heading: str, field: str, narrow: Sequence[str] = (TERMINAL, MARKDOWN)) -> list[Column]:
+    """An effect in percent; the report has room for a digit more."""
+    value = _figure(field, f"{field}_ci95")
+    return [Column(heading, value, _in(1, "%"), where=narrow), Column(heading, value, _in(2, "%"), where=(HTML,))]
+
+
+def _spreads(row: Item) -> list[str] | None:
+    found = [row.get(f"{axis}_seed_sd") for axis in ("training", "base")]
+    return [DASH if sd is None else f"{sd:.4f}" for sd in found] if any(sd is not None for sd in found) else None
+
+
+def _paper(item: Item) -> str | None:
+    if "paper" not in item:
+        return None
+    against = f" against {item['judged']['reference']}" if "judged" in item else ""
+    return f"{item['paper']['delta_pct']:+.1f}%{against}"
+
+
+def _verdict(item: Item) -> str | None:
+    if not item.get("same_bytes", {"holds": True})["holds"]:
+        return DIFFERS
+    if "judged" not in item:
+        return item.get("verdict")
+    ours = item["judged"]
+    return f"{item['verdict']} ({with_ci(ours['effect_pct'], ours['effect_pct_ci95'], 1, '%')})"
+
+
+_PAIR = [
+    Column("variant", lambda item: item["variant"], kind="name"),
+    Column("against", lambda item: item["reference"], kind="name"),
+]
+_VERDICT = Column("verdict", _verdict, kind="mark")
+PAPER_COLUMNS = [
+    *_PAIR,
+    *_effects("ours", "effect_pct"),
+    Column("paper", lambda item: item["paper"]["delta_pct"], "{:+.1f}%".format),
+    Column("verdict", lambda item: item.get("verdict", DIFFERS), kind="mark"),
+]
+CONTRAST_COLUMNS = [
+    *_PAIR,
+    *_effects("effect", "effect_pct"),
+    *_effects("packed effect", "packed_effect_pct", narrow=(MARKDOWN,)),
+    Column("paper", _paper, where=_WRITTEN),
+    _VERDICT,
+    Column("question", lambda item: item["question"], kind="words", where=_WRITTEN),
+]

@@ -4,8 +4,8 @@ import pytest
 
 from experiments import preflight
 from experiments.configs import parameter_golf, progressive, selective
-from experiments.engine.matching import abstract
-from experiments.engine.results import codec_rules
+from experiments.engine.matching import abstract_params
+from experiments.engine.results import packing
 from freezejax import artifact, cost, models
 from freezejax.errors import UserError
 from freezejax.training.config import TrainConfig
@@ -38,8 +38,7 @@ def golf():
 
 def stored(config, variant):
     """Bytes where the compressor gains nothing."""
-    packing = {"codec": codec_rules(config), "compressor": config.artifact.compressor}
-    return artifact.predict_size(abstract(variant.model), model=variant.model, **packing).high
+    return artifact.predict_size(abstract_params(variant.model), model=variant.model, **packing(config)).high
 
 
 def seconds(variant):

@@ -1,6 +1,7 @@
 """`--dry_run` prints one line per variant and phase, writes nothing, and needs no device of the config's mesh."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def study():
 
 
 def lines(capsys):
-    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    return [line for line in capsys.readouterr().out.splitlines() if re.search(r"\d to [\d,]", line)]
 
 
 def test_one_line_per_variant_and_phase(study, capsys):

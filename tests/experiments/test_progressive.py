@@ -1,14 +1,19 @@
 """The progressive study as data: every control is there, and freezes, matches and restarts what it says."""
 
+import os
+import shutil
+from pathlib import Path
+
 import jax
 import pytest
 
 from experiments.configs.progressive import get_config
 from experiments.engine.matching import stored_bytes
-from experiments.engine.results import sizes
+from experiments.engine.papers import CORPORA, paper_corpus, paper_of
+from experiments.engine.results import packing, sizes
 from experiments.engine.variants import Variant, select
 from experiments.progressive import make_study
-from freezejax import models
+from freezejax import data, models
 from freezejax.errors import UserError
 from freezejax.masks import count_parameters
 from freezejax.paths import leaf_paths
@@ -33,8 +38,8 @@ def shapes(variant):
     return jax.eval_shape(models.build(**variant.model).init, jax.random.key(0))
 
 
-def stored(variant):
-    return stored_bytes(variant.model, "int8")
+def stored(variant, config):
+    return stored_bytes(variant.model, packing(config)["codec"])
 
 
 def differences(one, other):
@@ -132,16 +137,22 @@ def test_controls_differ_from_their_partner_in_what_their_name_says_and_nothing_
 
 
 @pytest.mark.parametrize(("scale", "vocabulary"), [("tiny", 256), ("cpu", 256), ("cpu", 1024), ("h100", 1024)])
-def test_matched_bytes_lie_within_one_percent(scale, vocabulary):
-    found = {variant.name: variant for variant in make_study(get_config(scale), vocabulary).variants}
-    target = stored(found["selective_medium"])
+@pytest.mark.parametrize("codec", ["int6", "int8"])
+def test_matched_bytes_lie_within_one_percent_of_what_is_packed(scale, vocabulary, codec):
+    config = get_config(scale)
+    config.artifact.codec = codec
+    found = {variant.name: variant for variant in make_study(config, vocabulary).variants}
+    target = stored(found["selective_medium"], config)
     for name in ("trained_at_selective_bytes", "trained_at_selective_bytes_same_scale"):
-        assert stored(found[name]) == pytest.approx(target, rel=0.01)
+        assert found[name].same_bytes_as == "selective_medium"
+        assert stored(found[name], config) == pytest.approx(target, rel=0.01)
         for size in ("num_heads", "num_layers"):
             assert found[name].model[size] == found["trained_medium"].model[size]
-    assert stored(found["trained_medium"]) > 1.2 * target
+    assert stored(found["trained_medium"], config) > 1.2 * target
     # A leaf that was trained and then frozen is billed: freezing later stores what training stores.
-    assert stored(found["progressive_medium"]) == stored(found["trained_medium"])
+    for size in ("medium", "large"):
+        assert found[f"trained_{size}"].same_bytes_as == f"progressive_{size}"
+        assert stored(found[f"progressive_{size}"], config) == stored(found[f"trained_{size}"], config)
 
 
 def test_the_same_initial_scale_is_that_of_the_maps(variants):
@@ -193,15 +204,52 @@ def test_a_leaf_that_was_frozen_and_thawed_is_stored_beside_a_map():
 
 
 def test_the_papers_figures_stand_beside_the_rows_they_are_of(studies):
-    for scale, vocabulary in SCALES.items():
-        with_paper = {v.name: v.paper for v in studies[scale].variants if v.paper}
-        expected = {"selective_medium", "progressive_medium"} | (set() if vocabulary == 256 else {"progressive_large"})
-        assert set(with_paper) == expected
-        for paper in with_paper.values():
-            assert f"{paper.delta_pct:+.1f}%" in paper.claim
+    expected = {"fineweb": {"selective_medium", "progressive_medium", "progressive_large"}}
+    expected["gutenberg"] = expected["fineweb"] - {"progressive_large"}
+    for study in studies.values():
+        for corpus, names in expected.items():
+            found = {v.name: paper_of(v.papers, corpus) for v in study.variants}
+            assert {name for name, paper in found.items() if paper} == names
+            for paper in filter(None, found.values()):
+                assert f"{paper.delta_pct:+.1f}%" in paper.claim
+                assert corpus in paper.claim
+        assert [[paper.corpus for paper in c.papers] for c in study.contrasts if c.papers] == [["fineweb", "gutenberg"]]
+
+
+def test_only_a_text_of_the_papers_or_the_users_word_makes_its_figures_ours(studies):
+    for fingerprint, corpus in CORPORA.items():
+        for study in studies.values():  # of whatever vocabulary
+            assert paper_corpus(study, "auto", fingerprint) == corpus
+            assert paper_corpus(study, "none", fingerprint) == ""
+            assert paper_corpus(study, "auto", "0" * 64) == ""
+            assert paper_corpus(study, "gutenberg", "0" * 64) == "gutenberg"
+    with pytest.raises(UserError, match=r"config\.paper='blog': expected auto, fineweb, gutenberg or none"):
+        paper_corpus(studies["tiny"], "blog", "0" * 64)
+
+
+SHARED = Path(os.environ.get("FREEZEJAX_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder with the paper's texts is missing")
+def test_the_known_fingerprints_are_those_of_the_texts(tmp_path):
+    for number in (11, 84, 1342, 1661):
+        (tmp_path / "books").mkdir(exist_ok=True)
+        shutil.copyfile(SHARED / "gutenberg" / f"pg{number}.txt", tmp_path / "books" / f"pg{number}.txt")
+    samples = [SHARED / "fineweb_sample" / name for name in ("sp1024", "sp4096")]
+    found = [data.load(str(path), cache_dir=str(tmp_path / "cache")) for path in (tmp_path / "books", *samples)]
+    assert [CORPORA[corpus.fingerprint] for corpus in found] == ["gutenberg", "fineweb", "fineweb"]
+    other = data.load(str(tmp_path / "books"), val_fraction=0.2, cache_dir=str(tmp_path / "cache"))
+    assert other.fingerprint not in CORPORA
+
+
+def test_a_pattern_that_matches_nothing_is_told_with_its_flag():
     config = get_config("tiny")
-    config.paper = "none"
-    assert not [v for v in make_study(config, 256).variants if v.paper]
+    config.freeze.pattern = "nothing"
+    with pytest.raises(UserError, match=r"config\.freeze\.pattern='nothing': .*matches no kernel"):
+        make_study(config, 256)
+    config.freeze.pattern, config.sizes.small.num_heads = r"blocks/\d+/mlp/up/kernel", 5
+    with pytest.raises(UserError, match=r"^(?!config\.freeze).*num_heads=5"):  # not the pattern's fault
+        make_study(config, 256)
 
 
 def test_selecting_keeps_the_baseline_first_and_the_contrasts_that_have_both_sides(studies):

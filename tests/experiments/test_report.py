@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
+from experiments.engine.finished import Finished
+from experiments.engine.papers import CORPORA
 from experiments.engine.variants import Contrast, Paper, Study, Variant
 from experiments.engine.workdir import write_result
 from experiments.report import page
@@ -24,10 +26,11 @@ from experiments.report.timeline import timelines
 from freezejax.schedules import FreezeSchedule
 
 STEPS, FREEZE_AT = 400, 133
+FINEWEB = next(fingerprint for fingerprint, corpus in CORPORA.items() if corpus == "fineweb")
 GROUPS = ("blocks/*/attn/qkv/kernel", "blocks/*/mlp/gate/kernel", "blocks/*/mlp/up/kernel", "tok_emb/embedding")
 SIZES = {"small": (3, 96, 29_000), "medium": (4, 128, 85_000), "large": (6, 192, 186_000)}
 KINDS = ("trained", "selective", "progressive", "progressive_dropout", "trained_same_scale")
-PAPER = Paper("PR 1301, section 3", 4.1189, -2.2, "-2.2% against the small baseline")
+PAPER = [Paper("fineweb", "PR 1301, section 3", 4.1189, -2.2, "-2.2% against the small baseline")]
 
 
 def test_whole_study(tmp_path):
@@ -48,7 +51,7 @@ def test_whole_study(tmp_path):
         "Effects of the contrasts",
         "Against the paper",
         "Loss over steps",
-        "Stored bytes against bits per byte",
+        "Stored bytes against bits/byte",
         "What trained when",
     ]
     assert "python -m experiments.progressive --config=experiments/configs/progressive.py:cpu --workdir=" in page
@@ -111,11 +114,11 @@ def test_one_seed_has_dashes_for_intervals(tmp_path):
 def test_missing_step_time_and_corpus_size_are_dashes(tmp_path):
     found = make(tmp_path, seeds=1)
     found["data"].update(tokens=None, bytes=None)
-    for row in found["rows"]:
+    for row in found["rows"][1:]:
         row.update(step_ms_median=None, tokens_per_second=None, delta_pct=None, delta_pct_ci95=None)
     page = written(found, tmp_path)
     assert "– tokens scored, – bytes of text" in page
-    assert page.split("</tbody>")[0].count('<td class="number">–</td>') >= 2 * len(found["rows"])
+    assert page.split("</tbody>")[0].count('<td class="number">–</td>') >= 2 * len(found["rows"][1:])
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
@@ -136,8 +139,9 @@ def test_no_validation_records(tmp_path):
     lines = [line for line in path.read_text().splitlines() if "val_ce" not in line]
     path.write_text("".join(line + "\n" for line in lines))
     page = written(found, tmp_path)
-    assert "training loss, nats per token" in page
-    assert "validation loss, nats per token" not in page
+    assert "training loss" in page
+    assert "validation CE, nats/token" not in page
+    assert "validation CE, nats/token" in written(make(tmp_path / "whole", seeds=2), tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["a<b>&\"c'", "cost $5_$6^2$", "_hidden", r"back\slash{x}", "模型"])
@@ -198,7 +202,7 @@ def test_render_leaves_matplotlib_as_it_was():
     assert dict(matplotlib.rcParams) == before
 
 
-# The fabricated study: summary.write makes the summary, so its schema is the real one.
+# The fabricated study: `summarize` makes the summary, so its schema is the real one.
 
 
 def make(workdir: Path, seeds: int, sizes: tuple[str, ...] = ("small", "medium")) -> dict:
@@ -220,19 +224,23 @@ def make(workdir: Path, seeds: int, sizes: tuple[str, ...] = ("small", "medium")
         ),
     ]
     corpus = SimpleNamespace(
-        source="embedded", fingerprint="ab" * 32, train=range(444_799), tokenizer=SimpleNamespace(name="bytes")
+        source="embedded", fingerprint=FINEWEB, train=range(444_799), tokenizer=SimpleNamespace(name="bytes")
     )
     study = Study("progressive", variants, contrasts)
     config = get_config("cpu")
     config.seeds = seeds
-    return summary.write(study, config, corpus, workdir)
+    finished = Finished(workdir)
+    finished.read_all(study)
+    records = finished.records(study)
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return summary.summarize(study, config, corpus, finished)
 
 
 def variant(kind: str, size: str) -> Variant:
     layers, width, _ = SIZES[size]
-    paper = PAPER if kind in ("selective", "progressive") and size != "small" else None
+    papers = PAPER if kind in ("selective", "progressive") and size != "small" else ()
     model = {"family": "geglu", "num_layers": layers, "model_dim": width}
-    return Variant(f"{kind}_{size}", model, {}, FreezeSchedule([(0, [(".*", True)])]), paper=paper)
+    return Variant(f"{kind}_{size}", model, {}, FreezeSchedule([(0, [(".*", True)])]), papers=papers)
 
 
 def run(each: Variant, seed: int, level: float, rng: np.random.Generator) -> tuple[list[dict], dict]:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from experiments.configs.selective import get_config
-from experiments.engine.matching import abstract, step_flops, stored_bytes
-from experiments.engine.results import codec_rules
+from experiments.engine.matching import abstract_params, step_flops, stored_bytes
+from experiments.engine.papers import paper_corpus, paper_of
+from experiments.engine.results import packing
 from experiments.selective import make_study
 from freezejax import models
 from freezejax.errors import UserError
@@ -38,7 +39,7 @@ def variants(studies):
 
 
 def seeded_paths(variant):
-    return {weight.map.name for weight in maps_of(abstract(variant.model))}
+    return {weight.map.name for weight in maps_of(abstract_params(variant.model))}
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -48,7 +49,9 @@ def test_every_variant_can_be_built_at_every_scale(studies, scale):
     assert len(set(names)) == len(names)
     assert names[0] == "baseline"
     for variant in study.variants:
-        (phase,) = variant.schedule.phases(abstract(variant.model), TrainConfig.from_mapping(variant.train).steps)
+        (phase,) = variant.schedule.phases(
+            abstract_params(variant.model), TrainConfig.from_mapping(variant.train).steps
+        )
         trains = map_with_paths(lambda path, mask: mask != path.endswith("/seed"), phase.mask)
         assert all(jax.tree.leaves(trains))  # whatever is stored trains
     pairs = [(contrast.variant, contrast.reference) for contrast in study.contrasts]
@@ -57,14 +60,16 @@ def test_every_variant_can_be_built_at_every_scale(studies, scale):
 
 
 def test_the_papers_rows_have_its_figures_and_every_base_seed(studies):
-    found = {v.name: v.paper.delta_pct for v in studies["cpu"].variants if v.paper}
+    found = {v.name: paper_of(v.papers, "fineweb").delta_pct for v in studies["cpu"].variants if v.papers}
     assert found == PAPER
-    against = {(c.variant, c.reference): c.paper.delta_pct for c in studies["cpu"].contrasts if c.paper}
+    judged = [contrast for contrast in studies["cpu"].contrasts if contrast.papers]
+    against = {(c.variant, c.reference): paper_of(c.papers, "fineweb").delta_pct for c in judged}
     assert against.pop(("selective_large_dropout", "trained_large")) == pytest.approx(5.52, abs=0.01)
     assert {reference for _, reference in against} == {"baseline_dropout"}
     assert all(PAPER[name] == delta for (name, _), delta in against.items())
-    # On bytes there is no table of the paper.
-    assert not [item for item in (*studies["tiny"].variants, *studies["tiny"].contrasts) if item.paper]
+    without_loss = {"full_freeze_lora", "selective_small"}
+    for variant in studies["cpu"].variants:
+        assert not variant.papers or (variant.papers[0].reference == "") == (variant.name in without_loss)
     main = {v.name for v in studies["cpu"].variants if v.base_seeds}
     assert main == {name for name in PAPER if name != "trained_large"}
     assert all(bool(v.model.get("weights")) >= v.base_seeds for v in studies["cpu"].variants)
@@ -79,15 +84,17 @@ def test_maps_are_where_the_names_say(variants):
         if name.startswith("selective"):
             assert ends(variant) == gate_up
         elif name.startswith(("baseline", "trained")):
-            assert not maps_of(abstract(variant.model))
+            assert not maps_of(abstract_params(variant.model))
     for place, kernel in {"down": "mlp/down", **{p: f"attn/{p}" for p in ("q", "k", "v", "out")}}.items():
         assert ends(variants[f"frozen_{place}"]) == {f"{kernel}/kernel"}
-    lora = abstract(variants["full_freeze_lora"].model)
+    lora = abstract_params(variants["full_freeze_lora"].model)
     blocks = [path for path in leaf_paths(lora) if path.startswith("blocks") and "/ln" not in path]
     assert {path.rsplit("/", 1)[1] for path in blocks} == {"seed", "a", "b"}
     first, second = (variants[f"frozen_{half}_half"] for half in ("first", "second"))
     assert seeded_paths(first).isdisjoint(seeded_paths(second))
-    every = {path for path in leaf_paths(abstract(variants["trained_first_half"].model)) if path.endswith("kernel")}
+    every = {
+        path for path in leaf_paths(abstract_params(variants["trained_first_half"].model)) if path.endswith("kernel")
+    }
     assert seeded_paths(first) | seeded_paths(second) == every
 
 
@@ -149,10 +156,11 @@ def test_counterpart_another_base_seed_is_another_start(variants):
 def test_the_same_stored_bytes(scale, vocabulary):
     config = get_config(scale)
     found = {variant.name: variant for variant in make_study(config, vocabulary).variants}
-    target = stored_bytes(found["selective_medium"].model, codec_rules(config))
+    target = stored_bytes(found["selective_medium"].model, packing(config)["codec"])
+    assert found["trained_at_selective_bytes_same_maps"].same_bytes_as == "selective_medium"
     matched = found["trained_at_selective_bytes_same_maps"].model
-    assert stored_bytes(matched, codec_rules(config)) == pytest.approx(target, rel=0.005)
-    assert stored_bytes(found["trained_medium_same_maps"].model, codec_rules(config)) > 1.2 * target
+    assert stored_bytes(matched, packing(config)["codec"]) == pytest.approx(target, rel=0.005)
+    assert stored_bytes(found["trained_medium_same_maps"].model, packing(config)["codec"]) > 1.2 * target
     assert matched["num_layers"] == found["selective_medium"].model["num_layers"]
 
 
@@ -168,14 +176,15 @@ def test_the_same_flops_per_step(studies, scale):
 
 def test_a_map_saves_the_flops_of_its_own_gradient(variants):
     seeded, trained = (variants[name].model for name in ("selective_medium", "trained_medium_same_maps"))
-    assert step_flops(trained) - step_flops(seeded) == 2 * count_seeded(abstract(seeded))
+    assert step_flops(trained) - step_flops(seeded) == 2 * count_seeded(abstract_params(seeded))
 
 
-def test_what_the_study_refuses():
+def test_what_the_study_refuses(studies):
+    with pytest.raises(UserError, match="expected auto, fineweb or none"):
+        paper_corpus(studies["tiny"], "gutenberg", "0" * 64)  # the paper did not run it on its books
     for field, value, words in [
-        ("paper", "gutenberg", "expected auto, fineweb or none"),
         ("model.family", "parameter_golf", "geglu"),
-        ("freeze.pattern", "blocks/.*/gat/kernel", "matches no kernel"),
+        ("freeze.pattern", "blocks/.*/gat/kernel", "config.freeze.pattern='blocks/.*/gat/kernel': .*matches no kernel"),
     ]:
         config = get_config("tiny")
         config.update_from_flattened_dict({field: value})

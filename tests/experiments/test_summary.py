@@ -1,19 +1,19 @@
 """summary.json from finished runs: every field of the schema, intervals over seeds, verdicts by rule."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from experiments import markdown
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
+from experiments.engine.finished import Finished
 from experiments.engine.variants import Contrast, Paper, Run, Study, Variant
 from experiments.engine.workdir import write_result
-from experiments.report import terminal
+from experiments.report import page, tables
 from experiments.report.curves import curves_of
 from experiments.report.statistics import interval, paired_over_seeds
-from experiments.report.tables import contrasts_table, rows_table
 from freezejax.schedules import FreezeSchedule
 
 FIELDS = {
@@ -23,7 +23,7 @@ FIELDS = {
     *("steps", "train_tokens", "step_ms_median", "tokens_per_second"),
 }
 SCHEDULE = FreezeSchedule([(0, [(".*", True)])])
-PAPER = Paper("PR 1301", 4.1, -2.2, "-2.2%")
+PAPER = [Paper("fineweb", "PR 1301", 4.1, -2.2, "-2.2%")]
 CORPUS = SimpleNamespace(
     source="a text", tokenizer=SimpleNamespace(name="bytes"), fingerprint="f" * 64, train=range(1000)
 )
@@ -51,16 +51,23 @@ def config_of_three_seeds():
     return config
 
 
+def summarize(study, workdir, **config):
+    finished = Finished(workdir)
+    finished.read_all(study)
+    values = config_of_three_seeds()
+    values.paper = "fineweb" if any(item.papers for item in (*study.variants, *study.contrasts)) else "auto"
+    values.update(config)
+    return summary.summarize(study, values, CORPUS, finished)
+
+
 @pytest.fixture
 def found(tmp_path):
     for name, losses in LOSSES.items():
         for seed, loss in enumerate(losses):
             put(tmp_path, name, seed, loss)
-    variants = [Variant(name, {}, {}, SCHEDULE, paper=None if name == "baseline" else PAPER) for name in LOSSES]
+    variants = [Variant(name, {}, {}, SCHEDULE, papers=() if name == "baseline" else PAPER) for name in LOSSES]
     contrasts = [Contrast("better", "worse", "which?", PAPER), Contrast("same", "baseline", "any?")]
-    written = summary.write(Study("s", variants, contrasts), config_of_three_seeds(), CORPUS, tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text()) == written
-    return written
+    return summarize(Study("s", variants, contrasts), tmp_path)
 
 
 def rows_of(found):
@@ -110,31 +117,66 @@ def test_verdicts_follow_the_interval(found):
     assert "verdict" not in plain
 
 
+def study_of(*names, **fields):
+    return Study("s", [Variant(name, {}, {}, SCHEDULE, **fields) for name in names])
+
+
+def records_of(workdir, *names):
+    finished = Finished(workdir)
+    finished.read_all(study_of(*names))
+    return list(finished.records(study_of(*names)))
+
+
 def test_the_metrics_of_every_run_are_merged(found, tmp_path):
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = records_of(tmp_path, *LOSSES)
     assert len(lines) == 12
-    assert {(line["variant"], line["seed"]) for line in lines} == {(name, seed) for name in LOSSES for seed in range(3)}
+    assert [(line["variant"], line["seed"]) for line in lines] == [(name, seed) for name in LOSSES for seed in range(3)]
+
+
+def test_each_result_is_read_once(tmp_path, monkeypatch):
+    """Written after every run, a summary of n runs read n (n + 1) / 2 results before."""
+    reads, study = [], study_of("before", "now")
+    put(tmp_path, "before", 0, 2.0)
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: (reads.append(path), read_text(path, **how))[1])
+    finished = Finished(tmp_path)
+    finished.read_all(study)
+    for seed in range(8):
+        put(tmp_path, "now", seed, 2.0)
+        finished.add(Run("now", seed))
+        rows = summary.summarize(study, config_of_three_seeds(), CORPUS, finished)["rows"]
+        assert rows[1]["seeds"] == list(range(seed + 1))
+    assert len([path for path in reads if path.suffix in (".json", ".jsonl")]) == 9
+
+
+def test_the_mesh_of_every_run_is_kept(tmp_path):
+    meshes = [{}, {"data": 2, "fsdp": 4, "tensor": 1}]
+    for seed, mesh in enumerate(meshes):
+        put(tmp_path, "baseline", seed, 2.0, mesh=mesh)
+    put(tmp_path, "baseline", 2, 2.0)  # of a version that did not keep it
+    (row,) = summarize(study_of("baseline"), tmp_path)["rows"]
+    assert row["meshes"] == [*meshes, None]
 
 
 def test_an_unfinished_study_has_the_rows_it_has(tmp_path):
     put(tmp_path, "better", 0, 3.9, step_ms_median=None)
-    variants = [Variant(name, {}, {}, SCHEDULE, paper=PAPER) for name in ("baseline", "better")]
+    variants = [Variant(name, {}, {}, SCHEDULE, papers=PAPER) for name in ("baseline", "better")]
     contrasts = [Contrast("better", "baseline", "?")]
-    found = summary.write(Study("s", variants, contrasts), config_of_three_seeds(), CORPUS, tmp_path)
+    found = summarize(Study("s", variants, contrasts), tmp_path)
     (row,) = found["rows"]
     assert row["delta_pct"] is row["val_ce_ci95"] is row["step_ms_median"] is row["tokens_per_second"] is None
     assert "verdict" not in row
     assert found["contrasts"] == []
     assert found["data"]["tokens"] is None
-    terminal.print_tables(found)
+    tables.show(found)
 
 
 def test_seeds_that_only_one_side_has_are_not_paired(tmp_path):
     for seed, loss in enumerate(LOSSES["baseline"]):
         put(tmp_path, "baseline", seed, loss)
     put(tmp_path, "better", 2, 3.0)
-    variants = [Variant(name, {}, {}, SCHEDULE, paper=PAPER) for name in ("baseline", "better")]
-    found = summary.write(Study("s", variants), config_of_three_seeds(), CORPUS, tmp_path)
+    variants = [Variant(name, {}, {}, SCHEDULE, papers=PAPER) for name in ("baseline", "better")]
+    found = summarize(Study("s", variants), tmp_path)
     row = rows_of(found)["better"]
     assert row["seeds"] == [2]
     assert row["delta_pct"] == pytest.approx(-50.0)
@@ -156,8 +198,7 @@ def two_axes(tmp_path):
     names = ("baseline", "seeded", "twin")
     variants = [Variant(name, {}, {}, SCHEDULE, base_seeds=name == "seeded") for name in names]
     contrasts = [Contrast("seeded", "baseline", "?"), Contrast("seeded", "twin", "?")]
-    config = config_of_three_seeds()
-    return summary.write(Study("s", variants, contrasts), config, CORPUS, tmp_path), tmp_path
+    return summarize(Study("s", variants, contrasts), tmp_path), tmp_path
 
 
 def test_two_axes_of_seeds_by_hand(two_axes):
@@ -189,12 +230,12 @@ def test_counterpart_averaged_over_all_base_seeds_the_twin_looks_worse(two_axes,
     )
     variants = [Variant(row["name"], {}, {}, SCHEDULE) for row in found["rows"]]
     contrasts = [Contrast("seeded", "twin", "?")]
-    again = summary.write(Study("s", variants, contrasts), config_of_three_seeds(), CORPUS, workdir)
+    again = summarize(Study("s", variants, contrasts), workdir)
     assert again["contrasts"][0]["effect_pct"] != pytest.approx(100.0)
 
 
 def test_metrics_of_two_base_seeds_are_told_apart_and_make_one_curve(two_axes):
-    lines = [json.loads(line) for line in (two_axes[1] / "metrics.jsonl").read_text().splitlines()]
+    lines = records_of(two_axes[1], "baseline", "seeded", "twin")
     assert {(line["seed"], line["base_seed"]) for line in lines if line["variant"] == "seeded"} == set(TWO_AXES)
     curve = curves_of(lines, "loss")["seeded"]
     assert (curve.mean[0], curve.ci95[0]) == pytest.approx(tuple(interval([5.0, 7.0])))
@@ -202,14 +243,85 @@ def test_metrics_of_two_base_seeds_are_told_apart_and_make_one_curve(two_axes):
 
 def test_tables_have_packed_figures_only_where_the_summary_has(two_axes):
     found = two_axes[0]
-    text = markdown.tables(found)
+    text = tables.as_markdown(found)
     assert "| packed bits/byte |" in text
     assert "| packed effect |" in text
+    assert "Made before runs were packed" not in text
     for item in (*found["rows"], *found["contrasts"]):
         for field in [name for name in item if name.startswith("packed")]:
             del item[field]
-    assert "packed" not in markdown.tables(found)
-    assert "packed" not in rows_table(found["rows"]) + contrasts_table(found["contrasts"])
+    text = tables.as_markdown(found)
+    assert "Made before runs were packed" in text
+    assert "packed" not in text.partition("Made before")[0]
+    assert "packed" not in tables.rows_as_html(found) + tables.contrasts_as_html(found)
+
+
+def same_bytes(workdir, capsys, control, model):
+    """A study whose control's files have `control` bytes and those of the model `model`: summary, its renderings."""
+    for name, size in (("baseline", 10), ("model", model), ("control", control)):
+        for seed, loss in enumerate((3.0, 3.1, 3.2)):
+            effect = {"model": 0.9, "control": 0.95}.get(name, 1.0)
+            put(workdir, name, seed, loss * effect, artifact_bytes=size + seed)
+    variants = [Variant(name, {}, {}, SCHEDULE, papers=PAPER) for name in ("baseline", "model")]
+    variants.append(Variant("control", {}, {}, SCHEDULE, same_bytes_as="model", papers=PAPER))
+    pairs = (("model", "control"), ("control", "model"), ("model", "baseline"))
+    found = summarize(Study("s", variants, [Contrast(*pair, "?", PAPER) for pair in pairs]), workdir)
+    tables.show(found)
+    written = [capsys.readouterr().out, tables.as_markdown(found)]
+    page.write(found, workdir)
+    return found, [*written, (workdir / "report.html").read_text()]
+
+
+@pytest.mark.parametrize(("size", "holds"), [(1000, True), (1019, True), (981, True), (1022, False), (978, False)])
+def test_a_control_of_another_size_is_marked_everywhere_and_gets_no_verdict(tmp_path, capsys, size, holds):
+    found, written = same_bytes(tmp_path, capsys, size, 1000)
+    rows, (first, second, other) = rows_of(found), found["contrasts"]
+    assert ("verdict" in rows["control"]) == ("verdict" in first) == ("verdict" in second) == holds
+    assert rows["model"]["verdict"] == other["verdict"] == "reproduced"  # their sizes claim nothing
+    assert "same_bytes" not in rows["model"].keys() | other.keys()
+    expected = {"as": "model", "difference_pct": 100 * ((size + 1) / 1001 - 1), "holds": holds}
+    assert rows["control"]["same_bytes"] == first["same_bytes"] == second["same_bytes"] == pytest.approx(expected)
+    for text in written:
+        assert ("sizes differ" in text.replace("Sizes differ:", "")) is not holds
+        assert (f"{expected['difference_pct']:+.1f} %" in " ".join(text.split())) is not holds
+
+
+def test_a_control_waits_for_what_it_is_to_match(tmp_path):
+    for name in ("baseline", "control"):
+        put(tmp_path, name, 0, 3.0)
+    study = study_of("baseline", "model")
+    control = Variant("control", {}, {}, SCHEDULE, same_bytes_as="model")
+    found = summarize(Study("s", [*study.variants, control], [Contrast("control", "baseline", "?")]), tmp_path)
+    assert "same_bytes" not in rows_of(found)["control"].keys() | found["contrasts"][0].keys()
+
+
+def test_text_that_is_not_the_papers_gets_no_verdict(tmp_path):
+    """Before, byte tokens of any text were judged against the paper's books."""
+    for name, losses in LOSSES.items():
+        for seed, loss in enumerate(losses):
+            put(tmp_path, name, seed, loss)
+    study = Study("s", study_of(*LOSSES, papers=PAPER).variants, [Contrast("better", "worse", "which?", PAPER)])
+    for wanted, judged in (("auto", False), ("none", False), ("fineweb", True)):
+        found = summarize(study, tmp_path, paper=wanted)
+        for item in (*found["rows"], *found["contrasts"]):
+            assert ("paper" in item) == ("verdict" in item) == judged
+        assert found["paper_corpus"] == ("fineweb" if judged else "")
+        assert ("reproduced" in tables.as_markdown(found)) == judged
+
+
+def test_tables_on_a_terminal_fit_100_columns_and_keep_names_whole(tmp_path, capsys):
+    names = ["baseline", "a" * 31, "b" * 37]
+    for name in names:
+        for seed, loss in enumerate((3.0, 3.1, 3.2)):
+            put(tmp_path, name, seed, loss)
+    contrasts = [Contrast(names[1], names[2], "?", PAPER), Contrast(names[2], names[0], "?", PAPER)]
+    tables.show(summarize(Study("s", study_of(*names, papers=PAPER).variants, contrasts), tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    first = next(line for line in lines if line.startswith("variant"))
+    assert "paper" in first  # what the paper has comes first
+    assert all(any(line.startswith(name) for line in lines) for name in names)
+    assert any(names[1] in line and names[2] in line for line in lines)
 
 
 def test_the_command_makes_the_study_again():

@@ -127,7 +127,7 @@ def run(case: Case, mesh: Mesh | None, directory: Path, stop_at: int | None = No
     try:
         found = train(
             model,
-            LanguageModelling(model, dtype, score),
+            LanguageModelling(model, dtype, lambda params: score(params)._asdict()),
             TokenBatches(TOKENS.astype(np.uint16), config, mesh),
             config,
             schedule,

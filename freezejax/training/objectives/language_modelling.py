@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from freezejax.models import Model
 from freezejax.paths import PyTree
-from freezejax.training.evaluation import Evaluation
 from freezejax.training.objectives.base import Batch, Objective
 
 
@@ -24,7 +23,7 @@ class LanguageModelling(Objective):
     Args:
       model: what is trained.
       compute_dtype: of the activations.
-      score: parameters -> figures, such as `freezejax.training.evaluation.make_evaluator` makes; None = no evaluation.
+      score: parameters -> figures by name, of `freezejax.training.evaluation` for instance; None = no evaluation.
       remat: the backward pass computes each block again, see `freezejax.models.Model`.
 
     >>> from freezejax import models
@@ -37,7 +36,7 @@ class LanguageModelling(Objective):
 
     model: Model
     compute_dtype: str = "float32"
-    score: Callable[[PyTree], Evaluation] | None = None
+    score: Callable[[PyTree], Mapping[str, float]] | None = None
     remat: bool = False
 
     def loss(self, params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -67,4 +66,4 @@ class LanguageModelling(Objective):
 
     def evaluate(self, params: PyTree) -> Mapping[str, float]:
         """What `score` finds, by name."""
-        return {} if self.score is None else self.score(params)._asdict()
+        return {} if self.score is None else self.score(params)

@@ -1,0 +1,125 @@
+"""A table as data, and three ways to write it: for the terminal, as Markdown, as HTML. Nothing here knows a study."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+TERMINAL, MARKDOWN, HTML = "terminal", "markdown", "html"
+WIDTH = 100  # columns of text on a terminal
+DASH = "–"  # not known, or too few seeds or steps to say
+
+
+class Column(NamedTuple):
+    """One column: its heading, what it takes from an item, how that is written, and in which renderings it stands.
+
+    A column that has a value for no item is left out.
+
+    >>> Column("step", lambda item: item["step"], "{:,}".format).cell({"step": 1200})
+    '1,200'
+    """
+
+    heading: str
+    value: Callable[[Any], Any]  # None where the item has none
+    text: Callable[[Any], str] = str
+    kind: str = "number"  # set right; "name", "words" and "mark" are set left; a mark is coloured by what it says
+    where: Sequence[str] = (TERMINAL, MARKDOWN, HTML)
+
+    def cell(self, item: Any) -> str:
+        """The text of one cell; empty where there is no value."""
+        return "" if (value := self.value(item)) is None else self.text(value)
+
+
+def with_ci(mean: float, ci95: float | None, digits: int, unit: str = "") -> str:
+    """A figure with its 95 % half-width, where it has one; signed where it has a unit.
+
+    >>> with_ci(1.234, 0.05, 2), with_ci(-2.0, None, 1, "%")
+    ('1.23 ±0.05', '-2.0%')
+    """
+    text = f"{mean:+.{digits}f}" if unit else f"{mean:.{digits}f}"
+    return f"{text}{unit}" if ci95 is None else f"{text} ±{ci95:.{digits}f}{unit}"
+
+
+def typeset(text: str) -> str:
+    """The same text with a true minus sign before numbers.
+
+    >>> typeset("-2.2%")
+    '−2.2%'
+    """
+    return re.sub(r"-(?=\d)", "−", text)
+
+
+def terminal(title: str, columns: Sequence[Column], items: Sequence[Any], *, width: int = WIDTH) -> None:
+    """Prints a table at most `width` columns of text wide, and no wider than the terminal; what is longer is folded."""
+    console, kept = Console(highlight=False), _kept(columns, items, TERMINAL)
+    console.width = min(console.width, width) if console.is_terminal else width
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for column in kept:
+        side, whole = "right" if column.kind == "number" else "left", column.kind == "name"
+        table.add_column(column.heading, justify=side, overflow="fold", no_wrap=whole)  # type: ignore[arg-type]
+    for item in items:
+        table.add_row(*(column.cell(item) for column in kept))
+    console.print(table)
+    console.print()
+
+
+def markdown(columns: Sequence[Column], items: Sequence[Any]) -> str:
+    """The table in Markdown.
+
+    >>> print(markdown([Column("a", len), Column("b", lambda _: None)], ["xy"]))
+    | a |
+    |---|
+    | 2 |
+    """
+    kept = _kept(columns, items, MARKDOWN)
+    lines = [[column.heading for column in kept], *([column.cell(item) for column in kept] for item in items)]
+    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([head, "|" + "---|" * len(kept), *body])
+
+
+def html(columns: Sequence[Column], items: Sequence[Any]) -> str:
+    """The table as an HTML element; a half-width stands below its figure, an unknown number is a dash.
+
+    >>> html([Column("a", len)], ["xy"])[:66]
+    '<div class="wide"><table><thead><tr><th class="number">a</th></tr>'
+    """
+    kept = _kept(columns, items, HTML)
+    lines = [[_tag("th", column, escape(column.heading)) for column in kept]]
+    lines += [[_tag("td", column, _cell(column, item)) for column in kept] for item in items]
+    head, *body = [f"<tr>{''.join(line)}</tr>" for line in lines]
+    rows = "\n".join(body)
+    return f'<div class="wide"><table><thead>{head}</thead>\n<tbody>{rows}</tbody></table></div>'
+
+
+def _kept(columns: Sequence[Column], items: Sequence[Any], where: str) -> list[Column]:
+    return [
+        column
+        for column in columns
+        if where in column.where and (not items or any(column.value(item) is not None for item in items))
+    ]
+
+
+def _tag(tag: str, column: Column, content: str) -> str:
+    return f"<{tag}{' class="number"' if column.kind == 'number' else ''}>{content}</{tag}>"
+
+
+def _cell(column: Column, item: Any) -> str:
+    if column.value(item) is None:
+        return "" if column.kind == "words" else DASH
+    text = escape(column.cell(item))
+    if column.kind == "name":
+        return f"<code>{text}</code>"
+    if column.kind == "mark":
+        return f'<span class="verdict {text.partition(" (")[0].replace(" ", "-")}">{typeset(text)}</span>'
+    return "".join(_stacked(typeset(text))) if column.kind == "number" else text
+
+
+def _stacked(text: str) -> Iterator[str]:
+    value, found, half = text.partition(" ±")
+    yield value
+    if found:
+        yield f'<span class="below">± {half}</span>'
