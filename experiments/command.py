@@ -26,9 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     known = commands()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(
-            f"usage: freezejax COMMAND --flag=value ...\ncommands: {', '.join(known)}\nfreezejax COMMAND --help says more"
-        )
+        print("usage: freezejax COMMAND --flag=value ...; freezejax COMMAND --help says more")
+        print(f"commands: {', '.join(known)}")
         sys.exit(0 if arguments else 2)
     if arguments[0] not in known:
         print(f"error: there is no command {arguments[0]!r}; {nearest(arguments[0], known)}", file=sys.stderr)
