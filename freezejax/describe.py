@@ -103,11 +103,10 @@ class _Leaf(NamedTuple):
 
 def _leaves(params: PyTree, masks: list[PyTree], tx: optax.GradientTransformation) -> list[_Leaf]:
     leaves = jax.tree.leaves(params)
-    matrices, state_bytes = jax.tree.leaves(as_matrices(params)), _state_bytes(params, masks, tx)
-    paths = [
-        path.removesuffix("/root") if leaf.dtype == np.uint32 else path
-        for path, leaf in zip(leaf_paths(params), leaves, strict=True)
-    ]
+    seeds = [leaf.dtype == np.uint32 for leaf in leaves]
+    matrices = jax.tree.leaves(as_matrices(params) if any(seeds) else params)
+    state_bytes = _state_bytes(params, masks, tx)
+    paths = [path.removesuffix("/root") if seed else path for path, seed in zip(leaf_paths(params), seeds, strict=True)]
     return [
         _Leaf(re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path), math.prod(matrix.shape), _bytes(leaf), state)
         for path, matrix, leaf, state in zip(paths, matrices, leaves, state_bytes, strict=True)
