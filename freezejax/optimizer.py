@@ -69,9 +69,9 @@ def scheduled_freeze(
 ) -> optax.GradientTransformationExtraArgs:
     """The step-dependent mask as one transformation, usable inside one jit, `lax.scan` and `vmap`.
 
-    The oracle of the static phases and the form to vmap over. It saves nothing: every gradient is
-    computed and every leaf keeps its state. To `tx` a frozen leaf looks like a zero weight with a zero
-    gradient and fresh state, so statistics that *sum* over leaves (norms, clips) see trainable leaves only.
+    For sweeps with `vmap`, and to check static phases against. It saves nothing: every gradient is computed
+    and every leaf keeps its state. To `tx` a frozen leaf looks like a zero weight with a zero gradient and
+    fresh state, so statistics that *sum* over leaves (norms, clips) see trainable leaves only.
     What depends on the *number* of leaves (`optax.add_noise` splits its key by it) differs from `freeze`.
 
     Args:

@@ -8,7 +8,8 @@ import freezejax
 
 def test_public_api_is_documented():
     for name in freezejax.__all__:
-        assert getattr(freezejax, name).__doc__, name
+        # Dataclasses and named tuples without a docstring get one from Python; it has no example.
+        assert ">>>" in (getattr(freezejax, name).__doc__ or ""), name
 
 
 def test_importing_the_core_loads_neither_flax_nor_data_libraries():

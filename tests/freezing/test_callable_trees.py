@@ -153,16 +153,16 @@ def static_steps(tx, params, whole):
     return params
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_static_freezing(tree, tx, whole):
+@pytest.mark.parametrize(("name", "whole"), [("adamw", True), ("muon", False), ("masked decay", True)])
+def test_static_freezing(tree, name, whole):
     mask = freezejax.trainable_mask(tree, FROZEN)
-    assert_frozen_kept(tree, static_steps(tx, tree, whole), mask)
+    assert_frozen_kept(tree, static_steps(OPTIMIZERS[name](), tree, whole), mask)
 
 
-@pytest.mark.parametrize("on_thaw", ["restart", "keep"])
-def test_schedules_static_and_traced(tree, tx, on_thaw):
-    """Freeze and thaw again, over phases with `migrate` and in one scan."""
-    everything = [(".*", True)]
+@pytest.mark.parametrize(("name", "on_thaw"), [("adamw", "keep"), ("muon", "restart")])
+def test_schedules_static_and_traced(tree, name, on_thaw):
+    """Freeze and thaw again, over phases with `migrate` and step by step in one program."""
+    tx, everything = OPTIMIZERS[name](), [(".*", True)]
     schedule = FreezeSchedule([(0, everything), (1, FROZEN), (3, everything)])
     scheduled = freezejax.scheduled_freeze(tx, schedule, on_thaw=on_thaw)
 
