@@ -79,7 +79,7 @@ def run(main: Callable[[], None]) -> None:
                 raise
             _fail(line, _BAD_INPUT)
 
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.FATAL)  # libraries log an error, and then raise it: that is told once, above
     accelerators.choose_platform()
     host_memory.keep_freed_memory()
     app.run(guarded, flags_parser=_parse_flags)

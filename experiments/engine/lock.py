@@ -22,9 +22,9 @@ held = contextlib.ExitStack()  # what this process holds; `cli.run` closes it wh
 def acquire(folder: Path) -> None:
     """Holds the folder for this process until `held` is closed.
 
-    The kernel's lock (flock) ends with its holder, a SIGKILL included, and tells at once on one machine and on network
-    file systems that pass it on. Where it does not reach, as between two hosts on some of them, the holder's sign of
-    life decides: it touches the file every `BEAT` seconds, and counts as dead after `STALE` seconds without.
+    The kernel's lock (flock) ends with its holder, a SIGKILL included: on one machine it tells at once. Between two
+    hosts, where some file systems do not pass it on and others keep that of a lost host, the holder's sign of life
+    decides: it touches the file every `BEAT` seconds, and counts as dead after `STALE` seconds without.
 
     Raises:
       UserError: a live process holds the folder; names its host and process number.
@@ -64,8 +64,11 @@ def _open(path: Path) -> tuple[int, bool]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             certain = True
         except BlockingIOError:
-            os.close(handle)
-            raise _in_use(path, _content(path)) from None
+            certain, before = False, _content(path)
+            # Of a lost host a file server may keep the lock for ever, so there the sign of life decides.
+            if not before or json.loads(before)["boot"] == _boot():
+                os.close(handle)
+                raise _in_use(path, before) from None
         except OSError:  # a file system without locks
             certain = False
         with contextlib.suppress(FileNotFoundError):  # the one before us removed the file between the two lines above

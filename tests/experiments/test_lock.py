@@ -129,6 +129,20 @@ def test_where_the_kernel_has_no_locks_the_sign_of_life_decides(tmp_path, quick,
         lock.acquire(tmp_path)
 
 
+@pytest.mark.parametrize("age", [0.0, 9.0], ids=["young", "old"])
+def test_a_lock_that_a_file_server_keeps_of_a_lost_host_is_taken_over(age, tmp_path, quick, monkeypatch):
+    def refuse(*_):
+        raise BlockingIOError
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    left_behind(tmp_path, age, boot=lock._boot())  # on this machine it is the word of a living process
+    with pytest.raises(UserError, match="in use by process 7 on far"):
+        lock.acquire(tmp_path)
+    left_behind(tmp_path, age)
+    lock.acquire(tmp_path)
+    assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
+
+
 def test_what_is_no_holders_word_is_nobodys(tmp_path, capsys):
     for content in ("", "[]", "hello", '{"pid": 3}'):
         (tmp_path / lock.NAME).write_text(content)
