@@ -105,7 +105,7 @@ def _kinds(base: Mapping[str, Any]) -> Iterator[Case]:
     family = base["family"]
     for mode in ("layer", "step", "stored"):
         yield Case(f"{family} maps {mode}", _maps(base, "normal"), {"maps": mode}, SEEDS)
-    for distribution in ("rademacher", "uniform", "hadamard", "normal_float"):
+    for distribution in ("rademacher", "uniform", "hadamard", "normal_f32"):
         yield Case(f"{family} {distribution}", _maps(base, distribution), {}, SEEDS)
     yield Case(f"{family} gain", _maps(base, "rademacher", "gain"), {}, SEEDS)
     yield Case(f"{family} maps below", _maps(base, "normal"), {}, [(".*/seed", False), *prefix(1)])

@@ -103,24 +103,12 @@ class _Leaf(NamedTuple):
 
 
 def _leaves(params: PyTree, masks: list[PyTree], tx: optax.GradientTransformation) -> list[_Leaf]:
-<<<<<<< HEAD
     found = []
     for leaf, state in zip(roles.leaves(params), _state_bytes(params, masks, tx), strict=True):
         path = leaf.path.rpartition("/")[0] if leaf.role is Role.SEED else leaf.path
         group = re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path)
         found.append(_Leaf(group, roles.parameter_count(leaf), _bytes(leaf.value), state))
     return found
-=======
-    leaves = jax.tree.leaves(params)
-    seeds = [leaf.dtype == np.uint32 for leaf in leaves]
-    matrices = jax.tree.leaves(as_matrices(params) if any(seeds) else params)
-    state_bytes = _state_bytes(params, masks, tx)
-    paths = [path.removesuffix("/root") if seed else path for path, seed in zip(leaf_paths(params), seeds, strict=True)]
-    return [
-        _Leaf(re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path), math.prod(matrix.shape), _bytes(leaf), state)
-        for path, matrix, leaf, state in zip(paths, matrices, leaves, state_bytes, strict=True)
-    ]
->>>>>>> w-core
 
 
 def _rows(leaves: list[_Leaf], trainable: list[bool]) -> tuple[GroupRow, ...]:

@@ -73,7 +73,10 @@ class Weight:
         return found[0], found[1]
 
     def placed(self, used: Callable[[tuple[int, int]], jax.sharding.NamedSharding]) -> Self:
-        """The weight told how a matrix [in, out] lies here on a mesh while it is used; most kinds need not know."""
+        """This weight, knowing how a matrix of a given shape is sharded where it is used; most kinds need not know.
+
+        A kind that makes its matrix itself needs to, so that each device makes its own shard only: see `MapWeight`.
+        """
         return self
 
 

@@ -151,7 +151,7 @@ class Layout:
         return NamedSharding(self.mesh, P())
 
     def placed(self, params: PyTree) -> PyTree:
-        """The tree whose weights know how they lie while they are used: a random map which shard to draw."""
+        """The tree in which each weight knows how its matrix is sharded where it is used: a map draws that shard."""
 
         def one(path: str, weight: Weight) -> Weight:
             return weight.placed(lambda shape: self._used(spec_of(path, shape, self.mesh, self.rules)))
@@ -159,7 +159,7 @@ class Layout:
         return roles.map_weights(one, params)
 
     def at_use(self, params: PyTree) -> PyTree:
-        """The tree as layers use it: kernels that gather themselves, maps that draw their shard, the rest whole."""
+        """The tree as layers use it: kernels gathered as they multiply, maps that draw their shard, the rest whole."""
 
         def one(leaf: Leaf) -> Any:
             stored = self.spec(leaf)

@@ -113,7 +113,7 @@ QUOTES = {
     "| of the second half |": placed("second_half", "trained_medium_same_maps"),
     **{
         f"| {kind} |": both("selective", f"selective_small_{kind}", "selective_small")
-        for kind in ("rademacher", "uniform", "hadamard", "normal_float", "orthogonal_qr", "gain")
+        for kind in ("rademacher", "uniform", "hadamard", "normal_f32", "orthogonal_qr", "gain")
     },
     "- **At the same stored bytes** freezing is ahead": both(
         "selective", "selective_medium", "trained_at_selective_bytes_same_maps"
@@ -219,5 +219,4 @@ def test_maps_stand_where_the_study_has_them(found, study):
     if not is_packed(found["rows"][0]):
         pytest.skip("of a version whose random weights were no part of the model")
     for row, variant in zip(found["rows"], study.variants, strict=True):
-        for field in ("maps", "lora"):
-            assert row["model"].get(field) == variant.model.get(field)
+        assert row["model"].get("weights") == variant.model.get("weights")

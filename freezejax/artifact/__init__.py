@@ -1,4 +1,4 @@
-"""A model as one file: quantized weights, the root seed of its maps, and nothing that a seed can say."""
+"""A model as one file: quantized weights, the base seed of its maps, and nothing that a seed can say."""
 
 from freezejax.artifact.codecs import CODECS
 from freezejax.artifact.compress import COMPRESSORS

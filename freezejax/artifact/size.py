@@ -65,6 +65,7 @@ def predict_size(
     Raises:
       UserError: an unknown codec or compressor, or a leaf that no rule covers.
 
+    >>> import jax
     >>> shapes = {"w": jax.ShapeDtypeStruct((512, 512), np.float32)}
     >>> predict_size(shapes, codec="int6", compressor="brotli")
     SizeEstimate(low=123505, high=197824, gaussian=177714)

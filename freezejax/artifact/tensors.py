@@ -1,4 +1,4 @@
-"""Which leaves of a model an artifact stores, and with which codec: decided from paths and shapes alone."""
+"""Which leaves of a model an artifact stores, and with which codec: decided from roles, paths and shapes alone."""
 
 import math
 import re

@@ -29,7 +29,7 @@ class RandomMap:
     Args:
       shape: `(in, out)`.
       distribution: 'normal', 'uniform', 'rademacher' or 'hadamard', which are integer recipes and portable;
-        'normal_float' or 'orthogonal_qr', for comparison, which are not.
+        'normal_f32' or 'orthogonal_qr', for comparison, which are not.
       scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'none' or None = 1, or a number in
         (1e-30, 1e30).
       name: leaf path; the map's key is the base key with the hash of this name folded in.
@@ -78,7 +78,7 @@ class RandomMap:
 
     @property
     def step(self) -> float:
-        """What a level is worth: weights are levels times this."""
+        """The weight that level 1 stands for: weights are levels times this."""
         return self.std / RECIPES[self.distribution].std
 
     def levels(self, key: jax.Array, sharding: Sharding = None) -> jax.Array:
