@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.engine.finished import METRICS, RESULT, Result
-from experiments.engine.session import Session
+from experiments.engine.session import METRICS, RESULT, Result, Session
 from experiments.engine.variants import Run, Variant
 from freezejax import artifact, describe
 from freezejax.masks import count_parameters, intersection, invert
@@ -36,7 +35,8 @@ def finish(session: Session, variant: Variant, run: Run, found: TrainResult, mes
       mesh: the devices it ended on; None = one.
     """
     directory, tokenizer = run.directory(session.workdir), session.corpus.tokenizer
-    last = _last_evaluation(session, directory)
+    field = session.study.figures[0].trained
+    last = [record for record in read_json_lines(directory / METRICS) if field in record][-1]
     result = {
         **run._asdict(),
         "model": dict(variant.model),
@@ -54,11 +54,6 @@ def finish(session: Session, variant: Variant, run: Run, found: TrainResult, mes
     }
     write_atomically(directory / RESULT, json.dumps(result, indent=2) + "\n")
     return result
-
-
-def _last_evaluation(session: Session, directory: Path) -> dict[str, Any]:
-    field = session.study.figures[0].trained
-    return [record for record in read_json_lines(directory / METRICS) if field in record][-1]
 
 
 def pack(session: Session, variant: Variant, params: PyTree, directory: Path) -> dict[str, Any]:
