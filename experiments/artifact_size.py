@@ -82,8 +82,14 @@ def main() -> None:
     code = budget.code_bytes(budget.code_files(_CODE.value or ()))
     rows = [figures(row, code, _BUDGET.value or 0) for row in ROWS]
     if _OUT.value:
-        _write(_OUT.value, json.dumps({"budget": _BUDGET.value, "rows": rows}, indent=2) + "\n")
-    _print(rows, code)
+        try:
+            text = json.dumps({"budget": _BUDGET.value, "rows": rows}, indent=2) + "\n"
+            write_atomically(Path(_OUT.value), text)
+        except OSError as error:
+            raise UserError(f"--out={_OUT.value}: cannot be written: {error.strerror}") from None
+    title = f"model + {code:,} code bytes within {_BUDGET.value:,}: * fits; MB are 10^6 bytes, M 10^6 parameters"
+    terminal(title, _COLUMNS, rows, width=190)
+    print(_CAPTION)
 
 
 def figures(row: _Row, code_bytes: int, limit: int) -> dict[str, Any]:
@@ -117,22 +123,9 @@ def figures(row: _Row, code_bytes: int, limit: int) -> dict[str, Any]:
     }
 
 
-def _write(path: str, text: str) -> None:
-    try:
-        write_atomically(Path(path), text)
-    except OSError as error:
-        raise UserError(f"--out={path}: cannot be written: {error.strerror}") from None
-
-
-def _print(rows: list[dict[str, Any]], code_bytes: int) -> None:
-    limit = _BUDGET.value or 0
-    title = f"model + {code_bytes:,} code bytes within {limit:,}: * fits; MB are 10^6 bytes, M 10^6 parameters"
-    terminal(title, _COLUMNS, rows, width=190)
-    print(
-        "claimed: PR 1301, sections 2 and 9. Section 9 multiplies by the 0.4607 bytes per parameter that GPTQ reached\n"
-        "with coarser codes; int6 of least squared error takes about 0.67 with Brotli. Section 2 counts int8, at 12\n"
-        "layers without the embedding."
-    )
+_CAPTION = """claimed: PR 1301, sections 2 and 9. Section 9 multiplies by the 0.4607 bytes per parameter that GPTQ
+reached with coarser codes; int6 of least squared error takes about 0.67 with Brotli. Section 2 counts int8, at 12
+layers without the embedding."""
 
 
 def _column(heading: str, value: Callable[[Any], float | None], digits: int = 2) -> Column:
@@ -140,11 +133,7 @@ def _column(heading: str, value: Callable[[Any], float | None], digits: int = 2)
 
 
 def _size(heading: str, codec: str) -> Column:
-    return Column(heading, lambda row: (row["bytes"][codec], row["fits"][codec]), lambda found: _megabytes(*found))
-
-
-def _megabytes(size: int, fits: bool) -> str:
-    return f"{size / 1e6:.2f}{'*' if fits else ' '}"
+    return Column(heading, lambda row: f"{row['bytes'][codec] / 1e6:.2f}{'*' if row['fits'][codec] else ' '}")
 
 
 _COLUMNS = [

@@ -144,8 +144,7 @@ def contrasts() -> list[Contrast]:
         ("progressive_medium_same_scale", "selective_medium", "trained against random frozen weights, same scale"),
         ("progressive_medium_rate_restart", "progressive_medium", "what does restarting the learning rate do?"),
         (
-            "progressive_medium_full_restart",
-            "progressive_medium",
+            *("progressive_medium_full_restart", "progressive_medium"),
             "... and the optimizer, as a script of the paper does?",
         ),
         ("progressive_medium_dropout", "trained_medium_dropout", "freezing later, dropout on both sides"),

@@ -18,7 +18,6 @@ from experiments.engine.matching import (
     random_map,
     step_flops,
     stored_bytes,
-    with_adapter,
     with_maps,
 )
 from experiments.engine.results import packing
@@ -122,7 +121,7 @@ def _variant(config: ConfigDict, model: dict[str, Any], row: _Row) -> Variant:
     if row.place:
         model = _with_maps(model, config, row)
     if "lora" in row.extra:
-        model = with_adapter(model, places(model["num_layers"])[row.place], config.lora.rank, config.lora.alpha)
+        model = with_maps(model, {"pattern": places(model["num_layers"])[row.place], "kind": "lora", **config.lora})
     return Variant(
         name=row.name,
         model=model,

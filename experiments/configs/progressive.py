@@ -12,7 +12,9 @@ Scales (after the colon), with the time all 22 variants take:
   h100x8 the same batch, split over the 8 GPUs of one node.
   v5e    the same batch, split over 8 TPU v5e chips.
 
-What of the last three fits, and how long a run takes by prediction: docs/preflight.md.
+What of the last three fits, and how long a run takes by prediction: docs/preflight.md. The paper's figures stand
+beside ours on text that is known to be of its corpora (experiments/engine/papers.py); --config.paper=fineweb says so of
+other shards of FineWeb.
 """
 
 from ml_collections import ConfigDict
@@ -37,9 +39,9 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.experiment = "progressive"
     config.scale = scale
     config.seeds = 1 if tiny else 3  # training seeds: initial weights, data order, dropout
-    config.base_seeds = 1  # seeds of the random maps, for the variants that run with several
+    config.base_seeds = 1  # base seeds, that random maps come from, for the variants that run with several
     config.variants = ""  # comma separated names; empty = all
-    config.paper = "auto"  # which table of the paper: fineweb, gutenberg, none; auto = by the tokenizer
+    config.paper = "auto"  # the paper's corpus that this is: fineweb, gutenberg, none; auto = by fingerprint
 
     config.data = ConfigDict()
     config.data.path = ""  # folder of shards or of .txt, or tfds:NAME; empty = the embedded corpus

@@ -6,7 +6,7 @@ Scales (after the colon), with the time all 36 variants take:
 
   tiny   embedded corpus, bytes, 1 seed: under 100 seconds on 2 CPU cores. Shows that everything works; its
          models are far too small and short for a verdict.
-  cpu    3 training seeds, and 2 base seeds (roots of the random maps) for the paper's rows, at most 60 minutes
+  cpu    3 training seeds, and 2 base seeds (of the random maps) for the paper's rows, at most 60 minutes
          on 2 CPU cores per corpus; give --config.data.path=FOLDER of FineWeb shards or of .txt books.
          Expected: results/selective/.
   h100   the paper's sizes: 3,000 steps of 64 x 512 tokens on FineWeb sp1024, 3 x 2 seeds, one H100.
@@ -28,7 +28,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config = progressive.get_config(scale)
     config.experiment = "selective"
     config.base_seeds = 1 if scale == "tiny" else 2
-    config.paper = "auto"  # the paper's table: fineweb, none; auto = fineweb but for byte tokens
+    config.paper = "auto"  # the paper's corpus that this is: fineweb, none; auto = by fingerprint
     del config.freeze.at  # maps are never trained: there is no freeze point
     config.lora = ConfigDict({"rank": 16, "alpha": 16.0})  # of the variant where everything is frozen
     if scale == "tiny":

@@ -1,7 +1,7 @@
 """What a study will cost, as one table: `--dry_run` prints it and ends, `--hardware=h100` adds the time."""
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -40,7 +40,8 @@ def print_costs(study: Study, config: ConfigDict, hardware: str = "", efficiency
     # A phase on one device has no collectives, and those of the study may have different meshes.
     names = dict.fromkeys(name for line in lines for name in line)
     columns = [Column(name, operator.methodcaller("get", name), kind=_KIND.get(name, "number")) for name in names]
-    terminal(_title(study, chip, efficiency), columns, lines, width=240)
+    times = "" if chip is None else f"; {chip.name} at {efficiency:.0%} of its peak"
+    terminal(f"{study.name}: one step on one device, bytes in MiB{times}", columns, lines, width=240)
 
 
 def mesh_sizes(mesh: MeshConfig) -> dict[str, int]:
@@ -59,6 +60,14 @@ def _lines(
     model, mesh = models.build(**variant.model), mesh_sizes(train.mesh)
     found = cost.predict(model, train, variant.schedule, mesh=mesh, codec=packing(config)["codec"])
     for index, phase in enumerate(found.phases):
+        sizes = {
+            "parameters": phase.parameter_bytes,
+            "gradients": phase.gradient_bytes,
+            "optimizer": phase.optimizer_bytes,
+            "temporaries": phase.activation_bytes,
+            "arguments": phase.argument_bytes,
+            **(phase.collective_bytes if phase.devices > 1 else {}),
+        }
         times = {}
         if chip is not None:
             seconds = cost.estimate_seconds(phase, chip, efficiency)
@@ -68,25 +77,7 @@ def _lines(
             "steps": f"{phase.start:,} to {phase.stop:,}",
             "trains": f"{phase.trainable_share:.1%}",
             "GFLOP/step": f"{phase.flops / 1e9:,.3f}",
-            **_bytes(phase),
+            **{name: f"{size / _MIB:,.2f}" for name, size in sizes.items()},
             "stored kB": f"{phase.stored_bytes / 1e3:,.1f}",
             **times,
         }
-
-
-def _bytes(phase: cost.PhaseCost) -> Mapping[str, str]:
-    sizes = {
-        "parameters": phase.parameter_bytes,
-        "gradients": phase.gradient_bytes,
-        "optimizer": phase.optimizer_bytes,
-        "temporaries": phase.activation_bytes,
-        "arguments": phase.argument_bytes,
-    }
-    if phase.devices > 1:
-        sizes |= phase.collective_bytes
-    return {name: f"{size / _MIB:,.2f}" for name, size in sizes.items()}
-
-
-def _title(study: Study, chip: cost.Hardware | None, efficiency: float) -> str:
-    times = "" if chip is None else f"; {chip.name} at {efficiency:.0%} of its peak"
-    return f"{study.name}: one step on one device, bytes in MiB{times}"

@@ -1,7 +1,6 @@
 """What studies share in saying what is compared: frozen weights by word, and sizes matched in bytes or FLOPs."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,15 +35,6 @@ def with_maps(model: Mapping[str, Any], *entries: Mapping[str, Any]) -> dict[str
     return {**model, "weights": [*model.get("weights", ()), *entries]}
 
 
-def with_adapter(model: Mapping[str, Any], pattern: str, rank: int, alpha: float) -> dict[str, Any]:
-    """The model with low-rank adapters over some kernels.
-
-    >>> with_adapter({"family": "geglu"}, ".*/kernel", 4, 4.0)["weights"][0]["rank"]
-    4
-    """
-    return with_maps(model, {"pattern": pattern, "kind": "lora", "rank": rank, "alpha": alpha})
-
-
 def has_maps(model: Mapping[str, Any]) -> bool:
     """Whether kernels of a model come from the base seed: frozen, or as initial values.
 
@@ -54,30 +44,17 @@ def has_maps(model: Mapping[str, Any]) -> bool:
     return any(rule["kind"] == "map" for rule in model.get("weights", ()))
 
 
-@contextlib.contextmanager
-def named(field: str, value: object) -> Iterator[None]:
-    """Errors raised inside are told with the field of the config that they come from.
-
-    >>> with named("config.freeze.pattern", "up"):
-    ...     raise UserError("matches no kernel")
-    Traceback (most recent call last):
-    freezejax.errors.UserError: config.freeze.pattern='up': matches no kernel
-    """
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{field}={value!r}: {error}") from None
-
-
 def check_pattern(field: str, pattern: str, model: Mapping[str, Any]) -> None:
-    """Finds a pattern of kernels that cannot be before it has become part of a model's config.
+    """Finds a pattern of kernels that cannot be, while it still has the name of the config's field.
 
     Raises:
       UserError: what is wrong, and in which field.
     """
     abstract_params(model)  # what else is wrong with the model is not the pattern's fault
-    with named(field, pattern):
+    try:
         models.build(**with_maps(model, random_map(pattern)))
+    except UserError as error:
+        raise UserError(f"{field}={pattern!r}: {error}") from None
 
 
 def abstract_params(model: Mapping[str, Any]) -> PyTree:

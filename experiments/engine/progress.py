@@ -79,7 +79,10 @@ class _RunProgress:
             left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.config.steps - step)
             self.progress.say(f"{self.title}: step {step}/{self.config.steps}  {figures}  ETA {left:.0f} s")
         if self.progress.figures[0].trained in record and step == self.config.steps:
-            self._end(record)
+            self.progress.finished += 1
+            found = ", ".join(f"val {figure.label} {record[figure.trained]:.4f}" for figure in self.progress.figures)
+            place, seconds = f"[{self.progress.finished}/{self.progress.runs}]", time.monotonic() - self.began
+            self.progress.say(f"{place} {self.title}: {found}, {seconds:.1f} s")
 
     def _figures(self, record: Record) -> str:
         if "loss" not in record:
@@ -89,13 +92,6 @@ class _RunProgress:
             f"step {record['step']}  loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s  "
             f"phase {record['phase']}  frozen {frozen:.0%}"
         )
-
-    def _end(self, record: Record) -> None:
-        self.progress.finished += 1
-        place = f"[{self.progress.finished}/{self.progress.runs}]"
-        seconds = time.monotonic() - self.began
-        found = ", ".join(f"val {figure.label} {record[figure.trained]:.4f}" for figure in self.progress.figures)
-        self.progress.say(f"{place} {self.title}: {found}, {seconds:.1f} s")
 
     def close(self) -> None:
         if self.progress.bar is not None and self.task is not None:

@@ -35,7 +35,8 @@ def finish(session: Session, variant: Variant, run: Run, found: TrainResult, mes
       mesh: the devices it ended on; None = one.
     """
     directory, tokenizer = run.directory(session.workdir), session.corpus.tokenizer
-    last = _last_evaluation(session, directory)
+    field = session.study.figures[0].trained
+    last = [record for record in read_json_lines(directory / METRICS) if field in record][-1]
     result = {
         **run._asdict(),
         "model": dict(variant.model),
@@ -53,11 +54,6 @@ def finish(session: Session, variant: Variant, run: Run, found: TrainResult, mes
     }
     write_result(directory, result)
     return result
-
-
-def _last_evaluation(session: Session, directory: Path) -> dict[str, Any]:
-    field = session.study.figures[0].trained
-    return [record for record in read_json_lines(directory / METRICS) if field in record][-1]
 
 
 def pack(session: Session, variant: Variant, params: PyTree, directory: Path) -> dict[str, Any]:

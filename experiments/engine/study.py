@@ -12,12 +12,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.engine import cli, dry_run, summary
-from experiments.engine.finished import Finished
 from experiments.engine.matching import abstract_params
 from experiments.engine.papers import paper_corpus
 from experiments.engine.progress import Progress
 from experiments.engine.results import finish, packing
-from experiments.engine.session import Session
+from experiments.engine.session import Finished, Session
 from experiments.engine.variants import Run, Study, Variant, select
 from experiments.engine.workdir import METRICS, RESULT, open_for_writing, read_config
 from experiments.report import page, tables
@@ -58,13 +57,9 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
 def run_study(
     make_study: Callable[[ConfigDict, int], Study], config: ConfigDict, workdir: Path, *, tensorboard: bool = False
 ) -> None:
-    """Runs every run of a study that is not yet finished, then writes summary and report.
+    """Runs every run of a study that is not yet finished, then writes summary and report into `workdir`.
 
-    Args:
-      make_study: config, size of the tokenizer's vocabulary -> study.
-      config: of the study.
-      workdir: absolute path of its folder, made if missing.
-      tensorboard: also writes events.
+    `make_study` takes the config and the size of the tokenizer's vocabulary.
     """
     corpus = load_corpus(config)
     whole = make_study(config, corpus.tokenizer.vocab_size)
@@ -203,7 +198,7 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
     def conclude_run() -> None:
         finish(session, variant, run, whole, mesh)
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-        session.finished.add(run)
+        session.finished.add(directory)
         summary.write(session)
 
     processes.on_main(conclude_run)

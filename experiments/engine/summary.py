@@ -11,21 +11,19 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments.engine.finished import Finished
 from experiments.engine.matching import has_maps
 from experiments.engine.papers import paper_corpus, paper_of
-from experiments.engine.session import Session
+from experiments.engine.session import Finished, Session
 from experiments.engine.variants import Contrast, Paper, Study, Variant
 from experiments.engine.workdir import Result
 from experiments.report.statistics import (
     SAME_BYTES_PCT,
     Figures,
     Interval,
-    base_seed_sd,
     interval,
     over_base_seeds,
     paired_over_seeds,
-    training_seed_sd,
+    seed_sd,
     verdict,
 )
 from freezejax.data import Corpus
@@ -96,13 +94,7 @@ def command(config: ConfigDict) -> str:
 
 
 class Comparison:
-    """The runs of a study compared with each other and with the paper.
-
-    Args:
-      study: what is compared.
-      finished: its runs so far.
-      corpus: the paper's corpus that they ran on; "" = none of them.
-    """
+    """The finished runs of a study compared with each other and, on `corpus` of the paper ("" = none), with it."""
 
     def __init__(self, study: Study, finished: Finished, corpus: str) -> None:  # noqa: D107
         self.study, self.finished, self.corpus = study, finished, corpus
@@ -123,8 +115,7 @@ class Comparison:
             "seeds": sorted({result["seed"] for result in results}),
             "base_seeds": sorted({result["base_seed"] for result in results}),
             **{name: value for field in fields for name, value in _mean(results, field).items()},
-            "training_seed_sd": training_seed_sd(spread),
-            "base_seed_sd": base_seed_sd(spread),
+            **{f"{axis}_seed_sd": seed_sd(spread, axis) for axis in ("training", "base")},
             **_effect("delta_pct", effect),
             **{field: results[0][field] for field in _SIZES},
             "artifact_bytes": round(_bytes(results)),
@@ -177,11 +168,7 @@ class Comparison:
     ) -> dict[str, Any]:
         """The paper's figure for an item and, unless a control is not of the size it claims, what the rule says of it.
 
-        Args:
-          name: of the row; "" = a contrast, which names its reference itself.
-          papers: figures of the paper by corpus.
-          effect: ours, where the paper's reference is not another.
-          same_bytes: of a control.
+        `name` is that of a row, which the paper may compare with another than the baseline; "" = a contrast.
         """
         paper, ours = paper_of(papers, self.corpus), {}
         if paper is not None and name and paper.reference:

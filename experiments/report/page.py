@@ -7,75 +7,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from experiments.report.table import DASH
-from experiments.report.tables import contrasts_as_html, figures_of, notes, rows_as_html
+from experiments.report.table import DASH, html
+from experiments.report.tables import CONTRAST_COLUMNS, against_paper, figures_of, notes, row_columns
 from experiments.report.timeline import timelines
 from freezejax.data.atomic import write_atomically
 from freezejax.training.metrics import read_json_lines
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8"/>
-<meta name="viewport" content="width=device-width, initial-scale=1"/>
-<meta name="color-scheme" content="light dark"/>
-<title>$title</title>
-<style>
-:root { --page: #fff; --ink: #1c2126; --muted: #68717a; --grid: #e3e6e9; --soft: #f4f6f7;
-  --ours: #2b6cb0; --trainable: #2a7f62; --frozen: #5b7fb5; --seeded: #b8732a; --bad: #a83a32;
-  --c0: #1f77b4; --c1: #c95f02; --c2: #2a8a3e; --c3: #b3282d; --c4: #7d55b0; --c5: #855a4b;
-  --c6: #bd4c95; --c7: #7b7b12; --c8: #0d8a98; --c9: #3f51b5; }
-@media (prefers-color-scheme: dark) { :root { --page: #14181c; --ink: #e3e7ea; --muted: #98a2ab;
-  --grid: #30373d; --soft: #1d2227; --ours: #74aee8; --trainable: #58b892; --frozen: #84a6dc;
-  --seeded: #dfa05a; --bad: #ee8078;
-  --c0: #5aaeea; --c1: #f29b4c; --c2: #69c47a; --c3: #f07f81; --c4: #b798e2; --c5: #c39d90;
-  --c6: #e88fc8; --c7: #c6c653; --c8: #55c9d6; --c9: #93a1f0; } }
-body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
-  max-width: 1120px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem; }
-h2 { font-size: 1.15rem; margin: 2.6rem 0 .4rem; padding-top: .8rem; border-top: 1px solid var(--grid); }
-p { margin: .4rem 0; max-width: 52rem; }
-.note, figcaption { color: var(--muted); font-size: .85rem; max-width: 52rem; }
-code { font: .92em ui-monospace, Menlo, Consolas, monospace; }
-pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; border-radius: 4px; }
-dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; font-size: .9rem; }
-dl.facts dt { color: var(--muted); }
-dd { margin: 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; margin-top: .5rem; }
-th, td { padding: .28rem .5rem; text-align: left; border-bottom: 1px solid var(--grid); }
-th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
-td:first-child, th:first-child { padding-left: 0; }
-td.number, th.number { text-align: right; }
-td.number { white-space: nowrap; }
-td .below { display: block; color: var(--muted); font-size: .9em; }
-.verdict { white-space: nowrap; color: var(--muted); }
-.verdict.reproduced { color: var(--trainable); font-weight: 600; }
-.verdict.not-reproduced, .verdict.sizes-differ { color: var(--bad); font-weight: 600; }
-figure { margin: .6rem 0 0; overflow-x: auto; }
-svg { width: 100%; min-width: 680px; height: auto; }
-svg text { font-family: system-ui, sans-serif !important; }
-.timeline { margin: 1rem 0 1.6rem; font-size: .85rem; }
-.timeline dl { display: grid; grid-template-columns: minmax(9rem, 20rem) 1fr; gap: .25rem 1rem;
-  align-items: center; margin: .4rem 0; }
-.bar { display: flex; position: relative; min-height: 1.3rem; line-height: 1.3rem; }
-.bar span { padding: 0 .4rem; color: #fff; overflow: hidden; white-space: nowrap; min-width: 2px;
-  box-sizing: border-box; border-right: 1px solid var(--page); font-size: .78rem; }
-@media (prefers-color-scheme: dark) { .bar span { color: #0e1114; } }
-.bar .trainable { background: var(--trainable); }
-.bar .frozen { background: var(--frozen); }
-.bar .seeded { background: var(--seeded); }
-.bar .part { background: repeating-linear-gradient(135deg, var(--trainable) 0 12px, var(--frozen) 12px 16px); }
-.bar .total { background: var(--soft); color: var(--ink); }
-.bar .tick { color: var(--muted); padding: 0; border: 0; }
-.bar .last { color: var(--muted); position: absolute; right: 0; padding: 0; border: 0; }
-</style>
-</head>
-<body>
-$body
-</body>
-</html>
-""")
+_PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
 
 def write(found: Mapping[str, Any], workdir: Path) -> None:
@@ -138,7 +76,7 @@ def _tables(found: Mapping[str, Any]) -> list[str]:
         f"say.{about_paper}"
     )
     marks = "".join(f'<p class="note">{escape(text)}</p>\n' for text in notes(found))
-    sections = [_section("Variants", note, rows_as_html(found) + marks)]
+    sections = [_section("Variants", note, html(row_columns(found), found["rows"]) + marks)]
     if found["contrasts"]:
         note = (
             f"Relative difference in validation {first.label}, paired by seed; negative is lower. Packed: the "
@@ -147,7 +85,7 @@ def _tables(found: Mapping[str, Any]) -> list[str]:
             "inconclusive. One seed has no interval. Sizes differ: the two were to be packed into files of the same "
             "size, and were not."
         )
-        sections.append(_section("Contrasts", note, contrasts_as_html(found)))
+        sections.append(_section("Contrasts", note, html(CONTRAST_COLUMNS, found["contrasts"])))
     return sections
 
 
@@ -156,8 +94,8 @@ def _figures(found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
 
     rows, figures = found["rows"], figures_of(found)
     drawn = [
-        ("Effects of the contrasts", plots.forest(found["contrasts"], figures[0]), _FOREST_NOTE),
-        ("Against the paper", plots.against_paper(rows, figures[0]), _PAPER_NOTE),
+        ("Effects of the contrasts", plots.forest(found["contrasts"], figures[0], "forest"), _FOREST_NOTE),
+        ("Against the paper", plots.forest(against_paper(found), figures[0], "paper"), _PAPER_NOTE),
         ("Loss over steps", curves.plot(rows, records, figures[0]), _CURVES_NOTE),
         (f"Stored bytes against {figures[-1].label}", plots.tradeoff(rows, figures[-1]), _TRADEOFF_NOTE),
     ]
@@ -180,7 +118,7 @@ _FOREST_NOTE = (
     "Difference between a variant and its reference on the validation text, with the 95 % interval over seeds; one "
     "seed has no interval. Hollow diamonds: the paper's figure, where it has one."
 )
-_PAPER_NOTE = "Difference to the baseline, the first row: ours with its 95 % interval, and the paper's."
+_PAPER_NOTE = "What the paper has a figure for, and nothing else: our effect with its 95 % interval, and the paper's."
 _CURVES_NOTE = (
     "Means over seeds; bands are 95 % intervals over seeds, absent for one seed. One line of panels per model size "
     "(layers × width), with the baseline in grey in each. A dashed line marks a freeze boundary. The vertical axes "

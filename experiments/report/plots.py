@@ -91,92 +91,36 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return found.tolist()
 
 
-def forest(contrasts: Sequence[Row], compared: Compared) -> str:
-    """Effects of the contrasts with their intervals; the paper's claims as hollow diamonds."""
-    items = [item for item in contrasts if item["effect_pct"] is not None]
+def forest(items: Sequence[Row], compared: Compared, name: str) -> str:
+    """Effects of contrasts with their intervals, the paper's claims as hollow diamonds; "" where there is none."""
+    items = [item for item in items if item["effect_pct"] is not None]
     if not items:
         return ""
+    effects = [typeset(with_ci(item["effect_pct"], item["effect_pct_ci95"], 2, " %")) for item in items]
+    pairs = [(item["variant"], item["reference"]) for item in items]
     alt = "Forest plot: " + "; ".join(
-        f"{item['variant']} against {item['reference']} {_percent(item)}" for item in items
+        f"{ours} against {other} {effect}" for (ours, other), effect in zip(pairs, effects, strict=True)
     )
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for y, item in enumerate(items):
-            _effect(axes, y, item["effect_pct"], item["effect_pct_ci95"], "o")
-            if item.get("paper"):
-                _claim(axes, y, item["paper"]["delta_pct"])
-        _effects_frame(
-            axes,
-            [f"{item['variant']}\nvs {item['reference']}" for item in items],
-            [_percent(item) for item in items],
-            compared,
-            "; diamond: the paper's" * any("paper" in item for item in items),
-        )
+        axes.axvline(0, color=COLOR["ink"], lw=1)
+        axes.set_yticks(range(len(items)), [f"{ours}\nvs {other}" for ours, other in pairs])
+        axes.set_ylim(len(items) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        ours: dict[str, Any] = {"fmt": "o", "color": COLOR["ours"], "ms": 5, "capsize": 3, "lw": 1.4, "zorder": 3}
+        claim: dict[str, Any] = {"ms": 7, "mfc": "none", "mec": COLOR["ink"], "mew": 1.1, "zorder": 4}
+        for y, (item, effect) in enumerate(zip(items, effects, strict=True)):
+            axes.errorbar(item["effect_pct"], y, xerr=item["effect_pct_ci95"], **ours)
+            axes.text(1.01, y, effect, transform=axes.get_yaxis_transform(), va="center")
+            if "paper" in item:
+                axes.plot(item["paper"]["delta_pct"], y, "D", **claim)
+        legend = "; diamond: the paper's" * any("paper" in item for item in items)
+        axes.set_xlabel(f"difference in validation {compared.label}, %    (left of zero: lower{legend})")
 
-    return render("forest", alt, 0.9 + 0.42 * len(items), draw)
-
-
-def against_paper(rows: Sequence[Row], compared: Compared) -> str:
-    """Our difference to the baseline beside the paper's, for the rows that have one."""
-    items = [row for row in rows if row.get("paper") and row["delta_pct"] is not None]
-    if not items:
-        return ""
-    alt = "Bars, difference to the baseline: " + "; ".join(
-        f"{row['name']} ours {_percent(row, 'delta_pct')}, paper {_claimed(row)}" for row in items
-    )
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for y, row in enumerate(items):
-            paper = row["paper"]["delta_pct"]
-            axes.barh(y - 0.2, row["delta_pct"], 0.36, color=COLOR["ours"], alpha=0.55)
-            axes.barh(y + 0.2, paper, 0.36, facecolor="none", edgecolor=COLOR["ink"], hatch="////", lw=0.8)
-            _effect(axes, y - 0.2, row["delta_pct"], row["delta_pct_ci95"], "")
-        labels = [f"{_percent(row, 'delta_pct')}\npaper {_claimed(row)}" for row in items]
-        _effects_frame(axes, [row["name"] for row in items], labels, compared, "; filled: ours, hatched: paper")
-
-    return render("paper", alt, 0.8 + 0.55 * len(items), draw)
-
-
-def _effect(axes: Axes, y: float, value: float, ci95: float | None, marker: str) -> None:
-    color = COLOR["ours"] if marker else COLOR["ink"]
-    axes.errorbar(
-        value,
-        y,
-        xerr=ci95,
-        fmt=marker or "none",
-        color=color,
-        ecolor=color,
-        ms=5,
-        capsize=3,
-        lw=1.4,
-        zorder=3,
-    )
-
-
-def _claim(axes: Axes, y: float, value: float) -> None:
-    axes.plot(value, y, "D", ms=7, mfc="none", mec=COLOR["ink"], mew=1.1, zorder=4)
-
-
-def _percent(item: Row, field: str = "effect_pct") -> str:
-    return typeset(with_ci(item[field], item[f"{field}_ci95"], 2, " %"))
-
-
-def _claimed(item: Row) -> str:
-    return typeset(f"{item['paper']['delta_pct']:+.1f} %")
-
-
-def _effects_frame(axes: Axes, names: Sequence[str], values: Sequence[str], compared: Compared, legend: str) -> None:
-    axes.axvline(0, color=COLOR["ink"], lw=1)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    for y, value in enumerate(values):
-        axes.text(1.01, y, value, transform=axes.get_yaxis_transform(), va="center")
-    axes.set_xlabel(f"difference in validation {compared.label}, %    (left of zero: lower{legend})")
+    return render(name, alt, 0.9 + 0.42 * len(items), draw)
 
 
 def kind(row: Row) -> str:
@@ -249,16 +193,12 @@ def _label_points(axes: Axes, names: Sequence[str], found: Sequence[_Point]) -> 
     shifts = [sign * shift for shift in np.arange(0.0, 160.0, 3.0) for sign in (1, -1)]
     for index in np.argsort(at[:, 0], kind="stable"):
         x, y = at[index]
-        name = names[index]
-        left, right = x + 12.0, x + 14.0 + 4.7 * len(name)  # a character is about 4.7 points wide
-
-        def box(shift: float, left: float = left, right: float = right, y: float = y) -> _Box:
-            return left, right, y + shift - 5.0, y + shift + 5.0
-
-        shift = next((s for s in shifts if not any(_overlap(box(s), other) for other in taken)), 0.0)
-        taken.append(box(shift))
+        right = x + 14.0 + 4.7 * len(names[index])  # a character is about 4.7 points wide
+        boxes = {shift: (x + 12.0, right, y + shift - 5.0, y + shift + 5.0) for shift in shifts}
+        shift = next((s for s, box in boxes.items() if not any(_overlap(box, other) for other in taken)), 0.0)
+        taken.append(boxes[shift])
         axes.annotate(
-            name,
+            names[index],
             points[index],
             xytext=(12.0, shift),
             textcoords="offset points",

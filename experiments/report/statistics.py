@@ -88,26 +88,20 @@ def paired_over_seeds(ours: Figures, reference: Figures, *, same_maps: bool) -> 
     return paired_effect_pct([mine[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
 
 
-def training_seed_sd(figures: Figures) -> float | None:
-    """Spread over training seeds at a fixed base seed, pooled over base seeds; None for one training seed.
+def seed_sd(figures: Figures, axis: str) -> float | None:
+    """Spread over one axis of seeds, "training" or "base", with the other seed held; None where it has one seed.
 
-    The root of the sum of squared deviations from the mean of each base seed, over the sum of (runs - 1).
+    The root of the sum of squared deviations from the mean of each held seed, over the sum of (runs - 1).
 
-    >>> round(training_seed_sd({(0, 0): 1.0, (1, 0): 3.0, (0, 1): 7.0, (1, 1): 9.0}), 4)
-    1.4142
+    >>> figures = {(0, 0): 1.0, (1, 0): 3.0, (0, 1): 7.0, (1, 1): 9.0}
+    >>> round(seed_sd(figures, "training"), 4), round(seed_sd(figures, "base"), 4)
+    (1.4142, 4.2426)
     """
-    return _pooled_sd(figures, 1)
-
-
-def base_seed_sd(figures: Figures) -> float | None:
-    """Spread over base seeds at a fixed training seed, pooled over training seeds; None for one base seed.
-
-    The root of the sum of squared deviations from the mean of each training seed, over the sum of (runs - 1).
-
-    >>> round(base_seed_sd({(0, 0): 1.0, (1, 0): 3.0, (0, 1): 7.0, (1, 1): 9.0}), 4)
-    4.2426
-    """
-    return _pooled_sd(figures, 0)
+    held = {"training": 1, "base": 0}[axis]
+    groups = [np.asarray(values, dtype=np.float64) for values in _grouped(figures, held).values()]
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(np.square(group - group.mean()).sum()) for group in groups)
+    return float(np.sqrt(squares / freedom)) if freedom else None
 
 
 def _grouped(figures: Figures, axis: int) -> dict[int, list[float]]:
@@ -115,14 +109,6 @@ def _grouped(figures: Figures, axis: int) -> dict[int, list[float]]:
     for run, value in sorted(figures.items()):
         groups.setdefault(run[axis], []).append(value)
     return groups
-
-
-def _pooled_sd(figures: Figures, held: int) -> float | None:
-    """Standard deviation within groups that share seed number `held` of the two."""
-    groups = [np.asarray(values, dtype=np.float64) for values in _grouped(figures, held).values()]
-    freedom = sum(len(group) - 1 for group in groups)
-    squares = sum(float(np.square(group - group.mean()).sum()) for group in groups)
-    return float(np.sqrt(squares / freedom)) if freedom else None
 
 
 def verdict(effect: Interval, claimed_pct: float) -> str:

@@ -1,7 +1,7 @@
 """A table as data, and three ways to write it: for the terminal, as Markdown, as HTML. Nothing here knows a study."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -115,11 +115,4 @@ def _cell(column: Column, item: Any) -> str:
         return f"<code>{text}</code>"
     if column.kind == "mark":
         return f'<span class="verdict {text.partition(" (")[0].replace(" ", "-")}">{typeset(text)}</span>'
-    return "".join(_stacked(typeset(text))) if column.kind == "number" else text
-
-
-def _stacked(text: str) -> Iterator[str]:
-    value, found, half = text.partition(" ±")
-    yield value
-    if found:
-        yield f'<span class="below">± {half}</span>'
+    return re.sub(" (±.*)", r'<span class="below">\1</span>', typeset(text)) if column.kind == "number" else text

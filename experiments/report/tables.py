@@ -1,12 +1,13 @@
 """The tables of a study: what stands in their columns, once for the terminal, for Markdown and for the report."""
 
+import operator
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.engine.variants import LANGUAGE, Figure
 from experiments.report.statistics import SAME_BYTES_PCT
-from experiments.report.table import DASH, HTML, MARKDOWN, TERMINAL, WIDTH, Column, html, markdown, terminal, with_ci
+from experiments.report.table import DASH, HTML, MARKDOWN, TERMINAL, WIDTH, Column, markdown, terminal, with_ci
 
 Item = Mapping[str, Any]
 DIFFERS = "sizes differ"  # in the place of a verdict
@@ -30,16 +31,6 @@ def as_markdown(found: Item) -> str:
     if found["contrasts"]:
         text += "\n\n" + markdown(CONTRAST_COLUMNS, found["contrasts"])
     return "\n\n".join([text, *notes(found)])
-
-
-def rows_as_html(found: Item) -> str:
-    """One line per variant."""
-    return html(row_columns(found), found["rows"])
-
-
-def contrasts_as_html(found: Item) -> str:
-    """One line per paired comparison."""
-    return html(CONTRAST_COLUMNS, found["contrasts"])
 
 
 def figures_of(found: Item) -> Sequence[Figure]:
@@ -101,16 +92,19 @@ def row_columns(found: Item) -> list[Column]:
     """Columns of the table of variants."""
     figures = figures_of(found)
     return [
-        Column("variant", lambda row: row["name"], kind="name"),
+        Column("variant", operator.itemgetter("name"), kind="name"),
         Column("layers × width", size, where=(HTML,)),
         Column("runs", lambda row: len(row["params_sha256"]), where=(HTML,)),
         *(_means(figure.heading, figure.trained) for figure in figures),
         _means(f"packed {figures[-1].label}", figures[-1].packed, where=_WRITTEN),
         *_effects("against baseline", "delta_pct"),
-        *(_count(word, f"{word}_params") for word in ("trainable", "frozen", "seeded")),
+        *(
+            Column(word, operator.itemgetter(f"{word}_params"), "{:,}".format, where=(HTML,))
+            for word in ("trainable", "frozen", "seeded")
+        ),
         Column("predicted kB", lambda row: row["stored_bytes_predicted"] / 1e3, "{:,.1f}".format, where=_WRITTEN),
         Column("file kB", lambda row: row["artifact_bytes"] / 1e3 if is_packed(row) else None, "{:,.1f}".format),
-        Column("ms/step", lambda row: row["step_ms_median"], "{:.1f}".format, where=(HTML,)),
+        Column("ms/step", operator.itemgetter("step_ms_median"), "{:.1f}".format, where=(HTML,)),
         Column("sd over training, base seeds", _spreads, ", ".join, where=_WRITTEN),
         Column("paper", _paper, where=_WRITTEN),
         Column("verdict", _verdict, kind="mark", where=_WRITTEN),
@@ -128,10 +122,6 @@ def _means(heading: str, field: str, where: Sequence[str] = (TERMINAL, MARKDOWN,
 
 def _in(digits: int, unit: str = "") -> Callable[[tuple[float, float | None]], str]:
     return lambda value: with_ci(*value, digits, unit)
-
-
-def _count(heading: str, field: str) -> Column:
-    return Column(heading, lambda row: row[field], "{:,}".format, where=(HTML,))
 
 
 def _effects(heading: str, field: str, narrow: Sequence[str] = (TERMINAL, MARKDOWN)) -> list[Column]:
@@ -162,8 +152,8 @@ def _verdict(item: Item) -> str | None:
 
 
 _PAIR = [
-    Column("variant", lambda item: item["variant"], kind="name"),
-    Column("against", lambda item: item["reference"], kind="name"),
+    Column("variant", operator.itemgetter("variant"), kind="name"),
+    Column("against", operator.itemgetter("reference"), kind="name"),
 ]
 _VERDICT = Column("verdict", _verdict, kind="mark")
 PAPER_COLUMNS = [
@@ -178,5 +168,5 @@ CONTRAST_COLUMNS = [
     *_effects("packed effect", "packed_effect_pct", narrow=(MARKDOWN,)),
     Column("paper", _paper, where=_WRITTEN),
     _VERDICT,
-    Column("question", lambda item: item["question"], kind="words", where=_WRITTEN),
+    Column("question", operator.itemgetter("question"), kind="words", where=_WRITTEN),
 ]

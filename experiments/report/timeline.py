@@ -79,20 +79,15 @@ def _segments(bar: _Bar, seeded: bool) -> str:
 def _totals(rows: Sequence[Row]) -> str:
     found = []
     for phases in zip(*(row["phases"] for row in rows), strict=True):
-        shares = sorted({f"{phase['trainable'].get('total', 0.0):.0%}" for phase in phases}, key=_percent)
-        text = shares[0] if len(shares) == 1 else f"{shares[0]} to {shares[-1]}"
+        shares = [phase["trainable"].get("total", 0.0) for phase in phases]
+        text = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))))
         found.append(_segment(phases[0]["start"], phases[0]["stop"], "total", text))
     return "".join(found)
 
 
-def _percent(text: str) -> int:
-    return int(text.rstrip("%"))
-
-
 def _axis(phases: Sequence[Mapping[str, Any]]) -> str:
-    last = f'<span class="last">{phases[-1]["stop"]:,}</span>'
     starts = [_segment(p["start"], p["stop"], "tick", f"{p['start']:,}") for p in phases]
-    return "".join(starts) + last
+    return "".join(starts) + f'<span class="last">{phases[-1]["stop"]:,}</span>'
 
 
 def _segment(start: int, stop: int, style: str, text: str) -> str:

@@ -8,12 +8,13 @@ import pytest
 
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
-from experiments.engine.finished import Finished
+from experiments.engine.session import Finished
 from experiments.engine.variants import Contrast, Paper, Run, Study, Variant
 from experiments.engine.workdir import write_result
 from experiments.report import page, tables
 from experiments.report.curves import curves_of
 from experiments.report.statistics import interval, paired_over_seeds
+from experiments.report.table import html
 from freezejax.schedules import FreezeSchedule
 
 FIELDS = {
@@ -143,7 +144,7 @@ def test_each_result_is_read_once(tmp_path, monkeypatch):
     finished.read_all(study)
     for seed in range(8):
         put(tmp_path, "now", seed, 2.0)
-        finished.add(Run("now", seed))
+        finished.add(Run("now", seed).directory(tmp_path))
         rows = summary.summarize(study, config_of_three_seeds(), CORPUS, finished)["rows"]
         assert rows[1]["seeds"] == list(range(seed + 1))
     assert len([path for path in reads if path.suffix in (".json", ".jsonl")]) == 9
@@ -253,7 +254,9 @@ def test_tables_have_packed_figures_only_where_the_summary_has(two_axes):
     text = tables.as_markdown(found)
     assert "Made before runs were packed" in text
     assert "packed" not in text.partition("Made before")[0]
-    assert "packed" not in tables.rows_as_html(found) + tables.contrasts_as_html(found)
+    assert "packed" not in html(tables.row_columns(found), found["rows"]) + html(
+        tables.CONTRAST_COLUMNS, found["contrasts"]
+    )
 
 
 def same_bytes(workdir, capsys, control, model):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from freezejax.training.prefix import make_prefix
 from jax.sharding import PartitionSpec as P
 
 from freezejax import FreezeSchedule, models
