@@ -21,21 +21,14 @@ from jax.sharding import PartitionSpec as P
 
 from freezejax import roles
 from freezejax.errors import UserError
-from freezejax.paths import PyTree
+from freezejax.paths import PyTree, map_with_paths
 from freezejax.roles import Leaf, Role, Weight
-from freezejax.weights import draw_maps
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # axes that split the rows of a batch
 
-# Patterns of kernel paths (of a leaf that is part of no kernel: its own path); the first match wins. Columns of what
-# reads the residual stream, rows of what writes to it: one sum over `tensor` a pair.
+# Of a model family: patterns of kernel paths (of a leaf that is part of no kernel: its own path); the first match wins.
 Rules = Sequence[tuple[str, P]]
-RULES: Rules = (
-    (r"(.*/)?(qkv|q|k|v|c_q|c_k|c_v|gate|up|fc)/kernel", P("fsdp", "tensor")),
-    (r"(.*/)?(out|proj|down)/kernel", P("tensor", "fsdp")),
-    (r"(.*/)?embedding", P("fsdp", None)),
-)
 _IN_SHARDS = (Role.KERNEL, Role.HEAD, Role.EMBEDDING, Role.DRAWN)  # all else lies whole on every device
 
 
@@ -69,10 +62,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     return Mesh(np.array(devices).reshape(tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def spec_of(kernel: str, shape: Sequence[int], mesh: Mesh, rules: Rules = RULES) -> P:
-    """How a matrix is stored: its rule of the table, less the axes that do not divide its shape.
+def spec_of(kernel: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> P:
+    """How a matrix is stored: its rule, less the axes that do not divide its shape; whole where none matches.
 
-    >>> spec_of("blocks/0/mlp/up/kernel", (4, 6), make_mesh())
+    >>> spec_of("blocks/0/mlp/up/kernel", (4, 6), make_mesh(), [(".*/kernel", P("fsdp", "tensor"))])
     P('fsdp', 'tensor')
     """
     spec = next((spec for pattern, spec in rules if re.fullmatch(pattern, kernel)), P())
@@ -95,14 +88,15 @@ def used_spec(spec: P) -> P:
 class Layout:
     """A table of sharding rules applied to one tree of parameters on one mesh.
 
-    >>> layout = Layout(make_mesh(), {"up": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}})
+    >>> params = {"up": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}}
+    >>> layout = Layout(make_mesh(), params, [("up/kernel", P("fsdp", "tensor"))])
     >>> layout.shardings({"mu": {"up": {"kernel": jnp.ones((4, 6))}}})["mu"]["up"]["kernel"].spec
     P('fsdp', 'tensor')
     """
 
     mesh: Mesh
-    params: PyTree  # abstract
-    rules: Rules = RULES
+    params: PyTree  # abstract, with maps that are stored where there are any
+    rules: Rules
 
     def spec(self, leaf: Leaf) -> P:
         """How one leaf of the parameters is stored."""
@@ -111,10 +105,8 @@ class Layout:
     @functools.cached_property
     def _stored(self) -> dict[tuple[str, tuple[int, ...]], NamedSharding]:
         """Sharding by path and shape."""
-        drawn = jax.eval_shape(draw_maps, self.params)  # with maps that are stored
-        paths = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(drawn))
-        leaves = zip(paths, roles.leaves(drawn), strict=True)
-        return {(path, leaf.value.shape): NamedSharding(self.mesh, self.spec(leaf)) for path, leaf in leaves}
+        leaves = roles.leaves(self.params)
+        return {(leaf.path, leaf.value.shape): NamedSharding(self.mesh, self.spec(leaf)) for leaf in leaves}
 
     def shardings(self, tree: PyTree) -> PyTree:
         """Sharding of every leaf of parameters, or of any state that holds trees like them, or paths of such as keys.
@@ -124,13 +116,11 @@ class Layout:
         """
         stored, replicated = self._stored, self.replicated
 
-        def one(path: Any, leaf: Any) -> NamedSharding:
-            keys = [getattr(entry, "key", None) for entry in path]
-            name = keys[-1] if keys and isinstance(keys[-1], str) and "[" in keys[-1] else jax.tree_util.keystr(path)
-            ends = ((name[match.start() :], leaf.shape) for match in re.finditer(r"[\[.]", name))
-            return next((stored[end] for end in ends if end in stored), replicated)
+        def one(path: str, leaf: Any) -> NamedSharding:
+            ends = (path[match.start() :] for match in re.finditer(r"(?<![^/])", path))  # from every name on
+            return next((stored[end, leaf.shape] for end in ends if (end, leaf.shape) in stored), replicated)
 
-        return jax.tree_util.tree_map_with_path(one, tree)
+        return map_with_paths(one, tree)
 
     def abstract(self, tree: PyTree) -> PyTree:
         """The shapes of a tree with their shardings."""

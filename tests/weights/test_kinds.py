@@ -161,11 +161,12 @@ def check_trains(weight):
 
 def check_shards(weight):
     mesh, params = make_mesh(), {"up": {"kernel": weight}}
-    layout = Layout(mesh, jax.eval_shape(lambda: params))
+    rules = [("up/kernel", P("fsdp", "tensor"))]
+    layout = Layout(mesh, jax.eval_shape(lambda: params), rules)
     x = plain((4, 2, SHAPE[0]), seed=3)
     found = jax.jit(lambda params: layout.at_use(params)["up"]["kernel"](x))(params)
     np.testing.assert_allclose(found, weight(x), atol=1e-5)
-    wide = Layout(SimpleNamespace(shape={"data": 1, "fsdp": 2, "tensor": 2}), params)
+    wide = Layout(SimpleNamespace(shape={"data": 1, "fsdp": 2, "tensor": 2}), params, rules)
     for leaf in leaves(draw_maps(params)):
         if leaf.value.shape == SHAPE:  # the kernel, stored or drawn
             assert wide.spec(leaf) == P("fsdp", "tensor"), leaf.path

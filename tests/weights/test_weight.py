@@ -124,7 +124,7 @@ def test_a_seed_never_trains_whatever_the_rules_say():
 
 def test_a_layout_tells_each_map_which_shard_to_draw():
     mesh, params = make_mesh(), {"up": {"kernel": tree()["b"]}, "out": {"kernel": tree(gain=True)["a"]}}
-    layout = Layout(mesh, params)
+    layout = Layout(mesh, params, [("up/kernel", P("fsdp", "tensor")), ("out/kernel", P("tensor", "fsdp"))])
     columns, rows = (NamedSharding(mesh, P(*axes)) for axes in ((None, "tensor"), ("tensor", None)))
     placed = layout.placed(params)
     assert {weight.map.name: weight.sharding for weight in maps_of(placed)} == {"a": rows, "b": columns}
