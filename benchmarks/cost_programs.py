@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from freezejax import FreezeSchedule, models
-from freezejax.cost.layout import MeshShape
-from freezejax.cost.prediction import PhaseCost, Step, predict, take_apart
+from freezejax.cost import PhaseCost, predict
 from freezejax.sharding import make_mesh
 from freezejax.training.config import TrainConfig
 from freezejax.training.plan import RunPlan
@@ -34,12 +33,6 @@ class Case(NamedTuple):
     train: Mapping[str, Any]
     rules: Rules
     mesh: Mapping[str, int] = {}
-
-    def step(self) -> Step:
-        """The step, taken apart."""
-        model, config, schedule = self._parts()
-        phase = schedule.phases(jax.eval_shape(model.init, jax.random.key(0)), config.steps)[0]
-        return take_apart(model, config, phase, MeshShape.of(self.mesh))
 
     def predicted(self) -> PhaseCost:
         """What `freezejax.cost` says of it."""
