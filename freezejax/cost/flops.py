@@ -3,11 +3,37 @@
 import math
 
 from freezejax.cost.kernels import fuse
-from freezejax.cost.program import Equation, Program
+from freezejax.cost.program import Equation, FlatProgram
 
 # XLA counts these apart, as transcendentals, or as no operation at all.
-_FREE = {"exp", "exp2", "log", "tanh", "sqrt", "rsqrt", "cbrt", "sin", "cos", "pow", "erf", "logistic", "log1p", "expm1"}
-_FREE |= {"broadcast_in_dim", "iota", "transpose", "slice", "split", "concatenate", "dynamic_slice", "pad", "rev", "matrix"}
+_FREE = {
+    "exp",
+    "exp2",
+    "log",
+    "tanh",
+    "sqrt",
+    "rsqrt",
+    "cbrt",
+    "sin",
+    "cos",
+    "pow",
+    "erf",
+    "logistic",
+    "log1p",
+    "expm1",
+}
+_FREE |= {
+    "broadcast_in_dim",
+    "iota",
+    "transpose",
+    "slice",
+    "split",
+    "concatenate",
+    "dynamic_slice",
+    "pad",
+    "rev",
+    "matrix",
+}
 _FREE |= {"dynamic_update_slice", "gather", "dot_general", "conv_general_dilated", "random_fold_in", "random_seed"}
 _FREE |= {"random_split", "bitcast_convert_type"}
 # Of what XLA writes out in simpler operations, the number of those per element. A count of threefry is of one turn of
@@ -15,7 +41,7 @@ _FREE |= {"random_split", "bitcast_convert_type"}
 _WRITTEN_OUT = {"random_bits": 45.0, "erf_inv": 37.0, "cumsum": 17.0}
 
 
-def matmul_flops(program: Program) -> int:
+def matmul_flops(program: FlatProgram) -> int:
     """FLOPs of all matmuls and convolutions, two for a multiplication and an addition; loops with all their rounds.
 
     >>> import jax, jax.numpy as jnp
@@ -30,7 +56,7 @@ def matmul_flops(program: Program) -> int:
     )
 
 
-def other_flops(program: Program) -> int:
+def other_flops(program: FlatProgram) -> int:
     """FLOPs of everything else: one per element and operation, in every kernel that computes it.
 
     >>> import jax.numpy as jnp

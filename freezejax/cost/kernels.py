@@ -8,9 +8,9 @@ several full arrays and one of its readers needs it in memory anyway.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from freezejax.cost.program import Array, Equation, Program
+from freezejax.cost.program import Array, Equation, FlatProgram
 
 # What needs no work: the result is the operand under another name.
 _RENAMED = {"reshape", "squeeze", "expand_dims", "copy", "copy_p", "stop_gradient", "name"}
@@ -19,7 +19,20 @@ _GENERATED = {"broadcast_in_dim", "iota"}  # always made where they are read
 _EXPENSIVE = {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erf_inv", "erfc", "sin", "cos"}
 _EXPENSIVE |= {"div", "rem", "pow", "sqrt", "rsqrt", "cbrt", "gather", "concatenate"}
 # Kernels of their own: they take nothing in, and their results reach memory. So does everything with a body.
-_ALONE = ("dot_general", "conv", "reduce", "arg", "cum", "scatter", "sort", "random", "threefry", "rng", "fft", "top_k")
+_ALONE: tuple[str, ...] = (
+    "dot_general",
+    "conv",
+    "reduce",
+    "arg",
+    "cum",
+    "scatter",
+    "sort",
+    "random",
+    "threefry",
+    "rng",
+    "fft",
+    "top_k",
+)
 _ALONE += ("cholesky", "lu", "qr", "geqrf", "householder", "eig", "svd", "triangular")
 # What only a sum reads is made while summing.
 _INTO_REDUCTIONS = {"mul", "square", "integer_pow", "abs", "add", "sub", "neg", "exp", "max", "min"}
@@ -44,7 +57,7 @@ def stands_alone(equation: Equation) -> bool:
     return bool(equation.bodies) or equation.primitive.startswith(_ALONE)
 
 
-def simplify(program: Program) -> Program:
+def simplify(program: FlatProgram) -> FlatProgram:
     """The program without renamed arrays, repeated equations and transposed matrices before matmuls."""
     same: dict[Array, Array] = {}
     seen: dict[tuple[object, ...], Equation] = {}
@@ -64,14 +77,16 @@ def simplify(program: Program) -> Program:
         seen[key] = dataclasses.replace(equation, inputs=inputs)
         made |= dict.fromkeys(equation.outputs, seen[key])
     outputs = tuple(same.get(array, array) for array in program.outputs)
-    return _without_barriers(Program(program.inputs, outputs, tuple(seen.values())).pruned())
+    return _without_barriers(FlatProgram(program.inputs, outputs, tuple(seen.values())).pruned())
 
 
 def _changes_nothing(equation: Equation, inputs: tuple[Array, ...]) -> bool:
-    return equation.primitive in ("mul", "div") and inputs[1].literal == 1 and inputs[0].shape == equation.outputs[0].shape
+    return (
+        equation.primitive in ("mul", "div") and inputs[1].literal == 1 and inputs[0].shape == equation.outputs[0].shape
+    )
 
 
-def _without_barriers(program: Program) -> Program:
+def _without_barriers(program: FlatProgram) -> FlatProgram:
     """What stands behind a barrier is not equal to what stands before it, but lies in the same place."""
     same: dict[Array, Array] = {}
     equations = []
@@ -81,10 +96,10 @@ def _without_barriers(program: Program) -> Program:
             same.update(zip(equation.outputs, inputs, strict=True))
         else:
             equations.append(dataclasses.replace(equation, inputs=inputs))
-    return Program(program.inputs, tuple(same.get(array, array) for array in program.outputs), tuple(equations))
+    return FlatProgram(program.inputs, tuple(same.get(array, array) for array in program.outputs), tuple(equations))
 
 
-def fuse(program: Program) -> list[Kernel]:
+def fuse(program: FlatProgram) -> list[Kernel]:
     """The kernels of a program, see the head of this file.
 
     >>> import jax.numpy as jnp
@@ -116,7 +131,7 @@ def _as_matrix(array: Array, made: dict[Array, Equation], seen: dict[tuple[objec
     return found.outputs[0]
 
 
-def _readers(program: Program) -> dict[Array, list[Equation]]:
+def _readers(program: FlatProgram) -> dict[Array, list[Equation]]:
     found: dict[Array, list[Equation]] = defaultdict(list)
     for equation in program.equations:
         for array in dict.fromkeys(equation.inputs):
@@ -124,18 +139,19 @@ def _readers(program: Program) -> dict[Array, list[Equation]]:
     return found
 
 
-def _absorbed(program: Program, made: Mapping[Array, Equation]) -> Iterator[tuple[Equation, list[Equation]]]:
+def _absorbed(program: FlatProgram, made: Mapping[Array, Equation]) -> Iterator[tuple[Equation, list[Equation]]]:
     """What is computed inside a reduction: `(reduction, operations)`."""
     readers, outputs = _readers(program), set(program.outputs)
 
     def inside(array: Array) -> Iterator[Equation]:
         equation = made.get(array)
-        if equation is not None and equation.primitive in _INTO_REDUCTIONS:
-            if len(readers[array]) == 1 and array not in outputs:
-                yield equation
-                for operand in equation.inputs:
-                    if operand.size == array.size:
-                        yield from inside(operand)
+        if equation is None or equation.primitive not in _INTO_REDUCTIONS:
+            return
+        if len(readers[array]) == 1 and array not in outputs:
+            yield equation
+            for operand in equation.inputs:
+                if operand.size == array.size:
+                    yield from inside(operand)
 
     for equation in program.equations:
         if equation.primitive.startswith("reduce"):
@@ -143,10 +159,14 @@ def _absorbed(program: Program, made: Mapping[Array, Equation]) -> Iterator[tupl
 
 
 def _places(
-    program: Program, made: Mapping[Array, Equation], absorbed: Mapping[Equation, list[Equation]]
+    program: FlatProgram, made: Mapping[Array, Equation], absorbed: Mapping[Equation, list[Equation]]
 ) -> tuple[set[Array], set[Array]]:
     """Arrays that reach memory, and those that their readers compute for themselves; an array may be both."""
-    readers, outputs, taken = _readers(program), set(program.outputs), {part for parts in absorbed.values() for part in parts}
+    readers, outputs, taken = (
+        _readers(program),
+        set(program.outputs),
+        {part for parts in absorbed.values() for part in parts},
+    )
     stored, inlined, homes = set[Array](), set[Array](), dict[Array, set[Array]]()
     for equation in reversed(program.equations):
         if equation in taken:
@@ -179,7 +199,7 @@ def _cheap_again(equation: Equation, made: Mapping[Array, Equation]) -> bool:
 
 
 def _kernels(
-    program: Program,
+    program: FlatProgram,
     made: Mapping[Array, Equation],
     absorbed: Mapping[Equation, list[Equation]],
     stored: set[Array],
@@ -194,12 +214,19 @@ def _kernels(
             continue
         for array in equation.outputs:
             if array in stored:
-                parts, reads = dict.fromkeys([equation]), dict[Array, None]()
-                _collect(equation, made, inlined, parts, reads)
-                yield Kernel((array,), _in_memory(reads), tuple(parts))
+                loop: dict[Equation, None] = {equation: None}
+                reads: dict[Array, None] = {}
+                _collect(equation, made, inlined, loop, reads)
+                yield Kernel((array,), _in_memory(reads), tuple(loop))
 
 
-def _collect(equation, made, inlined, parts, reads) -> None:
+def _collect(
+    equation: Equation,
+    made: Mapping[Array, Equation],
+    inlined: set[Array],
+    parts: dict[Equation, None],
+    reads: dict[Array, None],
+) -> None:
     for array in equation.inputs:
         if array not in inlined:
             reads[array] = None
@@ -208,5 +235,5 @@ def _collect(equation, made, inlined, parts, reads) -> None:
             _collect(made[array], made, inlined, parts, reads)
 
 
-def _in_memory(arrays) -> tuple[Array, ...]:
+def _in_memory(arrays: Iterable[Array]) -> tuple[Array, ...]:
     return tuple(dict.fromkeys(array for array in arrays if array.literal is None))

@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from freezejax.cost.kernels import Kernel, fuse
-from freezejax.cost.program import Array, Program
+from freezejax.cost.program import Array, FlatProgram
 
 
-def temporary_bytes(program: Program) -> int:
+def temporary_bytes(program: FlatProgram) -> int:
     """Bytes that a program needs besides arguments and results, at the fullest moment."""
     kernels = in_order(fuse(program))
     last = {array: index for index, kernel in enumerate(kernels) for array in kernel.reads}

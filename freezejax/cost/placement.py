@@ -6,17 +6,28 @@ linear, adds the parts up. So XLA's partitioner treats programs laid out by `fre
 """
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from freezejax.cost.program import Array, Equation, Program
+from freezejax.cost.program import Array, Equation, FlatProgram
 from freezejax.cost.splitting import Axes, Spec, spec_of_sharding, split_result
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce")
 
-_LINEAR = {"convert_element_type", "neg", "transpose", "reshape", "squeeze", "expand_dims", "copy", "reduce_sum", "name"}
-_LINEAR |= {"broadcast_in_dim", "slice", "split", "sharding_constraint", "add", "add_any", "sub"}
+_LINEAR = {
+    "convert_element_type",
+    "neg",
+    "transpose",
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "copy",
+    "reduce_sum",
+    "name",
+}
+_LINEAR |= {"broadcast_in_dim", "slice", "split", "sharding_constraint"}
 
 
 class Placement:
@@ -32,9 +43,10 @@ class Placement:
         self.sent: Counter[str] = Counter()  # bytes per device, by kind, where a group of devices forms a ring
         self._specs: dict[Array, Spec] = {}
         self._parts: dict[Array, frozenset[str]] = {}  # axes over which a value is still to be summed
-        self._wanted: dict[Array, Spec] = {}
+        self._wanted: dict[Array, Spec] = {}  # by a constraint further on
+        self._summed: dict[Array, Spec] = {}  # how a value lies that was in parts where it was computed
 
-    def cut(self, program: Program, specs: Sequence[Spec]) -> Program:
+    def cut(self, program: FlatProgram, specs: Sequence[Spec]) -> FlatProgram:
         """The program of one device.
 
         Args:
@@ -51,13 +63,14 @@ class Placement:
             return tuple(local.setdefault(array, self._part(array)) for array in arrays)
 
         cut = [dataclasses.replace(e, inputs=part(e.inputs), outputs=part(e.outputs)) for e in equations]
-        return Program(part(program.inputs), part(program.outputs), tuple(cut))
+        return FlatProgram(part(program.inputs), part(program.outputs), tuple(cut))
 
     def _spec(self, array: Array) -> Spec:
-        return self._specs.get(array, ((),) * len(array.shape))
+        return self._summed.get(array) or self._specs.get(array, ((),) * len(array.shape))
 
     def _part(self, array: Array) -> Array:
-        shape = [n // self._ways(axes) for n, axes in zip(array.shape, self._spec(array), strict=True)]
+        spec = self._specs.get(array, ((),) * len(array.shape))
+        shape = [n // self._ways(axes) for n, axes in zip(array.shape, spec, strict=True)]
         return dataclasses.replace(array, shape=tuple(shape))
 
     def _ways(self, axes: Iterable[str]) -> int:
@@ -72,7 +85,7 @@ class Placement:
             found.append(axes)
         return tuple(found)
 
-    def _wish(self, program: Program) -> None:
+    def _wish(self, program: FlatProgram) -> None:
         """What is drawn or generated is made in the shards that a constraint behind it asks for."""
         for equation in reversed(program.equations):
             out = equation.outputs[0]
@@ -89,17 +102,24 @@ class Placement:
             for array, out in zip(equation.inputs, equation.outputs, strict=True):
                 self._specs[out], self._parts[out] = self._spec(array), self._parts.get(array, frozenset())
             return equation
+        passed_on = self._passed_on(equation)
         specs = [self._spec(array) for array in equation.inputs]
-        made = not any(axes for spec in specs for axes in spec) and equation.primitive != "sharding_constraint"
+        generated = not any(map(any, specs)) and _is_generated(equation)
         spec, parts = split_result(equation, specs)
-        parts |= self._passed_on(equation)
+        spec = self._shared_out(equation, spec, parts)
         for out in equation.outputs:
-            wanted = self._wanted.get(out) if made and not any(self._parts.get(i) for i in equation.inputs) else None
-            self._specs[out] = self._fit(out, spec if wanted is None or not _is_generated(equation) else wanted)
-            self._parts[out] = parts
+            self._specs[out] = self._fit(out, self._wanted.get(out, spec) if generated else spec)
+            self._parts[out] = parts | passed_on
         if equation.primitive == "sharding_constraint":
             self._exchange(equation.inputs[0], equation.outputs[0])
         return equation
+
+    def _shared_out(self, equation: Equation, spec: Spec, parts: frozenset[str]) -> Spec:
+        """Devices that would all compute the same sum in parts share its first dimension out among themselves."""
+        if not parts or equation.primitive not in ("dot_general", "scatter-add"):
+            return spec
+        busy = parts.union(*spec, *(self._axes(array) for array in equation.inputs))
+        return (spec[0] + tuple(axis for axis in self.sizes if axis not in busy), *spec[1:])
 
     def _passed_on(self, equation: Equation) -> frozenset[str]:
         """Parts of the operands that the result has as well; all others are summed up here."""
@@ -116,18 +136,23 @@ class Placement:
     def _sum_up(self, arrays: Iterable[Array]) -> None:
         for array in arrays:
             if axes := self._parts.pop(array, frozenset()):
-                self._send("all-reduce", 2 * self._bytes(array), axes)
+                wanted = self._fit(array, self._wanted.get(array, ((),) * len(array.shape)))
+                scattered = axes.intersection(itertools.chain(*wanted))
+                self._reduce(self._bytes(array), scattered, axes - scattered)
+                if array in self._wanted:
+                    self._summed[array] = wanted
 
     def _exchange(self, array: Array, placed: Array) -> None:
         """What a constraint makes devices send: parts are summed, and what is no longer split is gathered."""
         before, after = self._axes(array), self._axes(placed)
         parts = self._parts.pop(placed, frozenset())
-        if scattered := parts & after:
-            self._send("reduce-scatter", self._bytes(placed) * self._ways(scattered), scattered)
-        if summed := parts - after:
-            self._send("all-reduce", 2 * self._bytes(placed), summed)
+        self._reduce(self._bytes(placed) * self._ways(parts & after), parts & after, parts - after)
         if gathered := before - after:
             self._send("all-gather", self._bytes(array) * self._ways(gathered), gathered)
+
+    def _reduce(self, size: int, scattered: frozenset[str], summed: frozenset[str]) -> None:
+        self._send("reduce-scatter", size, scattered)
+        self._send("all-reduce", 2 * size // self._ways(scattered), summed)
 
     def _axes(self, array: Array) -> frozenset[str]:
         return frozenset(axis for axes in self._spec(array) for axis in axes)
@@ -146,7 +171,8 @@ class Placement:
         bodies = []
         for body in equation.bodies:
             operands = equation.inputs[len(equation.inputs) - len(body.inputs) :]
-            specs = [self._spec(array)[len(array.shape) - len(own.shape) :] for array, own in zip(operands, body.inputs, strict=True)]
+            pairs = zip(operands, body.inputs, strict=True)
+            specs = [self._spec(array)[len(array.shape) - len(own.shape) :] for array, own in pairs]  # of one round
             inner = Placement(self.sizes)
             bodies.append(inner.cut(body, specs))
             self.sent.update({kind: size * equation.rounds for kind, size in inner.sent.items()})
@@ -157,4 +183,4 @@ class Placement:
 
 
 def _is_generated(equation: Equation) -> bool:
-    return all(array.size == 1 or array.literal is not None for array in equation.inputs) or equation.primitive.startswith("random")
+    return equation.primitive.startswith("random") or all(array.size == 1 for array in equation.inputs)

@@ -13,7 +13,7 @@ from freezejax.artifact.plan import CodecRules
 from freezejax.cost.flops import matmul_flops, other_flops
 from freezejax.cost.memory import temporary_bytes
 from freezejax.cost.placement import KINDS, Placement
-from freezejax.cost.program import Program, trace
+from freezejax.cost.program import trace
 from freezejax.cost.splitting import spec_of_sharding
 from freezejax.errors import UserError
 from freezejax.masks import count_parameters
@@ -107,27 +107,27 @@ def predict(
     plan = _plan(model, config, schedule, sizes)
     stored = artifact.predict_bytes(_abstract(model), codec)
     costs: dict[tuple[bool, ...], dict[str, Any]] = {}
-    found = []
+    found = list[PhaseCost]()
+    common: dict[str, Any]
     for index, phase in enumerate(plan.phases):
         mask = tuple(jax.tree.leaves(phase.mask))  # phases that train the same leaves run the same program
         if mask not in costs:
             costs[mask] = _cost(plan, index, sizes)
-        share = {"trainable_share": _trainable_share(model, phase.mask), "stored_bytes": stored}
-        found.append(PhaseCost(start=phase.start, stop=phase.stop, **share, **costs[mask]))
+        common = {"trainable_share": _trainable_share(model, phase.mask), "stored_bytes": stored, **costs[mask]}
+        found.append(PhaseCost(phase.start, phase.stop, **common))
     return Prediction(tuple(found))
 
 
-def step_program(model: Model, config: TrainConfig, schedule: FreezeSchedule) -> Program:
-    """The program of the first phase's step on one device.
+def matmul_flops_per_token(model: Model, schedule: FreezeSchedule, seq_len: int) -> int:
+    """FLOPs of the matmuls in the first phase's step, per token of a sequence; attention over the sequence among them.
 
     >>> from freezejax import models
-    >>> config = TrainConfig(steps=1, batch_size=1, seq_len=8)
-    >>> program = step_program(models.build("geglu", num_layers=1), config, FreezeSchedule([(0, [(".*", True)])]))
-    >>> "dot_general" in {equation.primitive for equation in program.equations}
-    True
+    >>> model = models.build("geglu", num_layers=1, model_dim=32, num_heads=2, vocab_size=8)
+    >>> matmul_flops_per_token(model, FreezeSchedule([(0, [(".*", True)])]), seq_len=8)  # 6 a weight, 12 x 32 x 8
+    66048
     """
-    plan = _plan(model, config, schedule, {})
-    return trace(plan.step(0), *plan.arguments(0))
+    plan = _plan(model, TrainConfig(steps=1, batch_size=1, seq_len=seq_len), schedule, {})
+    return matmul_flops(trace(plan.step(0), *plan.arguments(0))) // seq_len
 
 
 def _plan(model: Model, config: TrainConfig, schedule: FreezeSchedule, sizes: Mapping[str, int]) -> RunPlan:

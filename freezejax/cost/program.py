@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,12 +39,12 @@ class Equation:
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
     params: Mapping[str, Any]
-    bodies: tuple["Program", ...] = ()  # of a loop; of a branch one per case
+    bodies: tuple["FlatProgram", ...] = ()  # of a loop; of a branch one per case
     rounds: int = 1  # how often they run
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class FlatProgram:
     """Equations in an order in which they can run."""
 
     inputs: tuple[Array, ...]  # one per leaf of the arguments, read or not
@@ -57,7 +57,7 @@ class Program:
         found = {array for equation in self.equations for array in equation.inputs} | set(self.outputs)
         return found & set(self.inputs)
 
-    def pruned(self) -> "Program":
+    def pruned(self) -> "FlatProgram":
         """The program without equations that no output needs."""
         needed, live = set(self.outputs), list[Equation]()
         for equation in reversed(self.equations):
@@ -67,7 +67,7 @@ class Program:
         return dataclasses.replace(self, equations=tuple(reversed(live)))
 
 
-def trace(fn: Callable[..., Any], *arguments: Any) -> Program:
+def trace(fn: Callable[..., Any], *arguments: Any) -> FlatProgram:
     """The program of a function at arguments that may be shapes.
 
     >>> import jax.numpy as jnp
@@ -78,11 +78,11 @@ def trace(fn: Callable[..., Any], *arguments: Any) -> Program:
     return _program(jax.make_jaxpr(fn)(*arguments).jaxpr)
 
 
-def _program(jaxpr: Any) -> Program:
+def _program(jaxpr: Any) -> FlatProgram:
     inputs = tuple(_array(var) for var in jaxpr.invars)
     equations: list[Equation] = []
     outputs = _write(jaxpr, inputs, [True] * len(jaxpr.outvars), equations)
-    return Program(inputs, outputs, tuple(equations)).pruned()
+    return FlatProgram(inputs, outputs, tuple(equations)).pruned()
 
 
 def _write(jaxpr: Any, inputs: Sequence[Array], used: Sequence[bool], into: list[Equation]) -> tuple[Array, ...]:
@@ -104,10 +104,11 @@ def _write(jaxpr: Any, inputs: Sequence[Array], used: Sequence[bool], into: list
             into.append(Equation(eqn.primitive.name, operands, outputs, eqn.params, *_loop(eqn)))
         known.update(zip(eqn.outvars, outputs, strict=True))
     kept = iter(live.outvars)
-    return tuple(array(next(kept)) if is_used else _array(var) for var, is_used in zip(jaxpr.outvars, used, strict=True))
+    pairs = zip(jaxpr.outvars, used, strict=True)
+    return tuple(array(next(kept)) if is_used else _array(var) for var, is_used in pairs)
 
 
-def _loop(eqn: Any) -> tuple[tuple[Program, ...], int]:
+def _loop(eqn: Any) -> tuple[tuple[FlatProgram, ...], int]:
     if eqn.primitive.name not in _LOOPS:
         return (), 1
     names = {"scan": ["jaxpr"], "while": ["body_jaxpr"], "cond": ["branches"]}[eqn.primitive.name]

@@ -40,7 +40,7 @@ def spec_of_sharding(sharding: Any, rank: int) -> Spec:
 
 
 def _elementwise(equation: Equation, specs: Sequence[Spec]) -> Spec:
-    """Also of what keeps its dimensions, such as slices: a dimension is split as in the first operand that splits it."""
+    """Also of slices and the like: a dimension is split as in the first operand that splits it."""
     out = equation.outputs[0]
     found: list[Axes] = [()] * len(out.shape)
     for array, spec in zip(equation.inputs, specs, strict=True):

@@ -1,10 +1,10 @@
-"""Training steps that the prediction is held to; sizes are others than those it was calibrated on."""
+"""The grid of training steps that the prediction is held to."""
 
 import os
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.cost_programs import ADAPTERS, ALL, ATTENTION, GATE_UP, SEEDS, Case, prefix
+from tests.cost.cases import ADAPTERS, ALL, ATTENTION, GATE_UP, SEEDS, Case, prefix
 
 GEGLU: dict[str, Any] = {"family": "geglu", "vocab_size": 300, "num_layers": 2, "model_dim": 112, "num_heads": 4}
 GOLF: dict[str, Any] = {**GEGLU, "family": "parameter_golf", "num_kv_heads": 2}
