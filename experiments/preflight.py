@@ -1,4 +1,4 @@
-"""Compiles every phase of a study for a machine that is not there: does it fit, what is exchanged, what will it cost.
+"""Compiles every phase of a study for a machine that is not attached: whether it fits, what is sent, what it costs.
 
     python -m experiments.preflight --config=experiments/configs/progressive.py:h100x8 --topology=h100:1x1x8
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import jax
 
-from freezejax import artifact, models
+from freezejax import artifact, cost, models
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
 from freezejax.schedules import FreezeSchedule
-from freezejax.weights import count_seeded
 
 Codec = str | Sequence[tuple[str, str]]
 ALL_TRAIN = FreezeSchedule([(0, [(".*", True)])])
@@ -76,16 +75,14 @@ def stored_bytes(model: Mapping[str, Any], codec: Codec) -> int:
 
 
 def step_flops(model: Mapping[str, Any]) -> int:
-    """FLOPs of the matrices in one training step, per token: forward 2, dX 2, dW 2 per weight; maps have no dW.
+    """FLOPs of the matmuls in one training step, per token of a sequence of 256, see `cost.matmul_flops_per_token`.
 
-    The tied embedding counts once, as the head. Attention scores are left out: they depend on the width alone.
+    Everything trains but the seeds of random maps.
 
     >>> step_flops({"family": "geglu", "num_layers": 1, "model_dim": 32, "num_heads": 2, "vocab_size": 8})
-    62976
+    124416
     """
-    params = abstract_params(model)
-    matrices = sum(leaf.size for leaf in jax.tree.leaves(params) if len(leaf.shape) == 2)
-    return 6 * matrices + 4 * count_seeded(params)
+    return cost.matmul_flops_per_token(models.build(**model), ALL_TRAIN, seq_len=256)
 
 
 def match_bytes(model: Mapping[str, Any], target: int, codec: Codec) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from freezejax.aot import GIB, Program, Topology, sent_by_kind
+from freezejax.aot import GIB, CompiledProgram, Topology, sent_by_kind
 
 _COLUMNS = ("all-gather", "reduce-scatter", "all-reduce")  # other kinds are summed up
 _HEAD = "fits   GiB  compile s      GFLOP  gather MB  scatter MB  reduce MB  other MB   step ms  program"
@@ -31,12 +31,12 @@ class Use(NamedTuple):
 class Row(NamedTuple):
     """One compiled program and the phases that run it.
 
-    >>> Row([Use("a", 0, 9)], Program(1, 2, 0.5, (), None), 1e9, 0.002).names
+    >>> Row([Use("a", 0, 9)], CompiledProgram(1, 2, 0.5, (), None), 1e9, 0.002).names
     'a, steps 0 to 9'
     """
 
     uses: Sequence[Use]
-    program: Program
+    program: CompiledProgram
     flops: float  # one step, one device
     step_seconds: float  # estimate
 
@@ -90,7 +90,7 @@ class Cost(NamedTuple):
 def costs(rows: Sequence[Row], runs: Mapping[str, int], devices: int, price_per_hour: float | None) -> list[Cost]:
     """What every variant takes; `price_per_hour` is USD for one device.
 
-    >>> costs([Row([Use("a", 0, 100)], Program(1, 2, 0.5, (), None), 1e9, 0.36)], {"a": 1}, 8, 2.5)
+    >>> costs([Row([Use("a", 0, 100)], CompiledProgram(1, 2, 0.5, (), None), 1e9, 0.36)], {"a": 1}, 8, 2.5)
     [Cost(variant='a', runs=1, seconds=36.0, dollars=0.2)]
     """
     seconds: dict[str, float] = collections.defaultdict(float)

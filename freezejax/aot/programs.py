@@ -1,4 +1,4 @@
-"""Compiles a lowered step for devices that are not there, and says what came of it."""
+"""Compiles a lowered step for devices that are not attached, and says what came of it."""
 
 import re
 import time
@@ -16,10 +16,10 @@ _OPTIONS: dict[str, dict[str, bool | str]] = {"cuda": {"xla_gpu_enable_triton_ge
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
-class Program(NamedTuple):
+class CompiledProgram(NamedTuple):
     """What the compiler made of one program; bytes and FLOPs are of one device and step.
 
-    >>> Program(3, 2, 0.5, (), None).fits
+    >>> CompiledProgram(3, 2, 0.5, (), None).fits
     False
     """
 
@@ -35,7 +35,7 @@ class Program(NamedTuple):
         return self.peak <= self.limit
 
 
-def compile_for(lowered: jax.stages.Lowered, topology: Topology) -> Program:
+def compile_for(lowered: jax.stages.Lowered, topology: Topology) -> CompiledProgram:
     """Compiles a program lowered on a mesh of the topology's devices.
 
     Too large a program is no error: the GPU compiler does not care, the TPU compiler gives up and says what it needs.
@@ -47,13 +47,13 @@ def compile_for(lowered: jax.stages.Lowered, topology: Topology) -> Program:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Program(max(needed_bytes(str(error)), limit + 1), limit, time.perf_counter() - start, (), None)
+        return CompiledProgram(max(needed_bytes(str(error)), limit + 1), limit, time.perf_counter() - start, (), None)
     seconds = time.perf_counter() - start
     memory, text, costs = compiled.memory_analysis(), compiled.as_text(), compiled.cost_analysis()
     assert memory is not None
     assert text is not None
     flops = None if costs is None else costs.get("flops")
-    return Program(memory.peak_memory_in_bytes, limit, seconds, tuple(collectives(text)), flops)
+    return CompiledProgram(memory.peak_memory_in_bytes, limit, seconds, tuple(collectives(text)), flops)
 
 
 def needed_bytes(message: str) -> int:

@@ -1,4 +1,4 @@
-"""Devices of a machine that is not there: `"h100:1x1x8"`, `"v5e:16x16"`, `"v5p:4x4x4"`, for the real compilers.
+"""Devices of a machine that is not attached: `"h100:1x1x8"`, `"v5e:16x16"`, `"v5p:4x4x4"`, for the real compilers.
 
 Only a CPU is needed. The compilers come with the packages of the `preflight` extra. Set `JAX_PLATFORMS=cpu`, or jax
 looks for the accelerators and says at length that there are none.
@@ -15,53 +15,13 @@ from typing import Any, NamedTuple
 
 from jax.experimental import topologies
 
+from freezejax.chips import CHIPS, Chip
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 
-GIB = 2**30
 _INSTALL = "install the preflight extra: uv pip install '.[preflight]'"
 
 
-class Chip(NamedTuple):
-    """One kind of accelerator.
-
-    >>> CHIPS["v5e"].limit / GIB
-    15.75
-    """
-
-    platform: str  # cuda or tpu
-    memory: int  # bytes of a device that a program can have
-    axes: int  # numbers in the text of a topology
-    shape: str  # what they mean
-    packages: Sequence[str]  # modules that compile for it
-
-    @property
-    def limit(self) -> int:
-        """Bytes per device that a program may take.
-
-        Of a GPU JAX takes 0.75, or `$XLA_CLIENT_MEM_FRACTION`; the rest is for NCCL, cuDNN and the driver.
-
-        Raises:
-          UserError: that variable is not a number in (0, 1].
-        """
-        if self.platform != "cuda":
-            return self.memory
-        name = next((name for name in _GPU_SHARE if name in os.environ), _GPU_SHARE[0])
-        text = os.environ.get(name, "0.75")
-        share = float(text) if re.fullmatch(r"\d*\.?\d+", text) else 0.0
-        if not 0 < share <= 1:
-            raise UserError(f"${name}={text!r}: expected a number in (0, 1]")
-        return int(share * self.memory)
-
-
-_GPU_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is the first's old name
-_GPU_PACKAGES = ("jax_plugins.xla_cuda12", "nvidia.cuda_nvcc")
-# Of the H100 `device_memory_size` of its description; of TPUs what their compiler names where a program is too large.
-CHIPS = {
-    "h100": Chip("cuda", 84_942_979_072, 3, "slices x hosts x GPUs, as h100:1x1x8", _GPU_PACKAGES),
-    "v5e": Chip("tpu", int(15.75 * GIB), 2, "chips x chips, as v5e:2x4", ("libtpu",)),
-    "v5p": Chip("tpu", int(95.73 * GIB), 3, "chips x chips x chips, as v5p:4x4x4", ("libtpu",)),
-}
 # Keeps libtpu from asking a metadata server which TPU this machine is, and lets two processes load it.
 _QUIET_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",

@@ -1,7 +1,9 @@
-"""Prediction: FLOPs, bytes and seconds of every phase of a run, from shapes and mask alone."""
+"""Prediction: FLOPs, bytes and seconds of every phase of a run, from the jaxpr of its step."""
 
-from freezejax.cost.hardware import EFFICIENCY, HARDWARE, Hardware, estimate_seconds, hardware_named
-from freezejax.cost.prediction import PhaseCost, Prediction, predict
+from freezejax.chips import HARDWARE, hardware_named
+from freezejax.chips import Chip as Hardware
+from freezejax.cost.prediction import PhaseCost, Prediction, matmul_flops_per_token, predict
+from freezejax.cost.seconds import EFFICIENCY, estimate_seconds
 
 __all__ = [
     "EFFICIENCY",
@@ -11,5 +13,6 @@ __all__ = [
     "Prediction",
     "estimate_seconds",
     "hardware_named",
+    "matmul_flops_per_token",
     "predict",
 ]

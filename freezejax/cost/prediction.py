@@ -1,28 +1,28 @@
-"""What every phase of a run costs, from shapes and mask alone: nothing is traced but `init`, nothing is compiled."""
+"""What every phase of a run costs, from the jaxpr of its step: nothing is allocated, compiled or run."""
 
 import dataclasses
-import functools
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from freezejax import artifact
 from freezejax.artifact.tensors import CodecRules
-from freezejax.cost import arguments, collectives, memory
-from freezejax.cost.arguments import Leaf
-from freezejax.cost.elementwise import Counts, count_elements
-from freezejax.cost.layout import MeshShape
-from freezejax.cost.matmuls import matmul_flops, newton_schulz
-from freezejax.cost.sites import Live, Site, liveness, sites_of
+from freezejax.cost.flops import matmul_flops, other_flops
+from freezejax.cost.memory import temporary_bytes
+from freezejax.cost.placement import KINDS, Placement
+from freezejax.cost.program import trace
+from freezejax.cost.splitting import spec_of_sharding
 from freezejax.errors import UserError
 from freezejax.masks import count_parameters
 from freezejax.models import Model
-from freezejax.paths import PyTree, leaf_paths
-from freezejax.schedules import FreezeSchedule, Phase
+from freezejax.paths import PyTree, nearest
+from freezejax.schedules import FreezeSchedule
+from freezejax.sharding import AXES
 from freezejax.training.config import TrainConfig
+from freezejax.training.plan import RunPlan
 from freezejax.weights import as_matrices
 
 
@@ -76,41 +76,6 @@ class Prediction:
         return sum(phase.total_flops * phase.steps for phase in self.phases)
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One phase's step, taken apart: what `predict` adds up, and what a calibration fits."""
-
-    config: TrainConfig
-    mesh: MeshShape
-    sites: tuple[tuple[Site, Live], ...]
-    leaves: list[Leaf]
-
-    @property
-    def rows(self) -> int:
-        """Sequences on one device, per microbatch."""
-        return -(-self.config.batch_size // self.config.accumulation // self.mesh.batch_ways)
-
-    @property
-    def matmul_flops(self) -> int:
-        """FLOPs of all matmuls on one device, those of the optimizer included."""
-        per_part = sum(
-            matmul_flops(site, live, self.rows, self.config.seq_len, self.mesh.tensor) for site, live in self.sites
-        )
-        return self.config.accumulation * per_part + sum(
-            newton_schulz(leaf.shape) for leaf in self.leaves if leaf.trains and leaf.by_muon
-        )
-
-    @property
-    def elements(self) -> Counts:
-        """Elements that everything else computes, by kind."""
-        return count_elements(self.sites, self.leaves, self.config, self.rows, self.mesh)
-
-    @property
-    def points(self) -> list[Counts]:
-        """Elements that are live at each point of the step, by kind."""
-        return list(memory.points(self.sites, self.leaves, self.config, self.rows, self.mesh))
-
-
 def predict(
     model: Model,
     config: TrainConfig,
@@ -119,100 +84,105 @@ def predict(
     mesh: Mapping[str, int] | None = None,
     codec: CodecRules = "int6",
 ) -> Prediction:
-    """The cost of every phase of a run, in milliseconds, on any machine.
+    """What every phase of a run costs.
 
     Args:
-      model: of a known family, with random maps and adapters where it has them.
+      model: what trains; of any family.
       config: of the run.
       schedule: what trains from which step on.
-      mesh: sizes of the axes data, fsdp and tensor; an axis not named has size 1. None = one device.
-      codec: of the stored bytes, as for `freezejax.artifact.save`.
+      mesh: sizes of the axes data, fsdp and tensor, 1 unless given; no such devices are needed.
+      codec: what the finished model is stored with, see `artifact.predict_bytes`.
 
     Raises:
-      UserError: the schedule does not fit the model, or the batch or the mesh do not fit each other.
+      UserError: an unknown axis or a size below 1, or a schedule, batch and mesh that do not fit each other.
 
     >>> from freezejax import models
-    >>> model = models.build("geglu", num_layers=1)
-    >>> config = TrainConfig(steps=10, batch_size=8, seq_len=64)
-    >>> schedule = FreezeSchedule([(0, [(".*", True)]), (0.5, [("blocks/.*", False), (".*", True)])])
-    >>> full, frozen = predict(model, config, schedule).phases
-    >>> frozen.flops < 0.8 * full.flops, frozen.optimizer_bytes < 0.2 * full.optimizer_bytes
+    >>> config = TrainConfig(steps=10, batch_size=4, seq_len=64)
+    >>> schedule = FreezeSchedule([(0, [(".*", True)]), (5, [("blocks/.*", False), (".*", True)])])
+    >>> whole, half = predict(models.build("geglu", num_layers=2), config, schedule).phases
+    >>> half.matmul_flops < whole.matmul_flops, half.parameter_bytes == whole.parameter_bytes
     (True, True)
     """
-    shape = MeshShape.of(mesh)
-    if config.batch_size % (config.accumulation * shape.batch_ways):
-        raise UserError(
-            f"train.batch_size={config.batch_size}: expected a multiple of accumulation x data x fsdp = "
-            f"{config.accumulation * shape.batch_ways}"
-        )
-    params = abstract(model)
-    stored = artifact.predict_bytes(params, codec)
-    phases = schedule.phases(params, config.steps)
-    return Prediction(tuple(_of_phase(model, config, phase, shape, stored) for phase in phases))
+    sizes = _mesh_sizes(mesh or {})
+    plan = _plan(model, config, schedule, sizes)
+    stored = artifact.predict_bytes(model.abstract_params(), codec)
+    costs: dict[tuple[bool, ...], dict[str, Any]] = {}
+    found = list[PhaseCost]()
+    common: dict[str, Any]
+    for index, phase in enumerate(plan.phases):
+        mask = tuple(jax.tree.leaves(phase.mask))  # phases that train the same leaves run the same program
+        if mask not in costs:
+            costs[mask] = _cost(plan, index, sizes)
+        common = {"trainable_share": _trainable_share(model, phase.mask), "stored_bytes": stored, **costs[mask]}
+        found.append(PhaseCost(phase.start, phase.stop, **common))
+    return Prediction(tuple(found))
 
 
-def take_apart(model: Model, config: TrainConfig, phase: Phase, mesh: MeshShape) -> Step:
-    """The sites and parameters of one phase's step."""
-    params = abstract(model)
-    trains = dict(zip(leaf_paths(params), jax.tree.leaves(phase.mask), strict=True))
-    sites = sites_of(model.config, params, mesh)
-    pairs = tuple(zip(sites, liveness(sites, trains), strict=True))
-    return Step(config, mesh, pairs, arguments.leaves_of(params, trains, config, mesh))
-
-
-@functools.lru_cache(maxsize=64)
-def abstract(model: Model) -> PyTree:
-    """Parameters of a model, as shapes.
+def matmul_flops_per_token(model: Model, schedule: FreezeSchedule, seq_len: int) -> int:
+    """FLOPs of the matmuls in the first phase's step, per token of a sequence; attention over the sequence among them.
 
     >>> from freezejax import models
-    >>> sorted(abstract(models.build("geglu", num_layers=1)))
-    ['blocks', 'ln_f', 'tok_emb']
+    >>> model = models.build("geglu", num_layers=1, model_dim=32, num_heads=2, vocab_size=8)
+    >>> matmul_flops_per_token(model, FreezeSchedule([(0, [(".*", True)])]), seq_len=8)  # 6 a weight, 12 x 32 x 8
+    66048
     """
-    return jax.eval_shape(model.init, jax.random.key(0))
+    plan = _plan(model, TrainConfig(steps=1, batch_size=1, seq_len=seq_len), schedule, {})
+    return matmul_flops(trace(plan.step(0), *plan.arguments(0))) // seq_len
 
 
-@functools.lru_cache(maxsize=64)
-def _matrices(model: Model) -> PyTree:
-    return as_matrices(abstract(model))
+def _plan(model: Model, config: TrainConfig, schedule: FreezeSchedule, sizes: Mapping[str, int]) -> RunPlan:
+    # A prefix that runs apart is counted with the step, as in the first epoch.
+    config = dataclasses.replace(config, prefix_cache="off")
+    mesh: Any = None
+    if sizes:
+        mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return RunPlan(model, config, schedule, mesh)
 
 
-@functools.cache
-def calibration() -> dict[str, dict[str, Any]]:
-    """FLOPs per element, and arrays that are live per array of a site, by kind; fitted, see docs/cost.md.
+def _cost(plan: RunPlan, index: int, sizes: Mapping[str, int]) -> dict[str, Any]:
+    arguments, placement = plan.arguments(index), Placement(sizes)
+    program = trace(plan.step(index), *arguments)
+    if sizes:
+        leaves = jax.tree.leaves(arguments)
+        specs = [spec_of_sharding(leaf.sharding, len(leaf.shape)) for leaf in leaves]
+        program = placement.cut(program, specs)
+    state = plan.abstract_state(index)
+    step_state, _ = state.split(plan.phases[index].mask)
+    matmuls = matmul_flops(program)
+    return {
+        "devices": int(np.prod(list(sizes.values()), dtype=int)),
+        "compute_dtype": plan.config.compute_dtype,
+        "flops": matmuls + other_flops(program),
+        "matmul_flops": matmuls,
+        "parameter_bytes": _bytes(state.params),
+        "gradient_bytes": _bytes(step_state.trainable),
+        "optimizer_bytes": _bytes((step_state.opt_state, step_state.ema)),
+        "activation_bytes": temporary_bytes(program),
+        "argument_bytes": sum(array.size * array.itemsize for array in program.read),
+        "collective_bytes": {kind: placement.sent[kind] for kind in KINDS},
+    }
 
-    >>> sorted(calibration())
-    ['flops', 'memory', 'versions']
-    """
-    found: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "calibration.json").read_text())
-    return found
+
+def _bytes(tree: PyTree) -> int:
+    """Of the leaves of a tree on one device."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        shape = sharding.shard_shape(leaf.shape) if isinstance(sharding, NamedSharding) else leaf.shape
+        total += int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
+    return total
 
 
-def _of_phase(model: Model, config: TrainConfig, phase: Phase, mesh: MeshShape, stored: int) -> PhaseCost:
-    step, tables = take_apart(model, config, phase, mesh), calibration()
-    matrices = _matrices(model)
-    elementwise = sum(tables["flops"].get(kind, 0.0) * count for kind, count in step.elements.items())
-    live = max(sum(tables["memory"].get(kind, 0.0) * count for kind, count in point.items()) for point in step.points)
-    itemsize = 2 if config.compute_dtype == "bfloat16" else 4
-    return PhaseCost(
-        start=phase.start,
-        stop=phase.stop,
-        devices=mesh.devices,
-        compute_dtype=config.compute_dtype,
-        trainable_share=count_parameters(matrices, phase.mask) / count_parameters(matrices),
-        flops=step.matmul_flops + round(elementwise),
-        matmul_flops=step.matmul_flops,
-        parameter_bytes=sum(leaf.bytes for leaf in step.leaves),
-        gradient_bytes=sum(leaf.bytes for leaf in step.leaves if leaf.trains),
-        optimizer_bytes=arguments.optimizer_bytes(step.leaves, config),
-        activation_bytes=round(live),
-        argument_bytes=arguments.argument_bytes(model.config, abstract(model), step.leaves, config, mesh),
-        collective_bytes=collectives.collective_bytes(
-            step.sites,
-            step.leaves,
-            mesh,
-            tokens=step.rows * config.seq_len,
-            itemsize=itemsize,
-            accumulation=config.accumulation,
-        ),
-        stored_bytes=stored,
-    )
+def _trainable_share(model: Model, mask: PyTree) -> float:
+    matrices = as_matrices(model.abstract_params())
+    return count_parameters(matrices, mask) / count_parameters(matrices)
+
+
+def _mesh_sizes(mesh: Mapping[str, int]) -> dict[str, int]:
+    for axis, size in mesh.items():
+        if axis not in AXES:
+            raise UserError(f"mesh: there is no axis {axis!r}; {nearest(axis, AXES)}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise UserError(f"mesh: {axis}={size!r}: expected an integer of at least 1")
+    sizes = {axis: mesh.get(axis, 1) for axis in AXES}
+    return sizes if any(size > 1 for size in sizes.values()) else {}

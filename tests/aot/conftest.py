@@ -1,4 +1,4 @@
-"""Compilers of machines that are not there: each in a process of its own, because platforms start once."""
+"""Compilers of machines that are not attached: each in a process of its own, because platforms start once."""
 
 import os
 import subprocess

@@ -55,9 +55,9 @@ def test_the_description_is_the_text_around_its_name(tmp_path):
 def test_the_h100_of_the_plugin_has_the_memory_that_the_limit_is_a_share_of(compiler, monkeypatch):
     compiler("h100:1x1x8")
     description = topologies.h100_description(topologies._cuda_library())
-    assert f"device_memory_size: {aot.CHIPS['h100'].memory}\n" in description
+    assert f"device_memory_size: {aot.CHIPS['h100'].program_bytes}\n" in description
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", ".5")
-    assert aot.CHIPS["h100"].limit == aot.CHIPS["h100"].memory // 2
+    assert aot.CHIPS["h100"].limit == aot.CHIPS["h100"].program_bytes // 2
 
 
 @pytest.mark.parametrize("share", ["0", "1.5", "much"])

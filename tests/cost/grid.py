@@ -1,15 +1,15 @@
-"""Training steps that the prediction is held to; sizes are others than those it was calibrated on."""
+"""The grid of training steps that the prediction is held to."""
 
 import os
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.cost_programs import ADAPTERS, ALL, ATTENTION, GATE_UP, SEEDS, Case, prefix
+from tests.cost.cases import ADAPTERS, ALL, ATTENTION, GATE_UP, Case, prefix
 
 GEGLU: dict[str, Any] = {"family": "geglu", "vocab_size": 300, "num_layers": 2, "model_dim": 112, "num_heads": 4}
 GOLF: dict[str, Any] = {**GEGLU, "family": "parameter_golf", "num_kv_heads": 2}
-MAPS = [{"pattern": r"blocks/\d+/mlp/(gate|up|fc)/kernel"}]
-LORA = [{"pattern": "blocks/.*/kernel", "rank": 6}]
+MAPS = [{"pattern": r"blocks/\d+/mlp/(gate|up|fc)/kernel", "kind": "map"}]
+LORA = [{"pattern": "blocks/.*/kernel", "kind": "lora", "rank": 6}]
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 WHOLE = os.environ.get("FREEZEJAX_WHOLE_COST_GRID") == "1"
 
@@ -20,10 +20,10 @@ def one_device() -> list[Case]:
     part = [
         Case("geglu, nothing frozen", GEGLU, {}, ALL),
         Case("geglu, gate and up", GEGLU, odd, GATE_UP),
-        Case("geglu, all but adapters", {**GEGLU, "lora": LORA}, {}, ADAPTERS),
-        Case("geglu, maps per layer", {**GEGLU, "maps": MAPS}, {}, SEEDS),
-        Case("geglu, maps once per step", {**GEGLU, "maps": MAPS}, {"draw_maps": "per_step"}, SEEDS),
-        Case("geglu, maps stored", {**GEGLU, "maps": MAPS}, {"draw_maps": "once"}, SEEDS),
+        Case("geglu, all but adapters", {**GEGLU, "weights": LORA}, {}, ADAPTERS),
+        Case("geglu, maps per layer", {**GEGLU, "weights": MAPS}, {}, ALL),
+        Case("geglu, maps once per step", {**GEGLU, "weights": MAPS}, {"draw_maps": "per_step"}, ALL),
+        Case("geglu, maps stored", {**GEGLU, "weights": MAPS}, {"draw_maps": "once"}, ALL),
         Case("golf, nothing frozen", GOLF, odd, ALL),
         Case("golf, attention", {**GOLF, "num_layers": 3}, {}, ATTENTION),
         Case("golf, prefix", {**GOLF, "num_layers": 3}, {}, prefix(2)),
@@ -46,15 +46,15 @@ def _rest() -> Iterator[Case]:
             masks |= {"blocks": prefix(layers), "kernels": [(".*/kernel", False), *ALL]}
             for mask, rules in masks.items():
                 yield Case(f"{family} {model['model_dim']} {mask}", model, train, rules)
-            for mode in ("layer", "step", "stored"):
+            for mode in ("per_layer", "per_step", "once"):
                 yield Case(
                     f"{family} {model['model_dim']} maps {mode}",
-                    {**model, "maps": MAPS},
-                    {**train, "maps": mode},
-                    SEEDS,
+                    {**model, "weights": MAPS},
+                    {**train, "draw_maps": mode},
+                    ALL,
                 )
-            yield Case(f"{family} {model['model_dim']} adapters", {**model, "lora": LORA}, train, ADAPTERS)
-            both = {**model, "maps": MAPS, "lora": LORA}
+            yield Case(f"{family} {model['model_dim']} adapters", {**model, "weights": LORA}, train, ADAPTERS)
+            both = {**model, "weights": MAPS + LORA}
             yield Case(f"{family} {model['model_dim']} adapters on maps", both, train, ADAPTERS)
             yield Case(f"{family} {model['model_dim']} muon", model, {**train, "optimizer": {"name": "muon"}}, GATE_UP)
             yield Case(f"{family} {model['model_dim']} dropout", {**model, "dropout": 0.1}, train, ALL)
@@ -78,5 +78,5 @@ def meshes() -> list[Case]:
             ]
             if WHOLE:
                 found.append(Case(f"{base['family']} {mesh} nothing", model, train, ALL, mesh))
-                found.append(Case(f"{base['family']} {mesh} maps", {**model, "maps": MAPS}, train, SEEDS, mesh))
+                found.append(Case(f"{base['family']} {mesh} maps", {**model, "weights": MAPS}, train, ALL, mesh))
     return found

@@ -1,10 +1,9 @@
 """Law 11: predicted FLOPs and bytes are those of the compiled program.
 
 A grid of models and masks, compiled for one CPU device and for 8 simulated ones. FREEZEJAX_WHOLE_COST_GRID=1 takes the
-whole grid, some 130 programs.
+whole grid, some 100 programs.
 """
 
-import dataclasses
 import functools
 import json
 import os
@@ -16,8 +15,6 @@ import jax
 import pytest
 
 from freezejax import FreezeSchedule, cost, models
-from freezejax.cost import matmuls, prediction
-from freezejax.cost.sites import Live
 from freezejax.training.config import TrainConfig
 from freezejax.training.plan import RunPlan
 from tests.cost import grid, mesh_program
@@ -67,28 +64,6 @@ def test_collectives_are_those_of_the_partitioned_program(name, compiled_for_8):
     # XLA's CPU compiler has no reduce-scatter: it all-reduces and keeps a part, which sends twice as much.
     reduced = predicted["all-reduce"] + 2 * predicted["reduce-scatter"]
     assert reduced == pytest.approx(sent["all-reduce"] + 2 * sent.get("reduce-scatter", 0), abs=scalars)
-
-
-FROZEN = ["geglu, gate and up", "golf, prefix"]
-
-
-@pytest.mark.parametrize("name", FROZEN)
-def test_forgetting_that_frozen_weights_have_no_gradient_misses(name, monkeypatch):
-    def naive(site, live, *rest):
-        return matmul_flops(site, dataclasses.replace(live, leaf=site.kind != "map"), *rest)
-
-    matmul_flops = matmuls.matmul_flops
-    monkeypatch.setattr(prediction, "matmul_flops", naive)
-    assert ONE_DEVICE[name].predicted().flops > 1.05 * compiled(name)["flops"]
-
-
-def test_going_back_below_the_lowest_trainable_leaf_misses(monkeypatch):
-    def naive(site, live, *rest):
-        return matmul_flops(site, Live(live.leaf, (True,) * len(live.inputs)), *rest)
-
-    matmul_flops = matmuls.matmul_flops
-    monkeypatch.setattr(prediction, "matmul_flops", naive)
-    assert ONE_DEVICE["golf, prefix"].predicted().flops > 1.05 * compiled("golf, prefix")["flops"]
 
 
 def test_matmuls_are_nearly_all_and_the_rest_is_not_nothing():
