@@ -1,5 +1,6 @@
 """report.html: a study's summary as one self-contained page."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -30,6 +31,17 @@ def write(found: Mapping[str, Any], workdir: Path) -> None:
     title = f"{found['experiment']} at scale {found['scale']}"
     body = "\n".join([_header(found, title), *_tables(found), *_figures(found, records)])
     write_atomically(workdir / "report.html", _PAGE.substitute(title=escape(title), body=body))
+
+
+def picture(found: Mapping[str, Any], variants: Sequence[str]) -> str:
+    """Loss against stored bytes of some variants, as an SVG file that stands alone in light and dark."""
+    from experiments.report import plots
+
+    rows = [row for row in found["rows"] if row["name"] in variants]
+    colors = re.findall(r"(?:@media[^{]*\{ )?:root \{[^}]*\}(?: \})?", _PAGE.template)
+    style = f"<style>{' '.join(colors)} text {{ font-family: system-ui, sans-serif !important; }}</style>"
+    start, rest = plots.tradeoff(rows, figures_of(found)[-1]).split(">", 1)
+    return f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
 
 
 def _header(found: Mapping[str, Any], title: str) -> str:
