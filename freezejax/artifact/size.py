@@ -68,7 +68,7 @@ def predict_size(
     >>> import jax
     >>> shapes = {"w": jax.ShapeDtypeStruct((512, 512), np.float32)}
     >>> predict_size(shapes, codec="int6", compressor="brotli")
-    SizeEstimate(low=123505, high=197824, gaussian=177714)
+    SizeEstimate(low=123499, high=197818, gaussian=177708)
     """
     tensors = stored_tensors(shapes, codec)
     seed_bytes = _seed_bytes(shapes)
