@@ -72,8 +72,7 @@ _ROWS = [
     _row("selective_small_gain", "small", "gate_up", "seeded", "gain"),
 ]
 
-# The paper's loss (where it has one), its difference in percent, and the variant that stands for its reference: of the
-# two without a loss its first version compares the former with a baseline without dropout.
+# The paper's loss (where it has one), its difference in percent, and the variant that stands for its reference.
 _SOURCE = "PR 1301, section 2"
 _FROZEN_LARGE_CE, _TRAINED_LARGE_CE = 2.8803, 2.7295
 _PAPER = {
@@ -95,10 +94,8 @@ def make_study(config: ConfigDict, vocab_size: int) -> Study:
     """
     if config.model.family != "geglu":
         raise UserError(f"config.model.family={config.model.family!r}: the places of this study are those of geglu")
-    models = {
-        name: {**config.model, **size, "vocab_size": config.model.vocab_size or vocab_size}
-        for name, size in config.sizes.items()
-    }
+    vocab = {"vocab_size": config.model.vocab_size or vocab_size}
+    models = {name: {**config.model, **size, **vocab} for name, size in config.sizes.items()}
     check_pattern("config.freeze.pattern", config.freeze.pattern, models["small"])
     return Study("selective", [_variant(config, models[row.size], row) for row in _ROWS], contrasts())
 

@@ -19,13 +19,10 @@ CORPORA = {
 def paper_corpus(study: Study, wanted: str, fingerprint: str) -> str:
     """The corpus whose figures of the paper stand beside a study's; "" = none.
 
-    Args:
-      study: whose papers say which corpora there are.
-      wanted: `config.paper`: a corpus, by the word of whoever runs the study; "none"; or "auto": by fingerprint.
-      fingerprint: of the corpus that the study runs on.
+    `wanted` is `config.paper`: a corpus, by the word of whoever runs the study; "none"; or "auto": by fingerprint.
 
     Raises:
-      UserError: a corpus of which the paper reports nothing here.
+      UserError: a corpus of which the paper reports nothing in this study.
 
     >>> paper_corpus(Study("s", []), "auto", "0" * 64)
     ''

@@ -64,6 +64,7 @@ def run_study(
     corpus = load_corpus(config)
     whole = make_study(config, corpus.tokenizer.vocab_size)
     study = select(whole, config.variants)
+    paper_corpus(whole, config.paper, corpus.fingerprint)
     check(study, config, corpus)
     processes.on_main(lambda: claim_workdir(workdir, config, corpus))
     runs, finished = list(study.runs(config.seeds, config.base_seeds)), Finished(workdir)
@@ -107,7 +108,6 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
     for field, least in (("seeds", 1), ("base_seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
         if (value := operator.attrgetter(field)(config)) < least:
             raise UserError(f"config.{field}={value}: expected {least} or more")
-    paper_corpus(study, config.paper, corpus.fingerprint)
     for variant in study.variants:
         vocab_size, tokenizer = variant.model["vocab_size"], corpus.tokenizer
         if vocab_size < tokenizer.vocab_size:

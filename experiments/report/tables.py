@@ -65,11 +65,11 @@ def against_paper(found: Item) -> list[dict[str, Any]]:
 
 def notes(found: Item) -> list[str]:
     """What a reader must know of the tables: controls of another size than they claim, sizes of an older kind."""
-    missed = [row for row in found["rows"] if not row.get("same_bytes", {"holds": True})["holds"]]
     texts = [
         f"{row['name']}: its file differs by {row['same_bytes']['difference_pct']:+.1f} % from that of "
         f"{row['same_bytes']['as']}, which it is to match within {SAME_BYTES_PCT:g} %: no verdict."
-        for row in missed
+        for row in found["rows"]
+        if _verdict(row) == DIFFERS
     ]
     if not all(map(is_packed, found["rows"])):
         texts.append(
@@ -155,7 +155,6 @@ _PAIR = [
     Column("variant", operator.itemgetter("variant"), kind="name"),
     Column("against", operator.itemgetter("reference"), kind="name"),
 ]
-_VERDICT = Column("verdict", _verdict, kind="mark")
 PAPER_COLUMNS = [
     *_PAIR,
     *_effects("ours", "effect_pct"),
@@ -167,6 +166,6 @@ CONTRAST_COLUMNS = [
     *_effects("effect", "effect_pct"),
     *_effects("packed effect", "packed_effect_pct", narrow=(MARKDOWN,)),
     Column("paper", _paper, where=_WRITTEN),
-    _VERDICT,
+    Column("verdict", _verdict, kind="mark"),
     Column("question", operator.itemgetter("question"), kind="words", where=_WRITTEN),
 ]
