@@ -25,7 +25,7 @@ from freezejax.training.prefix_cache.prefix import PrefixOutput, check_prefix, f
 from freezejax.training.programs.compiler import PhasePrograms
 from freezejax.training.programs.tracing import Program, traced
 from freezejax.training.programs.transition import PhaseTransition
-from freezejax.training.state import RunState, abstract_state, initial_state, next_phase
+from freezejax.training.state import RunState, abstract_params, abstract_state, initial_state, next_phase
 from freezejax.training.step import make_step
 from freezejax.weights import as_matrices, check_seeds_frozen, hold
 
@@ -67,7 +67,7 @@ class RunPlan:
         self.model, self.config, self.mesh = model, config, mesh
         self.objective = objective or LanguageModelling(model, config.compute_dtype)
         self.batch = token_batch(config) if batch is None else batch
-        self.abstract_params = _abstract_params(model, params)
+        self.abstract_params = abstract_params(model, params)
         self.matrices = as_matrices(self.abstract_params)
         self.phases = schedule.phases(self.abstract_params, config.steps)
         for phase in self.phases:
@@ -243,34 +243,6 @@ def mesh_of(config: TrainConfig) -> Mesh | None:
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     return mesh if mesh.size > 1 else None
-
-
-def _abstract_params(model: Model, given: PyTree | None) -> PyTree:
-    """Shapes of the parameters: of the model, in the dtypes of the given ones where there are any."""
-    own = jax.eval_shape(model.init, jax.random.key(0))
-    if given is None:
-        return own
-    found = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), given)
-    wanted, there = (dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)) for tree in (own, found))
-    for path in dict.fromkeys([*wanted, *there]):
-        if path not in there:
-            raise UserError(f"params: leaf {path!r} of the model is missing")
-        if path not in wanted:
-            raise UserError(f"params: the model has no leaf {path!r}")
-        if wanted[path].shape != there[path].shape:
-            raise UserError(
-                f"params: leaf {path!r} has the shape {there[path].shape}, in the model {wanted[path].shape}"
-            )
-        if not _same_kind(wanted[path].dtype, there[path].dtype):
-            raise UserError(f"params: leaf {path!r} is {there[path].dtype}, in the model {wanted[path].dtype}")
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (own, found)]
-    if structures[0] != structures[1]:
-        raise UserError("params: the leaves are those of the model, but lie in other kinds of nodes")
-    return found
-
-
-def _same_kind(one: Any, other: Any) -> bool:
-    return bool(one == other or (jnp.issubdtype(one, jnp.floating) and jnp.issubdtype(other, jnp.floating)))
 
 
 def _check_rows(batch: Batch, config: TrainConfig) -> None:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from freezejax.errors import UserError
+from freezejax.models import Model
 from freezejax.optimizer import freeze, migrate
 from freezejax.partition import combine, partition
 from freezejax.paths import PyTree, leaf_paths
@@ -100,6 +102,40 @@ def next_phase(
         means = [known.get(p, leaf) for p, leaf in zip(leaf_paths(fresh), jax.tree.leaves(fresh), strict=True)]
         ema = jax.tree.unflatten(jax.tree.structure(fresh), means)
     return RunState(state.params, opt_state, ema, kept)
+
+
+def abstract_params(model: Model, given: PyTree | None = None) -> PyTree:
+    """Shapes of a model's parameters, in the dtypes of the given ones where there are any.
+
+    Raises:
+      UserError: given parameters that are not those of the model, naming the first leaf that differs.
+
+    >>> from freezejax import models
+    >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
+    >>> abstract_params(model, {"ln_f": {"scale": jnp.ones(16)}})
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: params: leaf 'blocks/0/attn/out/kernel' of the model is missing
+    """
+    own = jax.eval_shape(model.init, jax.random.key(0))
+    if given is None:
+        return own
+    found = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), given)
+    wanted, there = (dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)) for tree in (own, found))
+    for path in dict.fromkeys([*wanted, *there]):
+        if path not in there:
+            raise UserError(f"params: leaf {path!r} of the model is missing")
+        if path not in wanted:
+            raise UserError(f"params: the model has no leaf {path!r}")
+        leaf, right = there[path], wanted[path]
+        if leaf.shape != right.shape:
+            raise UserError(f"params: leaf {path!r} has the shape {leaf.shape}, in the model {right.shape}")
+        if leaf.dtype != right.dtype and not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (leaf, right)):
+            raise UserError(f"params: leaf {path!r} is {leaf.dtype}, in the model {right.dtype}")
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (own, found)]
+    if structures[0] != structures[1]:
+        raise UserError("params: the leaves are those of the model, but lie in other kinds of nodes")
+    return found
 
 
 def abstract_state(
