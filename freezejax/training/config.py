@@ -1,4 +1,8 @@
-"""What a training run is told: every field with its unit; nothing downstream has a default of its own."""
+"""What a training run is told: every field with its unit.
+
+The defaults are for callers of `train`. The configs of the studies (`experiments/configs`) set every field themselves,
+but for the seeds and the restarts, which belong to a run. Nothing downstream has a default of its own.
+"""
 
 import dataclasses
 from collections.abc import Mapping

@@ -92,7 +92,7 @@ def train(
 
 
 class _Run:
-    """The moving parts of one run; `train` is its only user."""
+    """One run while it goes; `train` is its only user."""
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,12 +19,14 @@ from freezejax.data import ByteTable
 from freezejax.models import Model
 from freezejax.sharding import Layout, make_mesh
 from freezejax.training.batches import TokenBatches
+from freezejax.training.checkpoints import load_params, save_params
 from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import make_evaluator
 from freezejax.training.interrupts import Stopped, StopSignal
 from freezejax.training.loop import train
 from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.plan import RunPlan
+from freezejax.training.processes import to_host
 from freezejax.training.state import fingerprint
 from freezejax.weights import maps_of
 
@@ -191,6 +194,36 @@ def law_9(directory: Path) -> dict[str, Any]:
         equal = fingerprint(resumed[1]) == fingerprint(whole[1])
         steps = sorted(resumed[0].losses)
         found[name] = {"steps": steps, "same bits": equal, "differences": differences(resumed, whole)}
+        found[name]["final"], found[name]["saved"] = (
+            shares(resumed[1]),
+            saved_and_loaded(resumed[1], directory / "params"),
+        )
+    return found
+
+
+def saved_and_loaded(params: Any, folder: Path) -> bool:
+    """Whether weights saved as they lie come back whole on one device, and gathered on the host, with the same bits."""
+    save_params(folder, params)
+    loaded = load_params(folder, jax.eval_shape(lambda: jax.tree.map(jnp.zeros_like, params)))
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(loaded))
+    return fingerprint(loaded) == fingerprint(to_host(params)) == fingerprint(params)
+
+
+def first_states() -> dict[str, Any]:
+    """Fresh weights on a mesh beside those of one device: bits, and whether any was made outside a program."""
+    found = {}
+    for name, case in CASES.items():
+        model, config, schedule = case.build()
+        in_a_program: list[bool] = []
+
+        def init(key: Any, root: Any = None, *, init: Any = model.init, seen: list[bool] = in_a_program) -> Any:
+            made = init(key, root)
+            seen.append(all(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(made)))
+            return made
+
+        state = RunPlan(model._replace(init=init), config, schedule, make_mesh(*case.meshes[0])).begin()
+        alone = RunPlan(model, config, schedule).begin()
+        found[name] = {"same bits": fingerprint(state) == fingerprint(alone), "in a program": in_a_program}
     return found
 
 
@@ -273,6 +306,7 @@ def main() -> None:
             "law 10": law_10(directory / "10"),
             "law 9": law_9(directory / "9"),
             "storage": storage(),
+            "first states": first_states(),
             "counterparts": counterparts(directory),
         }
     print(json.dumps(found))

@@ -51,12 +51,28 @@ def test_counterpart_a_gradient_of_one_shard_alone_is_seen(found):
 
 def test_a_run_stopped_after_a_freeze_goes_on_on_any_mesh(found):
     runs = found["law 9"]
-    assert runs.pop("steps before") == [1, 2, 3]
-    for mesh, resumed in runs.items():
+    assert runs["steps before"] == [1, 2, 3]
+    for mesh, resumed in [item for item in runs.items() if item[0] != "steps before"]:
         assert resumed["steps"] == [4, 5, 6], mesh
         assert is_close(resumed["differences"]), (mesh, resumed)
     assert runs["(8, 1, 1)"]["same bits"]
     assert not runs["one device"]["same bits"]  # the float tolerance is needed
+
+
+def test_final_weights_stay_in_shards_and_are_saved_so(found):
+    """Over fsdp=8 a device holds an eighth of all but the vectors, to the end."""
+    runs = {mesh: run for mesh, run in found["law 9"].items() if mesh != "steps before"}
+    assert all(run["saved"] for run in runs.values())
+    final = runs["(1, 8, 1)"]["final"]
+    assert final["device"] < final["all"] / 6
+    assert runs["one device"]["final"]["device"] == final["all"]  # the counterpart
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_device_makes_its_shard_of_the_first_state_with_the_bits_of_one_device(name, found):
+    first = found["first states"][name]
+    assert first["same bits"]
+    assert all(first["in a program"])
 
 
 def test_weights_moments_and_mean_are_divided_over_the_devices(found):

@@ -1,5 +1,6 @@
 """What a run minimizes and what it reports, as the loop sees it."""
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from freezejax.paths import PyTree
 Batch = dict[str, Any]  # entries with a leading axis of train.batch_size rows
 
 
-class Objective:
+class Objective(abc.ABC):
     """A loss over batches, and the figures of an evaluation. Subclass it; only `loss` must be written.
 
     `loss` and `prepare` are pure and are traced once per phase. A batch has the entries that the run's source of
@@ -24,6 +25,7 @@ class Objective:
     {}
     """
 
+    @abc.abstractmethod
     def loss(self, params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`(loss, metrics)` of a batch, or of a microbatch of it; all are float32 scalars.
 
@@ -35,7 +37,6 @@ class Objective:
           batch: some rows of a prepared batch.
           key: for dropout and other noise, another one in every step and microbatch.
         """
-        raise TypeError(f"{type(self).__name__} has no loss")
 
     def prepare(self, batch: Batch) -> Batch:
         """The global batch before it is split into microbatches: the place for what depends on all of its rows."""
