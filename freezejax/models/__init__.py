@@ -43,10 +43,10 @@ def build(family: str, *, maps: Rules = (), lora: Rules = (), **config: Any) -> 
     """The model of a family, with the family's defaults for every key not given.
 
     Args:
-      family: 'geglu' or 'parameter_golf'.
+      family: a name in `FAMILIES`, such as 'geglu'.
       maps: which kernels are random maps, see `rules.MapRule`; plain mappings, as in a config.
       lora: which kernels carry a low-rank adapter, see `rules.LoraRule`.
-      **config: fields of `GegluConfig` or `ParameterGolfConfig`.
+      **config: fields of the family's config, such as `GegluConfig`.
 
     Raises:
       UserError: an unknown family or key (told with the nearest), a value that no model can have, or a
@@ -70,8 +70,8 @@ def from_torch(
     """A model trained in PyTorch, from its state dict as numpy arrays and its config.
 
     Args:
-      family: 'geglu' or 'parameter_golf'.
-      state: torch names, weights [out, in].
+      family: a name in `FAMILIES`.
+      state: arrays by the names that the family has in PyTorch, see `Family.names`.
       config: as for `build`; keys such as `tie_embeddings` are checked and dropped.
 
     Returns:
