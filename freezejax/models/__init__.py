@@ -42,9 +42,9 @@ def build(family: str, *, weights: Rules = (), **config: Any) -> Model:
     """The model of a family, with the family's defaults for every key not given.
 
     Args:
-      family: 'geglu' or 'parameter_golf'.
+      family: a name in `FAMILIES`, such as 'geglu'.
       weights: which kernels are weights of another kind, see `freezejax.weights.kinds`; plain mappings, as in a config.
-      **config: fields of `GegluConfig` or `ParameterGolfConfig`.
+      **config: fields of the family's config, such as `GegluConfig`.
 
     Raises:
       UserError: an unknown family or key (told with the nearest), a value that no model can have, or a
@@ -71,8 +71,8 @@ def from_torch(
     """A model trained in PyTorch, from its state dict as numpy arrays and its config.
 
     Args:
-      family: 'geglu' or 'parameter_golf'.
-      state: torch names, weights [out, in].
+      family: a name in `FAMILIES`.
+      state: arrays by the names that the family has in PyTorch, see `Family.names`.
       config: as for `build`; keys such as `tie_embeddings` are checked and dropped.
 
     Returns:

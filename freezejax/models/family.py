@@ -29,19 +29,20 @@ class Family:
     - `block(i, stream, state, dropout_key) -> (stream, state)`: what block i makes of the stream. `state` is what
       cached generation keeps of earlier tokens; it is None in training, and then handed on as it is. Without a key
       there is no dropout;
-    - `head(stream, targets_BxT) -> ` float32 logits [B, T, V], or with targets their negative log likelihoods [B, T].
+    - `head(stream, targets_BxT)`: float32 logits [B, T, V], or with targets their negative log likelihoods [B, T].
 
-    All patterns are regular expressions of whole leaf paths; the first match wins.
+    All patterns are regular expressions of whole leaf paths; the first match wins. A config class is a frozen dataclass
+    that refuses values no model can have.
 
     >>> from freezejax import models
     >>> models.FAMILIES["geglu"].names[0]
     ('(.*)/kernel', '\\1/weight', True)
     """
 
-    config: type[Any]  # a frozen dataclass with `vocab_size` and `num_layers`
+    config: type[Any]  # has at least `vocab_size` and `num_layers`
     module: Callable[[Any], nnx.Module]  # of a config
     init_rules: Callable[[Any], InitRules]  # of a config: initial distributions, see `make_init`
-    names: Sequence[tuple[str, str, bool]]  # (our path, torch's name with / for ., whether torch has it transposed)
+    names: Sequence[tuple[str, str, bool]]  # (our path, torch's with / for ., whether transposed there)
     sharding: Sequence[tuple[str, PartitionSpec]]  # how leaves lie on the mesh; whole where no pattern matches
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys of foreign configs, with the only value
 

@@ -18,7 +18,7 @@ from freezejax.weights.linear import linear, matmul
 
 
 def parameter(*shape: int) -> nnx.Param[Any]:
-    """A float32 parameter of this shape; only the shape counts, `base.initialize` draws the values."""
+    """A float32 parameter of this shape; only the shape counts, `family.make_init` draws the values."""
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 

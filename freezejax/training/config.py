@@ -91,7 +91,7 @@ class TrainConfig:
     accumulation: int = 1  # microbatches per step; divides batch_size
     ema_decay: float = 0.0  # of the trainable leaves; 0 = no EMA
     compute_dtype: str = "float32"  # float32 or bfloat16
-    remat: bool = False  # the backward pass computes each block again instead of keeping what is inside
+    remat: bool = False  # the backward pass computes each block again, instead of keeping its activations
     draw_maps: str = "per_layer"  # random maps are drawn per_layer and pass, per_step, or once per run: stored
     # Frozen embedding and first blocks: off = in the step; apart from it and without dropout = recompute, or kept in
     # memory or on disk, window by window.

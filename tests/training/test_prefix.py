@@ -143,7 +143,7 @@ def test_a_prefix_ends_at_the_first_leaf_that_trains_and_reads_none(model, rules
 
 CASES = {
     "dropout": {"model": {**GEGLU, "dropout": 0.3}},
-    "u-net, bfloat16": {"model": GOLF, "compute_dtype": "bfloat16", "ema_decay": 0.5},
+    "u-net, bfloat16": {"model": GOLF, "compute_dtype": "bfloat16", "ema_decay": 0.5, "accumulation": 2},
     "maps, accumulation": {"model": MAPS, "schedule": [(0, PREFIX)], "accumulation": 2, "draw_maps": "once"},
     "nothing trains": {"schedule": [(0, [(".*", False)])]},
 }
