@@ -177,7 +177,8 @@ def test_a_learning_rate_that_blows_up_is_one_line_and_exit_code_1(command, tmp_
 def test_evaluate_prints_one_json_line(study, command):
     workdir, _ = study
     result = json.loads((workdir / "runs" / "baseline" / "seed_0" / "result.json").read_text())
-    ended = command(EVALUATE, f"--workdir={workdir}", "--variant=baseline", "--seq_len=512", "--stride=300")
+    flags = ("--variant=baseline", "--seq_len=512", "--stride=300", "--val_sequences=0")
+    ended = command(EVALUATE, f"--workdir={workdir}", *flags)
     assert ended.code == 0, ended
     assert ended.out.count("\n") == 1
     found = json.loads(ended.out)
@@ -292,9 +293,9 @@ def small_disk(folder, kib):
 
 def test_a_full_disk_under_the_workdir_is_one_line_and_the_same_command_goes_on(command, tmp_path):
     fields = [*SMALL, "--config.variants=baseline", "--config.train.checkpoint_every=4"]
-    with small_disk(tmp_path / "disk", 400) as disk:
+    with small_disk(tmp_path / "disk", 4000) as disk:
         workdir = f"--workdir={disk / 'run'}"
-        (disk / "filler").write_bytes(b"x" * 200 * 1024)
+        (disk / "filler").write_bytes(b"x" * 3850 * 1024)
         line = check_one_line(command(STUDY, workdir, *fields))
         assert "No space left on device; free some, and run the same command again" in line
         assert str(disk) in line

@@ -224,7 +224,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("script", "wrong"), zip(SUBMITTING, WRONG, strict=True), ids=lambda pair: pair[0])
+@pytest.mark.parametrize(("script", "wrong"), [*zip(SUBMITTING, WRONG, strict=True)], ids=lambda pair: pair[0])
 def test_a_wrong_field_is_told_before_anything_is_submitted(script, wrong, submit, python, tmp_path):
     found = submit(*script, wrong[0], FREEZEJAX_PYTHON=python)
     assert (found.returncode, found.stdout) == (2, "")
