@@ -75,7 +75,8 @@ def trace(fn: Callable[..., Any], *arguments: Any) -> FlatProgram:
     >>> [equation.primitive for equation in found.equations], [array.shape for array in found.read]
     (['sin'], [(3,)])
     """
-    return _program(jax.make_jaxpr(fn)(*arguments).jaxpr)
+    with jax.numpy_dtype_promotion("standard"):  # optax adds floats to an integer count, which strict mode refuses
+        return _program(jax.make_jaxpr(fn)(*arguments).jaxpr)
 
 
 def _program(jaxpr: Any) -> FlatProgram:
