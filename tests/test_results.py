@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.engine.papers import paper_corpus, paper_of
+from experiments.report.page import picture
 from experiments.report.statistics import SAME_BYTES_PCT, Interval, verdict
 from experiments.report.table import with_ci
 from experiments.report.tables import as_markdown, is_packed
@@ -115,6 +116,13 @@ QUOTES = {
         f"| {kind} |": both("selective", f"selective_small_{kind}", "selective_small")
         for kind in ("rademacher", "uniform", "hadamard", "normal_f32", "orthogonal_qr", "gain")
     },
+    "- **Random and frozen costs a little.**": both("selective", "selective_small", "baseline_same_maps"),
+    "- **The paper's gain is its initial scale.**": both("selective", "baseline_same_maps", "baseline"),
+    "- **At the same stored bytes it pays": both(
+        "selective", "selective_medium", "trained_at_selective_bytes_same_maps"
+    ),
+    "- **The distribution does not matter.**": both("selective", "selective_small_rademacher", "selective_small"),
+    "- **Freezing everything, with LoRA of rank 16": both("selective", "full_freeze_lora", "baseline"),
     "- **At the same stored bytes** freezing is ahead": both(
         "selective", "selective_medium", "trained_at_selective_bytes_same_maps"
     ),
@@ -166,6 +174,13 @@ def test_every_quoted_effect_is_that_of_its_own_row():
     for line in lines:
         check_quote(line)
     assert len(lines) > 20
+
+
+def test_the_readmes_picture_is_what_its_command_draws():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    summary, path, names = re.search(r"--summary=(\S+) --picture=(\S+) --variants=([\w,]+)`", text).groups()
+    found = json.loads((ROOT / summary).read_text(encoding="utf-8"))
+    assert (ROOT / path).read_text(encoding="utf-8") == picture(found, names.split(","))
 
 
 def test_counterpart_a_figure_of_another_row_is_noticed():
