@@ -97,7 +97,7 @@ class Leaf(NamedTuple):
 def leaves(tree: PyTree) -> list[Leaf]:
     """Every leaf of the parameters with its role, in the order in which JAX flattens them.
 
-    A leaf outside of any `Weight` has the role its last name says: `kernel` (under `head`: HEAD), `embedding`,
+    A leaf outside of any `Weight` has the role its last name says: `kernel` (under `head` or `lm_head`: HEAD), `embedding`,
     or else VECTOR.
 
     >>> [leaf.role.value for leaf in leaves({"up": {"kernel": 1.0}, "ln": {"scale": 2.0}})]
@@ -198,5 +198,5 @@ def _of_weight(weight: Weight, path: str, kernel: str) -> list[Leaf]:
 def _role(path: str) -> Role:
     *parents, last = path.split("/")
     if last == "kernel":
-        return Role.HEAD if parents[-1:] == ["head"] else Role.KERNEL
+        return Role.HEAD if parents and parents[-1].endswith("head") else Role.KERNEL
     return Role.EMBEDDING if last == "embedding" else Role.VECTOR
