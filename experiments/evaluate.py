@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -28,6 +27,7 @@ from freezejax import artifact, data, models
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, nearest
 from freezejax.sharding import Layout
+from freezejax.training import processes
 from freezejax.training.checkpoints import load_params
 from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import Apply, evaluate_sliding
@@ -118,14 +118,15 @@ def _of_run() -> _Scored:
     result, config = read_result(directory), _chosen(ConfigDict(read["config"]))
     corpus = _corpus_of_run(workdir, config, read["data_fingerprint"])
     tokenizer = {"name": result["tokenizer"], "sha256": result["tokenizer_sha256"]}
+    model, mesh = models.build(**result["model"]), mesh_of(TrainConfig.from_mapping(config.train))
+    shapes = model.abstract_params()
+    layout = None if mesh is None else Layout(mesh, shapes, model.family.sharding)
     if _PACKED.value:
-        apply, params, metadata = artifact.load(directory / PACKED)
+        _, params, metadata = artifact.load(directory / PACKED)
         if hashlib.sha256((directory / PACKED).read_bytes()).hexdigest() != result["artifact_sha256"]:
             raise UserError(f"{directory / PACKED}: not the file that the run packed")
-        return _Scored(apply, params, metadata["model"], config, tokenizer, corpus)
-    model, mesh = models.build(**result["model"]), mesh_of(TrainConfig.from_mapping(config.train))
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    layout = None if mesh is None else Layout(mesh, shapes, model.family.sharding)
+        params = params if layout is None else processes.place(params, layout.shardings(params))
+        return _Scored(model.apply, params, metadata["model"], config, tokenizer, corpus, layout)
     params = load_params(directory / "params", shapes if layout is None else layout.abstract(shapes))
     if fingerprint(params) != result["params_sha256"]:
         raise UserError(f"{directory / 'params'}: not the parameters that the run saved; they are damaged")

@@ -97,8 +97,8 @@ class Leaf(NamedTuple):
 def leaves(tree: PyTree) -> list[Leaf]:
     """Every leaf of the parameters with its role, in the order in which JAX flattens them.
 
-    A leaf outside of any `Weight` has the role its last name says: `kernel` (under `head` or `lm_head`: HEAD), `embedding`,
-    or else VECTOR.
+    A leaf outside of any `Weight` has the role its last name says: `kernel` (under `head` or `lm_head`: HEAD),
+    `embedding`, or else VECTOR.
 
     >>> [leaf.role.value for leaf in leaves({"up": {"kernel": 1.0}, "ln": {"scale": 2.0}})]
     ['vector', 'kernel']

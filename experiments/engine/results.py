@@ -1,6 +1,7 @@
 """What a finished run leaves: its figures, its weights packed into one file and scored again, result.json."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from experiments.engine.workdir import METRICS, Result, write_result
 from freezejax import artifact, describe
 from freezejax.masks import count_parameters, intersection, invert
 from freezejax.paths import PyTree
+from freezejax.sharding import Layout
+from freezejax.training import processes
 from freezejax.training.config import TrainConfig
 from freezejax.training.loop import TrainResult
 from freezejax.training.metrics import read_json_lines
@@ -24,15 +27,18 @@ from freezejax.weights import count_seeded
 PACKED = "model.fjax"  # in the folder of a run
 
 
-def finish(session: Session, variant: Variant, run: Run, found: TrainResult, mesh: Mesh | None) -> Result:
-    """Writes the packed file and result.json of a run whose training has ended; returns the latter.
+def finish(
+    session: Session, variant: Variant, run: Run, found: TrainResult, mesh: Mesh | None, packed: Mapping[str, Any]
+) -> Result:
+    """Writes result.json of a run whose training has ended and whose weights are packed; returns it.
 
     Args:
       session: that the run is of.
       variant: what ran.
       run: its seeds; its folder holds its metrics.jsonl.
-      found: what training left.
+      found: what training left, its parameters on one device.
       mesh: the devices it ended on; None = one.
+      packed: figures of its packed file, see `score_packed`.
     """
     directory, tokenizer = run.directory(session.workdir), session.corpus.tokenizer
     field = session.study.figures[0].trained
@@ -45,7 +51,11 @@ def finish(session: Session, variant: Variant, run: Run, found: TrainResult, mes
         "tokenizer_sha256": tokenizer.fingerprint,
         **{field: value for field, value in last.items() if field != "step"},
         **sizes(variant, found.params),
-        **pack(session, variant, found.params, directory),
+        **packed,
+        "stored_bytes_predicted": artifact.predict_size(
+            found.params, compressor="none", **_file_options(session, variant)
+        ).high,
+        **packing(session.config),
         "params_sha256": fingerprint(found.params),
         "steps": found.steps,
         "train_tokens": found.steps * TrainConfig.from_mapping(variant.train).tokens_per_step,
@@ -56,28 +66,33 @@ def finish(session: Session, variant: Variant, run: Run, found: TrainResult, mes
     return result
 
 
-def pack(session: Session, variant: Variant, params: PyTree, directory: Path) -> dict[str, Any]:
-    """Packs the weights into `directory/model.fjax`, loads that file and scores what it holds.
+def pack(session: Session, variant: Variant, params: PyTree, directory: Path) -> None:
+    """Packs the weights of a run into `directory/model.fjax`."""
+    compressor = packing(session.config)["compressor"]
+    artifact.save(directory / PACKED, params, compressor=compressor, **_file_options(session, variant))
 
-    Returns:
-      Predicted and real bytes of the file, its SHA-256, how it was packed, and its figures.
-    """
-    path, how, tokenizer = directory / PACKED, packing(session.config), session.corpus.tokenizer
-    options: dict[str, Any] = {
-        "model": dict(variant.model),
-        "codec": how["codec"],
-        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.fingerprint},
-        "notes": {"seq_len": variant.train["seq_len"]},  # for experiments.evaluate
-    }
-    saved = artifact.save(path, params, compressor=how["compressor"], **options)
-    apply, loaded, metadata = artifact.load(path)
-    scored = session.evaluators.of(metadata["model"], apply, variant.train)(loaded)
+
+def score_packed(session: Session, variant: Variant, directory: Path, layout: Layout | None) -> dict[str, Any]:
+    """Bytes and SHA-256 of a run's packed file, and the figures of what it holds; every process calls it alike."""
+    content = (directory / PACKED).read_bytes()
+    apply, params, metadata = artifact.load(directory / PACKED)
+    if layout is not None:
+        params = processes.place(params, layout.shardings(params))
+    scored = session.evaluators.of(metadata["model"], apply, variant.train, layout)(params)
     return {
         **{figure.packed: scored[figure.trained] for figure in session.study.figures},
-        "stored_bytes_predicted": artifact.predict_size(params, compressor="none", **options).high,
-        "artifact_bytes": saved.bytes,
-        "artifact_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        **how,
+        "artifact_bytes": len(content),
+        "artifact_sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def _file_options(session: Session, variant: Variant) -> dict[str, Any]:
+    tokenizer = session.corpus.tokenizer
+    return {
+        "model": dict(variant.model),
+        "codec": packing(session.config)["codec"],
+        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.fingerprint},
+        "notes": {"seq_len": variant.train["seq_len"]},  # for experiments.evaluate
     }
 
 

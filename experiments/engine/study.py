@@ -15,7 +15,7 @@ from experiments.engine import cli, dry_run, summary
 from experiments.engine.matching import abstract_params
 from experiments.engine.papers import paper_corpus
 from experiments.engine.progress import Progress
-from experiments.engine.results import finish, packing
+from experiments.engine.results import finish, pack, packing, score_packed
 from experiments.engine.session import Finished, Session
 from experiments.engine.variants import Run, Study, Variant, select
 from experiments.engine.workdir import METRICS, RESULT, open_for_writing, read_config
@@ -194,9 +194,11 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
     )
     save_params(directory / "params", found.params)
     whole = found if mesh is None else dataclasses.replace(found, params=processes.to_host(found.params))
+    processes.on_main(lambda: pack(session, variant, whole.params, directory))
+    packed = score_packed(session, variant, directory, layout)
 
     def conclude_run() -> None:
-        finish(session, variant, run, whole, mesh)
+        finish(session, variant, run, whole, mesh, packed)
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
         session.finished.add(directory)
         summary.write(session)
