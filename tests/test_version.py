@@ -10,9 +10,10 @@ import pytest
 import freezejax
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
+from experiments.engine.session import Finished
 from experiments.engine.variants import Study, Variant
 from freezejax import version
-from freezejax.training import prefix
+from freezejax.training.prefix_cache import batches as prefix_batches
 from tests.experiments.test_summary import CORPUS, SCHEDULE
 
 ROOT = Path(__file__).parents[1]
@@ -32,10 +33,11 @@ def not_installed(monkeypatch):
 
 
 def test_a_study_and_the_prefix_cache_do_without_an_installation(not_installed, tmp_path):
-    found = summary.write(Study("s", [Variant("a", {}, {}, SCHEDULE)]), get_config("tiny"), CORPUS, tmp_path)
+    study = Study("s", [Variant("a", {}, {}, SCHEDULE)])
+    found = summary.summarize(study, get_config("tiny"), CORPUS, Finished(tmp_path))
     assert found["versions"]["freezejax"] == freezejax.__version__
     assert found["versions"]["jax"]
-    assert len(prefix._origin("program", {})) == 64
+    assert len(prefix_batches._origin("program", {})) == 64
 
 
 def test_the_version_stands_in_one_place():

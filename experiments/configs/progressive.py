@@ -81,6 +81,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.train.mesh.tensor = 1  # weights, and activations inside a block
     config.train.ema_decay = 0.0  # 0 = off
     config.train.compute_dtype = "bfloat16" if paper else "float32"
+    config.train.remat = False  # the backward pass computes each block again, instead of keeping its activations
     config.train.draw_maps = "per_layer"  # and pass; or per_step, or once: stored
     config.train.prefix_cache = "off"  # frozen first blocks: off = in the step; recompute, memory or disk = apart
     config.train.prefix_cache_gib = 4.0  # bound of what is kept of them

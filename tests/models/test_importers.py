@@ -67,9 +67,9 @@ def test_one_golf_layer_has_empty_skip_weights_in_torch(small):
 
 
 def test_a_random_map_is_exported_as_the_kernel_it_stands_for(tokens):
-    maps = [{"pattern": ".*/up/kernel", "scale": "gain"}]
+    weights = [{"pattern": ".*/up/kernel", "kind": kind} for kind in ("map", "gain")]
     sizes = {"vocab_size": 13, "num_layers": 1, "model_dim": 24, "num_heads": 2, "rope_dims": 4}
-    model, plain = models.build("geglu", **sizes, maps=maps), models.build("geglu", **sizes)
+    model, plain = models.build("geglu", **sizes, weights=weights), models.build("geglu", **sizes)
     params = jax.tree.map(
         lambda leaf: leaf + 0.1 if leaf.dtype == np.float32 else leaf, model.init(jax.random.key(0), jax.random.key(5))
     )
@@ -78,20 +78,18 @@ def test_a_random_map_is_exported_as_the_kernel_it_stands_for(tokens):
     np.testing.assert_array_equal(state["blocks.0.mlp.up.weight"].T, up.materialize())
     apply, loaded = models.from_torch("geglu", state, vars(plain.config))
     np.testing.assert_allclose(apply(loaded, tokens), model.apply(params, tokens), atol=1e-5)
-    with pytest.raises(UserError, match="leaf 'blocks/0/mlp/up/kernel/root' has no name in torch"):
-        models.from_torch("geglu", state, {**vars(model.config), "maps": maps})
+    with pytest.raises(UserError, match="leaf 'blocks/0/mlp/up/kernel/base/seed' has no name in torch"):
+        models.from_torch("geglu", state, {**vars(model.config), "weights": weights})
 
 
-def test_an_adapter_is_exported_as_the_kernel_it_stands_for_or_refused(tokens):
-    """What nothing materializes has no name: `kernel.base` would be nonsense in another framework."""
-    model = models.build("geglu", num_layers=1, lora=[{"pattern": ".*/up/kernel", "rank": 2}])
-    params = model.init(jax.random.key(0))
-    if hasattr(params["blocks"][0]["mlp"]["up"]["kernel"], "materialize"):
-        plain = models.build("geglu", num_layers=1)
-        assert state_to_torch(model, params).keys() == state_to_torch(plain, plain.init(jax.random.key(0))).keys()
-        return
-    with pytest.raises(UserError, match="leaf 'blocks/0/mlp/up/kernel/base' has no name in torch: it belongs to a ran"):
-        state_to_torch(model, params)
+def test_an_adapter_is_exported_as_the_kernel_it_stands_for():
+    lora = {"pattern": ".*/up/kernel", "kind": "lora", "rank": 2}
+    model, plain = models.build("geglu", num_layers=1, weights=[lora]), models.build("geglu", num_layers=1)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, model.init(jax.random.key(0)))
+    state = state_to_torch(model, params)
+    assert state.keys() == state_to_torch(plain, plain.init(jax.random.key(0))).keys()
+    up = params["blocks"][0]["mlp"]["up"]["kernel"]
+    np.testing.assert_allclose(state["blocks.0.mlp.up.weight"].T, up.base + up.a @ up.b, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

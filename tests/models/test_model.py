@@ -221,11 +221,11 @@ def test_foreign_parameters_are_refused_in_one_line(case, small):
     assert "\n" not in str(error.value)
 
 
-def test_a_root_seed_is_no_float():
-    model = models.build("geglu", num_layers=1, maps=[{"pattern": ".*/up/kernel"}])
+def test_a_seed_is_no_float():
+    model = models.build("geglu", num_layers=1, weights=[{"pattern": ".*/up/kernel", "kind": "map"}])
     params = model.init(jax.random.key(0))
     model.check(params)
-    with pytest.raises(UserError, match=r"up/kernel/root' is float32\[2\]; the model's is uint32\[2\]"):
+    with pytest.raises(UserError, match=r"up/kernel/seed' is float32\[2\]; the model's is uint32\[2\]"):
         model.check(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
 
 

@@ -15,9 +15,11 @@ from freezejax.masks import trainable_mask
 from freezejax.models import attention, importers, layers
 from freezejax.models.family import Family
 from freezejax.paths import map_with_paths, named_key
-from freezejax.training import prefix
+from freezejax.training.batches import TokenBatches
 from freezejax.training.config import OptimizerConfig, TrainConfig
 from freezejax.training.loop import train
+from freezejax.training.objectives.language_modelling import LanguageModelling
+from freezejax.training.prefix_cache import prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +137,7 @@ def test_a_prefix_reads_nothing_that_trains(trains, blocks, monkeypatch):
     config = TrainConfig(**FIELDS, prefix_cache="recompute")
     for tried in {blocks, min(blocks + 1, model.config.num_layers)} - {0}:
         monkeypatch.setattr(prefix, "frozen_prefix", lambda *_, tried=tried: tried)
-        hidden = prefix.make_prefix(model, config, model.abstract_params(), mask)(frozen, TOKENS)
+        hidden = prefix.make_prefix(model, config, model.abstract_params(), mask)(frozen, TOKENS).hidden
         assert bool(jnp.isfinite(hidden["x"]).all()) == (tried == blocks)
 
 
@@ -162,7 +164,9 @@ def test_it_trains_and_a_frozen_prefix_apart_gives_the_same_bits(tmp_path):
     for kind in ("off", "recompute", "memory"):
         config = TrainConfig(**FIELDS, prefix_cache=kind, remat=kind == "off")
         losses[kind] = Losses()
-        train(model, text, config, FreezeSchedule([(0, PREFIX)]), tmp_path / kind, sinks=[losses[kind]])
+        objective, batches = LanguageModelling(model, remat=config.remat), TokenBatches(text, config)
+        schedule = FreezeSchedule([(0, PREFIX)])
+        train(model, objective, batches, config, schedule, tmp_path / kind, sinks=[losses[kind]])
     assert losses["recompute"] == losses["memory"]
     np.testing.assert_allclose(losses["off"], losses["memory"], rtol=1e-5)
     assert losses["off"][-1] < losses["off"][0]
