@@ -25,6 +25,9 @@ def is_main() -> bool:
 def on_main(action: Callable[[], object]) -> None:
     """Does something in process 0 alone, and returns when it is done; an error there ends all processes.
 
+    Bad input there is bad input everywhere. Anything else, a lost disk for instance, may be gone at the next try, and
+    whoever starts the processes again must not take it for bad input.
+
     >>> on_main(lambda: print("once"))
     once
     """
@@ -34,8 +37,11 @@ def on_main(action: Callable[[], object]) -> None:
             action()
         except Exception as found:  # of any kind, a full disk for instance: the others would wait for ever
             error = found
-    if broadcast_from_main(error is not None):
-        raise error or UserError("process 0 has stopped; the reason stands in its own output")
+    ended = broadcast_from_main(0 if error is None else 1 if isinstance(error, UserError) else 2)
+    if ended:
+        raise error or (UserError if ended == 1 else RuntimeError)(
+            "process 0 has stopped; the reason stands in its own output"
+        )
 
 
 def wait_for_all(name: str) -> None:

@@ -119,11 +119,16 @@ def test_one_process_says_nothing_and_places_on_its_device():
         processes.on_main(lambda: (_ for _ in ()).throw(UserError("told")))
 
 
-def test_a_mistake_of_process_0_ends_the_others_too(monkeypatch):
+@pytest.mark.parametrize(("error", "kind"), [(UserError("bad input"), UserError), (OSError("disk"), RuntimeError)])
+def test_an_error_of_process_0_ends_the_others_too_and_as_what_it_is(error, kind, monkeypatch):
+    told = []
+    monkeypatch.setattr(processes, "broadcast_from_main", lambda value: told.append(value) or value)
+    with pytest.raises(type(error)):
+        processes.on_main(lambda: (_ for _ in ()).throw(error))
     monkeypatch.setattr(processes, "is_main", lambda: False)
-    monkeypatch.setattr(processes, "broadcast_from_main", lambda value: True)
+    monkeypatch.setattr(processes, "broadcast_from_main", lambda value: told[0])
     ran = []
-    with pytest.raises(UserError, match="process 0 has stopped"):
+    with pytest.raises(kind, match="process 0 has stopped"):
         processes.on_main(lambda: ran.append(1))
     assert not ran
 
