@@ -6,8 +6,9 @@
 
 PyTorch lives in an environment and in processes of its own, `benchmarks/torch_step.py`: one with glibc's defaults, one
 that keeps freed memory as freezejax does. Never do two programs run at once.
-The second command takes some minutes on 2 quiet CPU cores; with --quick a toy size. The third writes the committed
-JSON's tables into the pages that quote them.
+The second command takes some minutes on 2 quiet CPU cores; with --quick a toy size. The JSON holds one entry per
+processor: a run replaces that of its own and keeps the others. The third writes the tables of every entry into the
+pages that quote them.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks import command, pages, pieces
+from benchmarks import command, matmuls, pages, pieces
+from benchmarks.matmuls import Run
 from benchmarks.running_step import EVERYTHING, GATE_UP, Sizes, phase
 from benchmarks.tables import table, verdict
 from benchmarks.timing import compare, interleave
@@ -41,14 +43,7 @@ TOLERANCE = 1e-4  # of the losses of both sides
 CASES = {"everything trained": EVERYTHING, "gate and up frozen": GATE_UP}
 KEPT = ", freed memory kept"
 SIDES = ("freezejax", "torch", "torch.compile", f"torch{KEPT}", f"torch.compile{KEPT}")
-CASES = {"everything trained": EVERYTHING, "gate and up frozen": GATE_UP}
-KEPT = ", freed memory kept"
-SIDES = ("freezejax", "torch", "torch.compile", f"torch{KEPT}", f"torch.compile{KEPT}")
-# What freezejax asks of glibc (experiments/engine/host_memory.py), by the names of mallopt(3), for PyTorch's process.
-KEEP = {"ARENA_MAX": 1, "MMAP_MAX_": 0, "TRIM_THRESHOLD_": 2**31 - 1, "TOP_PAD_": 2**26}
 _CHILD = Path(__file__).with_name("torch_step.py")
-
-Losses = Callable[[int], list[float]]  # runs so many steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +61,7 @@ QUICK = Settings(Sizes(2, 32, 1, 64, 2, 32), rounds=3, steps=1, checked_steps=3,
 
 
 def measure(settings: Settings, torch_python: str) -> dict[str, Any]:
-    """Everything, as it stands in the JSON.
+    """Everything, as it stands in the JSON under the name of this processor.
 
     Raises:
       UserError: PyTorch cannot be started, or the two sides do not compute the same losses.
@@ -76,11 +71,16 @@ def measure(settings: Settings, torch_python: str) -> dict[str, Any]:
         torch_process(torch_python, settings) as (version, defaults),
         torch_process(torch_python, settings, keep=True) as (_, kept),
     ):
+        programs: dict[tuple[str, str], Run]
         programs = {(case, "freezejax"): phase(settings.sizes, rules).run for case, rules in CASES.items()}
-        programs |= defaults | {(case, side + KEPT): run for (case, side), run in kept.items()}
+        programs |= {(case, side): run for (case, side), run in defaults.items() if case in CASES}
+        programs |= {(case, side + KEPT): run for (case, side), run in kept.items() if case in CASES}
         differences = check_losses(programs, settings.checked_steps)
-        calls = {key: lambda run=run: run(settings.steps) for key, run in programs.items()}  # type: ignore[misc]
+        calls = {key: lambda run=run: run(settings.steps) for key, run in programs.items()}
         seconds = interleave(calls, settings.rounds, sample_seconds=0)  # type: ignore[arg-type]
+        products = matmuls.products(settings.sizes)
+        theirs = {product.name: kept[product.name, "torch"] for product in products}  # no page faults, as in ours
+        rates = matmuls.time_products(products, theirs, settings.rounds)
     rows = []
     for case in CASES:
         mine = {side: seconds[case, side] / settings.steps for side in SIDES if (case, side) in seconds}  # type: ignore[index]
@@ -93,12 +93,13 @@ def measure(settings: Settings, torch_python: str) -> dict[str, Any]:
         **environment,
         "loss_difference": differences,
         "times": rows,
+        "matmuls": rates,
         "pieces": pieces.time_pieces(settings.sizes, settings.rounds),
         "memory": pieces.memory_kept(settings.sizes),
     }
 
 
-def check_losses(programs: Mapping[tuple[str, str], Losses], steps: int) -> dict[str, float]:
+def check_losses(programs: Mapping[tuple[str, str], Run], steps: int) -> dict[str, float]:
     """Largest difference between our losses and PyTorch's over the first steps, by case.
 
     Raises:
@@ -117,7 +118,7 @@ def check_losses(programs: Mapping[tuple[str, str], Losses], steps: int) -> dict
 @contextmanager
 def torch_process(
     python: str, settings: Settings, *, keep: bool = False
-) -> Iterator[tuple[str, dict[tuple[str, str], Losses]]]:
+) -> Iterator[tuple[str, dict[tuple[str, str], Run]]]:
     """PyTorch's version and its programs, by case and side, in a process that waits while others run.
 
     With `keep` its C library keeps freed memory.
@@ -140,17 +141,20 @@ def torch_process(
 
 
 def write_orders(folder: Path, settings: Settings) -> list[tuple[str, str]]:
-    """Parameters, batches and config for `torch_step.py`; the names of its programs."""
+    """Parameters, batches, operands and config for `torch_step.py`; the names of its programs."""
     sizes, model = settings.sizes, settings.sizes.model()
     params = model.init(jax.random.key(0))
     np.savez(folder / "arrays.npz", **state_to_torch(model, params), **sizes.batches())
-    programs, names = {}, torch_names(model, params)
+    programs: dict[tuple[str, str], dict[str, Any]] = {}
+    names = torch_names(model, params)
     for case, rules in CASES.items():
         mask = zip(leaf_paths(params), jax.tree.leaves(trainable_mask(params, rules)), strict=True)
         frozen = [names[path][0] for path, trains in mask if not trains]
         programs[case, "torch"] = {"frozen": frozen, "compiled": False}
         if settings.compiled:
             programs[case, "torch.compile"] = {"frozen": frozen, "compiled": True}
+    orders = matmuls.write_orders(folder, matmuls.products(sizes))
+    programs |= {(name, "torch"): order for name, order in orders.items()}
     config = {
         **dataclasses.asdict(model.config),
         "seq_len": sizes.seq_len,
@@ -162,13 +166,13 @@ def write_orders(folder: Path, settings: Settings) -> list[tuple[str, str]]:
     return list(programs)
 
 
-def _remote(child: subprocess.Popen[str], python: str, case: str, side: str) -> Losses:
+def _remote(child: subprocess.Popen[str], python: str, case: str, side: str) -> Run:
     def run(steps: int) -> list[float]:
         assert child.stdin is not None
         child.stdin.write(json.dumps({"program": f"{case}/{side}", "steps": steps}) + "\n")
         child.stdin.flush()
-        losses: list[float] = _answer(child, python)["losses"]
-        return losses
+        values: list[float] = _answer(child, python)["values"]
+        return values
 
     return run
 
@@ -182,14 +186,42 @@ def _answer(child: subprocess.Popen[str], python: str) -> dict[str, Any]:
     return answer
 
 
-def write_tables(found: Mapping[str, Any]) -> dict[str, str]:
-    """The tables by name, as they stand in the pages."""
-    return {
-        "times": _times(found["times"]),
-        "pieces": _pieces(found["pieces"]),
-        "memory": _memory(found["memory"]),
-        "machine": pages.sentence(found),
+def with_entry(path: str | None, measured: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The entries of a JSON by processor, with what is measured now in the place of its own processor's.
+
+    Args:
+      path: the JSON, read before anything is measured; none, or one that does not exist yet, has no entries.
+      measured: measures, see `measure`.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    entries: Any = {}
+    if path and Path(path).exists():
+        try:
+            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+            keys = [entry["machine"]["processor"] for entry in entries.values()]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            keys = None
+        if keys is None or keys != list(entries):
+            raise UserError(f"--json={path} is no JSON of this benchmark, with one entry per processor: name another")
+    found = measured()
+    return {**entries, found["machine"]["processor"]: found}
+
+
+def write_tables(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The tables by name, as they stand in the pages: each with one part per processor."""
+    writers: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "times": lambda found: _times(found["times"]),
+        "matmuls": lambda found: matmuls.write_table(found.get("matmuls", [])),
+        "pieces": lambda found: _pieces(found["pieces"]),
+        "memory": lambda found: _memory(found["memory"]),
     }
+    made = {
+        name: "\n\n".join(f"**{processor}**\n\n{write(found)}" for processor, found in entries.items())
+        for name, write in writers.items()
+    }
+    return {**made, "machine": "\n\n".join(pages.sentence(found) for found in entries.values())}
 
 
 def _times(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -243,6 +275,8 @@ if __name__ == "__main__":
     command.run(
         RESULTS,
         PAGES,
-        lambda quick: measure(QUICK if quick else Settings(), flags.FLAGS.torch_python),
+        lambda quick: with_entry(
+            flags.FLAGS.json, lambda: measure(QUICK if quick else Settings(), flags.FLAGS.torch_python)
+        ),
         write_tables,
     )

@@ -4,7 +4,8 @@
 
 reads `FOLDER/config.json` and `FOLDER/arrays.npz` (parameters under torch names, batches `inputs` and `targets`
 [batches, B, T]), prints a line of JSON with its version, and then answers each line of standard input, `{"program":
-NAME, "steps": N}`, with the losses of N further steps. Only torch and numpy are needed.
+NAME, "steps": N}`, with the losses of N further steps. Only torch and numpy are needed. A program may also be a single
+matmul (operands in `FOLDER/operands.npz`, see `benchmarks/matmuls.py`): it runs N times and answers with some values.
 
 The model is what a PyTorch user would write for this machine: `scaled_dot_product_attention`, `rms_norm`, the fused
 AdamW, `zero_grad(set_to_none=True)`. A program may also go through `torch.compile`.
@@ -147,6 +148,26 @@ class Program:
         return torch.stack([self.step() for _ in range(steps)]).tolist()
 
 
+class Product:
+    """A linear layer's matmul as autograd runs it: `forward`, or the gradient of its input (`dX`) or weight (`dW`)."""
+
+    def __init__(self, part: str, operands: dict[str, np.ndarray], checked: int) -> None:
+        x, weight, grad = (torch.from_numpy(operands[name]).to(DEVICE) for name in ("x", "weight", "grad"))
+        self.checked = checked
+        if part == "forward":
+            self.call = lambda: F.linear(x, weight)
+        else:
+            wanted = {"dX": x, "dW": weight}[part].requires_grad_()
+            y = F.linear(x, weight)
+            self.call = lambda: torch.autograd.grad(y, wanted, grad, retain_graph=True)[0]
+
+    def run(self, steps: int) -> list[float]:
+        """The start of the diagonal of the last of so many results."""
+        for _ in range(steps):
+            result = self.call()
+        return result.diagonal()[: self.checked].tolist()
+
+
 def main() -> None:
     """Answers orders until standard input ends."""
     folder = Path(sys.argv[1])
@@ -154,13 +175,19 @@ def main() -> None:
     torch.set_num_threads(config["threads"])
     with np.load(folder / "arrays.npz") as file:
         arrays = dict(file)
-    programs = {
-        name: Program(arrays, config, order["frozen"], order["compiled"]) for name, order in config["programs"].items()
-    }
+    with np.load(folder / "operands.npz") as file:
+        operands = dict(file)
+    programs: dict[str, Program | Product] = {}
+    for name, order in config["programs"].items():
+        if "part" in order:
+            mine = {key: operands[f"{order['operands']}/{key}"] for key in ("x", "weight", "grad")}
+            programs[name] = Product(order["part"], mine, order["checked"])
+        else:
+            programs[name] = Program(arrays, config, order["frozen"], order["compiled"])
     print(json.dumps({"torch": torch.__version__}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        print(json.dumps({"losses": programs[order["program"]].run(order["steps"])}), flush=True)
+        print(json.dumps({"values": programs[order["program"]].run(order["steps"])}), flush=True)
 
 
 if __name__ == "__main__":

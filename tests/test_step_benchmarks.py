@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import freezing, pages, step
+from benchmarks import freezing, matmuls, pages, step
 from benchmarks.running_step import EVERYTHING, GATE_UP, Sizes, phase
 from freezejax import UserError
 from freezejax.models.importers import params_from_torch
@@ -59,7 +59,7 @@ def test_every_case_freezes_something_else():
 def test_orders_for_pytorch_hold_our_parameters_and_what_is_frozen(tmp_path):
     settings = dataclasses.replace(step.QUICK, sizes=TINY)
     names = step.write_orders(tmp_path, settings)
-    assert names == [("everything trained", "torch"), ("gate and up frozen", "torch")]
+    assert names[:2] == [("everything trained", "torch"), ("gate and up frozen", "torch")]
     config = json.loads((tmp_path / "config.json").read_text())
     frozen = config["programs"]["gate and up frozen/torch"]["frozen"]
     assert len(frozen) == 2 * TINY.num_layers
@@ -70,6 +70,59 @@ def test_orders_for_pytorch_hold_our_parameters_and_what_is_frozen(tmp_path):
     assert set(frozen) < arrays.keys()
     state = {name: array for name, array in arrays.items() if name not in ("inputs", "targets")}
     jax.tree.map(np.testing.assert_array_equal, params_from_torch(model, state), model.init(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("product", matmuls.products(TINY), ids=lambda product: product.name)
+def test_a_part_of_a_matmul_is_what_it_says_and_nothing_else(product):
+    program, arguments = matmuls.compile_product(product)
+    assert program.cost_analysis()["flops"] == product.flop  # neither the forward nor the other gradient is left in it
+    x, weight_OxI, grad = matmuls.operands(product).values()
+    wanted = {"forward": x @ weight_OxI.T, "dX": grad @ weight_OxI, "dW": grad.T @ x}[product.part]
+    found = np.asarray(program(*arguments))
+    if product.part == "dW" and not product.transposed:
+        found = found.T
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert matmuls.ours(product)(2) == pytest.approx(wanted.diagonal()[: matmuls.CHECKED], abs=1e-4)
+
+
+def test_every_kernel_shape_of_the_step_is_measured_once():
+    shapes = {(p.weight, p.inner, p.outer) for p in matmuls.products(Sizes())}
+    assert shapes == {
+        ("out", 192, 192),
+        ("qkv", 192, 576),
+        ("down", 384, 192),
+        ("gate, up", 192, 384),
+        ("head", 192, 256),
+    }
+    assert {p.tokens for p in matmuls.products(Sizes())} == {8 * 256}
+
+
+def test_orders_for_pytorch_hold_every_matmul_with_its_operands(tmp_path):
+    names = step.write_orders(tmp_path, dataclasses.replace(step.QUICK, sizes=TINY))
+    config = json.loads((tmp_path / "config.json").read_text())
+    with np.load(tmp_path / "operands.npz") as file:
+        for product in matmuls.products(TINY):
+            assert (product.name, "torch") in names
+            order = config["programs"][f"{product.name}/torch"]
+            assert order["part"] == product.part
+            for name, array in matmuls.operands(product).items():
+                np.testing.assert_array_equal(file[f"{order['operands']}/{name}"], array)
+
+
+def test_rates_are_flops_over_time_and_other_results_end_the_benchmark():
+    measured = matmuls.products(TINY)[:2]
+    torch = {product.name: matmuls.ours(product) for product in measured}
+    rows = matmuls.time_products(measured, torch, rounds=2)
+    assert [(row["part"], row["name"]) for row in rows] == [
+        (part, side) for part in ("forward", "dX") for side in ("freezejax", "torch")
+    ]
+    for row in rows:
+        flop = 2 * row["tokens"] * row["inner"] * row["outer"]
+        assert row["gflop_per_s"] == pytest.approx(flop / (row["ms_median"] / 1e3) / 1e9)
+    assert f"| {rows[2]['gflop_per_s']:.0f} | {rows[3]['gflop_per_s']:.0f} |" in matmuls.write_table(rows)
+    forward, dx = measured
+    with pytest.raises(UserError, match="forward of out: PyTorch's result differs from ours"):
+        matmuls.time_products([forward], {forward.name: torch[dx.name]}, rounds=1)
 
 
 def test_losses_that_differ_end_the_benchmark():
@@ -102,14 +155,53 @@ def test_a_python_without_torch_is_told_in_one_line():
 def test_pytorch_computes_the_same_losses():
     found = step.measure(dataclasses.replace(step.QUICK, rounds=1), os.environ["FREEZEJAX_TORCH_PYTHON"])
     assert max(found["loss_difference"].values()) <= step.TOLERANCE
-    assert step.write_tables(found).keys() == {"times", "pieces", "memory", "machine"}
+    assert len(found["matmuls"]) == 2 * len(matmuls.products(step.QUICK.sizes))
+    made = step.write_tables({found["machine"]["processor"]: found})
+    assert made.keys() == {"times", "matmuls", "pieces", "memory", "machine"}
+    assert "dW" in made["matmuls"]
+
+
+def entry(processor, **changes):
+    return {"machine": {"processor": processor}, **changes}
+
+
+def test_a_run_replaces_the_entry_of_its_own_processor_and_keeps_the_others(tmp_path):
+    path = tmp_path / "step.json"
+    before = step.with_entry(str(path), lambda: entry("AMD EPYC", run=1))
+    assert before == {"AMD EPYC": entry("AMD EPYC", run=1)}
+    path.write_text(json.dumps(before))
+    both = step.with_entry(str(path), lambda: entry("Intel Xeon", run=2))
+    assert both == before | {"Intel Xeon": entry("Intel Xeon", run=2)}
+    path.write_text(json.dumps(both))
+    assert step.with_entry(str(path), lambda: entry("AMD EPYC", run=3)) == both | {"AMD EPYC": entry("AMD EPYC", run=3)}
+    assert step.with_entry(None, lambda: entry("AMD EPYC", run=4)) == {"AMD EPYC": entry("AMD EPYC", run=4)}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": {"machine": {"processor": "b"}}}', "\xff"])
+def test_a_json_of_something_else_is_told_before_anything_is_measured(text, tmp_path):
+    path = tmp_path / "other.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"other.json is no JSON of this benchmark"):
+        step.with_entry(str(path), lambda: pytest.fail("measured"))
+    assert path.read_bytes() == text.encode("latin-1")
+
+
+def test_pages_show_every_processor():
+    (name, found), *_ = read(step).items()
+    other = json.loads(json.dumps(found).replace(name, "Other"))
+    alone, both = step.write_tables({name: found}), step.write_tables({name: found, "Other": other})
+    for block, text in alone.items():
+        assert both[block] == f"{text}\n\n{text.replace(name, 'Other')}"
+        assert name in text
 
 
 @pytest.mark.parametrize("module", [step, freezing], ids=["step", "freezing"])
 def test_pages_quote_the_committed_figures(module):
     found = read(module)
     name = module.RESULTS.stem
-    assert found["settings"] == json.loads(json.dumps(dataclasses.asdict(module.Settings())))
+    entries = found.values() if module is step else [found]
+    for one in entries:
+        assert one["settings"] == json.loads(json.dumps(dataclasses.asdict(module.Settings())))
     for page in module.PAGES:
         text = page.read_text(encoding="utf-8")
         assert f"<!-- {name}: " in text
