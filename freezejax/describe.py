@@ -89,7 +89,7 @@ def describe(
             raise UserError("describe: a schedule needs total_steps, the length of the run")
         phases = mask_or_schedule.phases(params, total_steps)
     else:
-        check_static(mask_or_schedule, params)
+        check_static(mask_or_schedule, params, whole=True)
         phases = [Phase(0, total_steps or 0, mask_or_schedule)]
     leaves = _leaves(params, [phase.mask for phase in phases], optax.adamw(1e-3) if tx is None else tx)
     return Description(tuple((phase, _rows(leaves, jax.tree.leaves(phase.mask))) for phase in phases))

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
 
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, path_string
@@ -13,14 +14,19 @@ from freezejax.rows import Rows
 
 
 def fields(tree: PyTree) -> PyTree:
-    """A callable tree as the dict of its fields, in their order; any other tree as it is.
+    """A callable tree as the dict of its fields, an nnx state as the dict of its values; any other tree as it is.
 
     optax calls a mask or a tree of labels that is callable, to get the tree that it returns. A module with
-    `__call__` is both a tree and callable. Leaf paths stay the same.
+    `__call__` is both a tree and callable. Leaf paths stay the same. `nnx.Optimizer` shows variables at init and
+    their values at update: both are the same dict, and so is a mask made of either.
 
     >>> fields({"w": 1})
     {'w': 1}
+    >>> fields(nnx.State({"w": nnx.Param(1)}))
+    {'w': 1}
     """
+    if isinstance(tree, nnx.State):
+        return nnx.to_pure_dict(tree)
     if not callable(tree):
         return tree
     children = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)

@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,9 +27,10 @@ def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
 
     Raises:
       UserError: a rule is not a `(pattern, bool)` pair, a pattern is not a regular expression or matches
-        no leaf, or a leaf is covered by no rule. The message names it and the nearest alternatives. A
-        pattern whose leaves were all claimed by earlier rules is fine: that is what a final
-        `(".*", True)` often is. One array stands at two leaves, and the rules split them (see `tie`).
+        no leaf, or a leaf is covered by no rule. The message names it and the nearest alternatives. Earlier
+        rules have decided all leaves of a rule, and otherwise: it comes too late. (One that matches every leaf,
+        such as a final `(".*", True)`, may have nothing left to say.) A leaf is a function. One array stands at
+        two leaves, and the rules split them (see `tie`).
 
     >>> params = {"mlp": {"gate": 1.0, "down": 2.0}}
     >>> trainable_mask(params, [("mlp/gate", False), (".*", True)])
@@ -47,22 +48,44 @@ def masks_of(params: PyTree, rule_sets: Sequence[Rules]) -> list[PyTree]:
     [{'w': True}, {'w': False}]
     """
     paths, structure = leaf_paths(params), jax.tree.structure(params)
+    _check_no_functions(paths, params)
     matched, learned = matcher(paths), [not leaf.role.constant for leaf in leaves(params)]
 
     def mask_of(rules: Rules) -> PyTree:
-        trains: dict[str, bool] = {}
-        for pattern, trainable in rules:
-            found = matched(pattern)
+        claimed: dict[str, Rule] = {}
+        for rule in rules:
+            found = matched(rule[0])
             if not found:
-                raise UserError(f"rule {pattern!r} matches no leaf; {nearest(pattern, paths)}")
+                raise UserError(f"rule {rule[0]!r} matches no leaf; {nearest(rule[0], paths)}")
+            if len(found) < len(paths) and all(path in claimed for path in found):
+                _check_is_heard(rule, found, claimed)
             for path in found:
-                trains.setdefault(path, trainable)
-        if len(trains) < len(paths):
-            bare = next(path for path in paths if path not in trains)
+                claimed.setdefault(path, rule)
+        if len(claimed) < len(paths):
+            bare = next(path for path in paths if path not in claimed)
             raise UserError(f"leaf {bare!r} is covered by no rule; {nearest(bare, [pattern for pattern, _ in rules])}")
-        return jax.tree.unflatten(structure, [trains[p] and may for p, may in zip(paths, learned, strict=True)])
+        return jax.tree.unflatten(structure, [claimed[p][1] and may for p, may in zip(paths, learned, strict=True)])
 
     return [mask_of(rules) for rules in rule_sets]
+
+
+def _check_no_functions(paths: Sequence[str], params: PyTree) -> None:
+    for path, leaf in zip(paths, jax.tree.leaves(params), strict=True):
+        if callable(leaf) and not hasattr(leaf, "shape"):
+            raise UserError(
+                f"leaf {path!r} is a function, not a weight: split the module first, with equinox "
+                "params, static = eqx.partition(model, eqx.is_array), or take eqx.filter(model, eqx.is_array)"
+            )
+
+
+def _check_is_heard(rule: Rule, found: Sequence[str], claimed: Mapping[str, Rule]) -> None:
+    """Refuses a rule whose every leaf has been decided otherwise before."""
+    if any(claimed[path][1] == rule[1] for path in found):
+        return
+    raise UserError(
+        f"rule {rule!r} decides nothing: {claimed[found[0]]!r} comes before it and decides {found[0]!r} otherwise; "
+        "the first match wins, so put the special rule before the general one"
+    )
 
 
 def matcher(paths: Sequence[str]) -> Callable[[str], list[str]]:
@@ -191,8 +214,10 @@ def intersection(mask: PyTree, other: PyTree) -> PyTree:
     return jax.tree.map(lambda m, n: m and n, mask, other)
 
 
-def check_static(mask: PyTree, tree: PyTree) -> None:
-    """Checks that `mask` is a tree of Python bools with exactly the leaves of `tree`.
+def check_static(mask: PyTree, tree: PyTree, *, whole: bool = False) -> None:
+    """Checks that `mask` is a tree of Python bools with the leaves of `tree`.
+
+    A leaf of the mask may stand over None in the tree: that is the absent half of a partition. Not with `whole`.
 
     Raises:
       UserError: a leaf is missing, left over, or not a static bool (a traced mask belongs to
@@ -212,8 +237,7 @@ def check_static(mask: PyTree, tree: PyTree) -> None:
     structure: Any = jax.tree.structure(mask)
     if structure == jax.tree.structure(tree):
         return
-    # A leaf of the mask may stand over None in the tree: that is the absent half of a partition.
-    with_absent = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    with_absent = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None and not whole)
     mask_paths = dict.fromkeys(leaf_paths(mask))
     tree_paths = dict.fromkeys(path_string(key_path) for key_path, _ in with_absent)
     for path in leaf_paths(tree):

@@ -28,7 +28,8 @@ def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTran
 
     Raises:
       UserError: `mask` holds tracers or other things than Python bools; (at init) it does not have the leaves
-        of the parameters; (at update) `tx` would mix the `rows` of an array with rows that are not there.
+        of the parameters; (at update) the state was made under another mask, or `tx` would mix the `rows` of an
+        array with rows that are not there.
 
     >>> import jax.numpy as jnp
     >>> params = {"w": jnp.ones(2), "b": jnp.ones(2)}
@@ -42,10 +43,22 @@ def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTran
     inner = guarded(optax.multi_transform({"trainable": tx, "frozen": _set_to_negative_zero()}, labels))
 
     def init(params: PyTree) -> Any:
-        check_static(mask, params)
+        check_static(fields(mask), fields(params))
         return inner.init(params)
 
-    return optax.GradientTransformationExtraArgs(init, inner.update)
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
+        try:
+            return inner.update(updates, state, params, **extra)
+        except (AttributeError, TypeError, ValueError):
+            made = jax.eval_shape(inner.init, updates if params is None else params)
+            if set(leaf_paths(made)) == set(leaf_paths(state)):
+                raise
+            raise UserError(
+                "freeze: the optimizer state was made under another mask; at the boundary call freezejax.migrate("
+                "state, old_mask, new_mask, tx=tx, params=params)"
+            ) from None
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _set_to_negative_zero() -> optax.GradientTransformation:

@@ -1,0 +1,186 @@
+"""What a newcomer tries first works, or ends in one line that says what to write."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import freezejax
+from freezejax import UserError
+
+TRAIN_ALL = {"up": True, "down": True}
+UP_FROZEN = {"up": False, "down": True}
+
+
+@pytest.fixture(autouse=True)
+def jax_as_a_user_has_it():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def arrays():
+    return {"up": jnp.linspace(-1, 1, 12).reshape(3, 4), "down": jnp.ones((4, 2))}
+
+
+class Net(nnx.Module):
+    def __init__(self):
+        self.up, self.down = nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 1, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.down(jnp.tanh(self.up(x)))
+
+
+X = jnp.linspace(-1, 1, 12).reshape(3, 4)
+
+
+def loss_of(net):
+    return jnp.mean((net(X) - 1) ** 2)
+
+
+@nnx.jit
+def nnx_step(net, optimizer):
+    optimizer.update(net, nnx.grad(loss_of)(net))
+
+
+def as_they_are(state):
+    return state
+
+
+RULES = [("up/.*", False), (".*", True)]
+TX = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.1))
+
+
+@pytest.mark.parametrize("show", [as_they_are, nnx.to_pure_dict, nnx.as_pure])
+def test_nnx_optimizer_takes_a_mask_of_the_state_or_of_its_values(show):
+    net = Net()
+    start = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    mask = freezejax.trainable_mask(show(nnx.state(net, nnx.Param)), RULES)
+    optimizer = nnx.Optimizer(net, freezejax.freeze(TX, mask), wrt=nnx.Param)
+    for _ in range(3):
+        nnx_step(net, optimizer)
+    # An independent run: plain dicts, the frozen half a constant.
+    graph, _ = nnx.split(net)
+    trained, tx = start, freezejax.freeze(TX, freezejax.trainable_mask(start, RULES))
+    state = tx.init(trained)
+    for _ in range(3):
+        grads = jax.grad(lambda params: loss_of(nnx.merge(graph, params)))(trained)
+        updates, state = tx.update(grads, state, trained)
+        trained = freezejax.apply_updates(trained, updates)
+    found = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    for name in ("kernel", "bias"):
+        assert np.array_equal(found["up"][name], start["up"][name])
+        assert not np.array_equal(found["down"][name], start["down"][name])
+        np.testing.assert_allclose(found["down"][name], trained["down"][name], rtol=1e-5)
+
+
+def test_nnx_optimizer_across_a_boundary():
+    net = Net()
+    params = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    every, some = (freezejax.trainable_mask(params, rules) for rules in ([(".*", True)], RULES))
+    optimizer = nnx.Optimizer(net, freezejax.freeze(TX, every), wrt=nnx.Param)
+    nnx_step(net, optimizer)
+    before = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    state, _ = freezejax.migrate(nnx.as_pure(optimizer.opt_state), every, some, tx=TX, params=before)
+    optimizer = nnx.Optimizer(net, freezejax.freeze(TX, some), wrt=nnx.Param)
+    nnx.update(optimizer.opt_state, nnx.state(state))
+    nnx_step(net, optimizer)
+    after = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    assert np.array_equal(after["up"]["kernel"], before["up"]["kernel"])
+    assert not np.array_equal(after["down"]["kernel"], before["down"]["kernel"])
+    counts = [x for x in jax.tree.leaves(nnx.as_pure(optimizer.opt_state)) if x.ndim == 0]
+    assert [int(count) for count in counts] == [2]  # the count of Adam went on
+
+
+def test_nnx_optimizer_with_a_scheduled_freeze():
+    net = Net()
+    schedule = freezejax.FreezeSchedule([(0, [(".*", True)]), (1, RULES)])
+    optimizer = nnx.Optimizer(net, freezejax.scheduled_freeze(optax.adam(0.1), schedule), wrt=nnx.Param)
+    nnx_step(net, optimizer)
+    before = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    nnx_step(net, optimizer)
+    after = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    assert np.array_equal(after["up"]["kernel"], before["up"]["kernel"])
+    assert not np.array_equal(after["down"]["kernel"], before["down"]["kernel"])
+
+
+OPTIMIZERS = {
+    "adamw": optax.adamw(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "lion": optax.lion(0.1),
+    "adafactor": optax.adafactor(0.1),
+    "muon": optax.contrib.muon(0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("old, new", [(TRAIN_ALL, UP_FROZEN), (UP_FROZEN, TRAIN_ALL)])
+@pytest.mark.parametrize("half", [True, False])
+def test_a_forgotten_migrate_is_named(name, old, new, half):
+    params, tx = arrays(), OPTIMIZERS[name]
+    state = freezejax.freeze(tx, old).init(params)
+    shown = freezejax.partition(params, new)[0] if half else params
+    with pytest.raises(UserError, match=r"made under another mask.*freezejax\.migrate"):
+        jax.jit(freezejax.freeze(tx, new).update)(shown, state, shown)
+
+
+def test_another_mistake_keeps_its_own_error():
+    params, tx = arrays(), freezejax.freeze(optax.adam(0.1), UP_FROZEN)
+    with pytest.raises(ValueError, match="down") as caught:
+        tx.update({"up": params["up"]}, tx.init(params), params)
+    assert not isinstance(caught.value, UserError)
+
+
+def loss(params, x):
+    return jnp.mean((x @ params["up"] @ params["down"] - 1) ** 2)
+
+
+def test_pairs_of_gradient_and_update_that_fit():
+    """The half gradient with freezejax.apply_updates, or halves all through; the whole gradient with optax's, and flax's."""
+    params, x = arrays(), jnp.ones((2, 3))
+    tx = freezejax.freeze(optax.adam(0.1), UP_FROZEN)
+    half, frozen = freezejax.partition(params, UP_FROZEN)
+    _, grads = freezejax.value_and_grad(loss, UP_FROZEN)(params, x)
+    updates, _ = tx.update(grads, tx.init(params), half)
+    found = [freezejax.apply_updates(params, updates), freezejax.combine(optax.apply_updates(half, updates), frozen)]
+    whole = jax.grad(loss)(params, x)
+    updates, _ = tx.update(whole, tx.init(params), params)
+    found.append(optax.apply_updates(params, updates))
+    state = TrainState.create(apply_fn=None, params=params, tx=tx)
+    found.append(state.apply_gradients(grads=whole).params)
+    for one in found:
+        assert np.array_equal(one["up"], params["up"]) and not np.array_equal(one["down"], params["down"])
+        np.testing.assert_allclose(one["down"], found[0]["down"], rtol=1e-6)
+    with pytest.raises(TypeError, match="NoneType"):
+        state.apply_gradients(grads=grads)
+
+
+def test_a_function_among_the_leaves_is_named():
+    model = eqx.nn.MLP(4, 1, 8, 1, key=jax.random.key(0))
+    with pytest.raises(UserError, match=r"leaf 'activation' is a function.*eqx\.partition"):
+        freezejax.trainable_mask(model, [(".*", True)])
+
+
+def test_describe_refuses_the_mask_of_another_tree():
+    with pytest.raises(UserError, match="mask leaf 'down' is not in the tree; nearest: up"):
+        freezejax.describe({"up": jnp.ones(2), "down": None}, TRAIN_ALL)
+
+
+def test_a_rule_that_comes_too_late_is_named():
+    with pytest.raises(UserError, match=r"rule \('up', False\) decides nothing.*\('\.\*', True\)"):
+        freezejax.trainable_mask(arrays(), [(".*", True), ("up", False)])
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [("up", False), ("down", False), (".*", True)],  # a last word that has nothing left to say
+        [(".*", True), ("up", True)],  # says what holds
+        [("up", False), ("up|down", True)],
+    ],
+)
+def test_rules_that_decide_nothing_but_contradict_nothing_are_fine(rules):
+    freezejax.trainable_mask(arrays(), rules)
