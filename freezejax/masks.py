@@ -41,8 +41,10 @@ def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
     return mask
 
 
-def masks_of(params: PyTree, rule_sets: Sequence[Rules]) -> list[PyTree]:
+def masks_of(params: PyTree, rule_sets: Sequence[Rules], *, overruled: bool = False) -> list[PyTree]:
     """One mask per rule set. Each pattern is tried on the leaf paths once, however many sets hold it.
+
+    With `overruled` a rule may come too late to decide anything.
 
     >>> masks_of({"w": 1.0}, [[("w", True)], [(".*", False)]])
     [{'w': True}, {'w': False}]
@@ -57,7 +59,7 @@ def masks_of(params: PyTree, rule_sets: Sequence[Rules]) -> list[PyTree]:
             found = matched(rule[0])
             if not found:
                 raise UserError(f"rule {rule[0]!r} matches no leaf; {nearest(rule[0], paths)}")
-            if len(found) < len(paths) and all(path in claimed for path in found):
+            if not overruled and len(found) < len(paths) and all(path in claimed for path in found):
                 _check_is_heard(rule, found, claimed)
             for path in found:
                 claimed.setdefault(path, rule)

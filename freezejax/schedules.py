@@ -50,6 +50,7 @@ class FreezeSchedule:
     entries: Sequence[tuple[int | float | jax.Array, Rules]]
     # Pairs of (name, pattern) of groups that one event sends different ways, so that no leaf may be in both.
     disagreeing: frozenset[tuple[tuple[str, str], tuple[str, str]]] = frozenset()
+    overruled: bool = False  # of `by_groups`: a later event may decide all that an earlier one had decided
 
     def __post_init__(self) -> None:
         """Freezes the entries into tuples and checks their starts."""
@@ -97,7 +98,7 @@ class FreezeSchedule:
                     f"the last usable step is {total_steps - 1}"
                 )
         _check_increasing([start for start, _ in entries], f" in a run of {total_steps} steps")
-        return FreezeSchedule(entries, self.disagreeing)
+        return dataclasses.replace(self, entries=entries)
 
     def phases(self, params: PyTree, total_steps: int) -> list[Phase]:
         """Static phases of a run: what the training loop compiles, one after the other.
@@ -122,7 +123,7 @@ class FreezeSchedule:
         """
         if self.disagreeing:
             _check_apart(self.disagreeing, leaf_paths(params))
-        return masks_of(params, [rules for _, rules in self.entries])
+        return masks_of(params, [rules for _, rules in self.entries], overruled=self.overruled)
 
     def mask_at(self, params: PyTree, step: Any) -> PyTree:
         """Mask at `step` as a tree of bool scalars; `step` may be traced (jit, scan, vmap).
@@ -191,7 +192,7 @@ def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Map
         disagreeing |= {(one, other) for one, other in pairs if changes[one[0]] != changes[other[0]]}
     if not entries or entries[0][0] != 0:
         entries.insert(0, (0, ((".*", True),)))
-    return FreezeSchedule(entries, frozenset(disagreeing))
+    return FreezeSchedule(entries, frozenset(disagreeing), overruled=True)
 
 
 def layer_by_layer(

@@ -139,7 +139,7 @@ def loss(params, x):
 
 
 def test_pairs_of_gradient_and_update_that_fit():
-    """The half gradient with freezejax.apply_updates, or halves all through; the whole gradient with optax's, and flax's."""
+    """Half gradients with freezejax.apply_updates, or halves all through; whole ones with optax's and flax's, too."""
     params, x = arrays(), jnp.ones((2, 3))
     tx = freezejax.freeze(optax.adam(0.1), UP_FROZEN)
     half, frozen = freezejax.partition(params, UP_FROZEN)
@@ -184,3 +184,8 @@ def test_a_rule_that_comes_too_late_is_named():
 )
 def test_rules_that_decide_nothing_but_contradict_nothing_are_fine(rules):
     freezejax.trainable_mask(arrays(), rules)
+
+
+def test_a_later_event_of_groups_may_overrule_all_of_an_earlier_one():
+    schedule = freezejax.by_groups({"all": "up|down", "one": "up"}, [(0, {"one": False}), (5, {"all": True})])
+    assert [phase.mask for phase in schedule.phases(arrays(), 9)] == [UP_FROZEN, TRAIN_ALL]
