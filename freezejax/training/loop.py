@@ -16,7 +16,7 @@ from freezejax.masks import count_parameters
 from freezejax.models import Model
 from freezejax.paths import PyTree
 from freezejax.schedules import FreezeSchedule, Phase
-from freezejax.training import processes
+from freezejax.training import origin, processes
 from freezejax.training.batches import BatchSource
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
@@ -66,7 +66,8 @@ def train(
       batches: where batches come from, for instance `TokenBatches`.
       config: steps, batch, optimizer and so on.
       schedule: what trains from which step on; fractions are of `config.steps`.
-      directory: where checkpoints go; with several processes one that all of them see.
+      directory: where checkpoints go; with several processes one that all of them see. A directory belongs to one run:
+        config, model and schedule must be those of its checkpoints, but for `freezejax.training.origin.MAY_CHANGE`.
       params: weights to start from, in their own dtypes; they are copied. None = `model.init`.
       mesh: devices to lay the run out over, see `freezejax.sharding`; None = the default device.
       sinks: where records go: those of steps every `config.log_every`, evaluations every `config.eval_every` and at the
@@ -74,7 +75,7 @@ def train(
       stop: when it receives a signal the loop saves a checkpoint and raises.
 
     Raises:
-      UserError: schedule, weights, batches or checkpoint do not fit.
+      UserError: schedule, weights, batches or checkpoint do not fit; the directory belongs to another run.
       NonFinite: a loss, a norm or an evaluation is not finite; the last good checkpoint stays.
       Stopped: `stop` received a signal.
     """
@@ -116,6 +117,8 @@ class _Run:
         plan = self.plan
         # As process 0 sees it: on a network's file system another may see a new file late.
         step = processes.broadcast_from_main(-1 if (found := self.checkpoints.latest()) is None else found)
+        folder = self.directory / "checkpoints"
+        processes.on_main(lambda: (origin.write if step < 0 else origin.check)(folder, plan))
         if step < 0:
             return 0, 0, plan.begin(params)
         index = max(i for i, phase in enumerate(self.phases) if phase.start < max(step, 1))
@@ -151,7 +154,9 @@ class _Run:
         argument = self.plan.held(frozen)
         with phase_batches(self.source, programs, argument, self.config, self.directory) as batches:
             for index in range(start, phase.stop):
-                batch = self.plan.place(next(batches))
+                rows = next(batches)
+                self.plan.objective.check(rows)
+                batch = self.plan.place(rows)
                 step_state, metrics = programs.step(step_state, argument, self.key, np.int32(index), batch)
                 self.flush()
                 self.pending = (index + 1, phase, metrics)

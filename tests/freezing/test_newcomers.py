@@ -117,7 +117,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("old, new", [(TRAIN_ALL, UP_FROZEN), (UP_FROZEN, TRAIN_ALL)])
+@pytest.mark.parametrize(("old", "new"), [(TRAIN_ALL, UP_FROZEN), (UP_FROZEN, TRAIN_ALL)])
 @pytest.mark.parametrize("half", [True, False])
 def test_a_forgotten_migrate_is_named(name, old, new, half):
     params, tx = arrays(), OPTIMIZERS[name]
@@ -152,7 +152,8 @@ def test_pairs_of_gradient_and_update_that_fit():
     state = TrainState.create(apply_fn=None, params=params, tx=tx)
     found.append(state.apply_gradients(grads=whole).params)
     for one in found:
-        assert np.array_equal(one["up"], params["up"]) and not np.array_equal(one["down"], params["down"])
+        assert np.array_equal(one["up"], params["up"])
+        assert not np.array_equal(one["down"], params["down"])
         np.testing.assert_allclose(one["down"], found[0]["down"], rtol=1e-6)
     with pytest.raises(TypeError, match="NoneType"):
         state.apply_gradients(grads=grads)

@@ -42,6 +42,13 @@ class Objective(abc.ABC):
         """The global batch before it is split into microbatches: the place for what depends on all of its rows."""
         return batch
 
+    def check(self, batch: Batch) -> None:  # noqa: B027 - nothing to check is a fine default
+        """Looks at this process's rows of every batch, on the host, before they reach a device.
+
+        Raises:
+          UserError: they are no input of the model.
+        """
+
     def evaluate(self, params: PyTree) -> Mapping[str, float]:
         """Figures of parameters on held-out data, by name; called every `train.eval_every` steps and at the end."""
         return {}

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from freezejax.errors import UserError
 from freezejax.models import Model
 from freezejax.paths import PyTree
 from freezejax.training.objectives.base import Batch, Objective
@@ -56,6 +58,28 @@ class LanguageModelling(Objective):
         if "weights" in batch:
             nll_BxT = jnp.where(batch["weights"] > 0, nll_BxT, 0.0) * batch["weights"]
         return jnp.mean(nll_BxT), {}
+
+    def check(self, batch: Batch) -> None:
+        """Refuses tokens outside of the model's vocabulary, which the model would answer with NaN.
+
+        >>> from freezejax import models
+        >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
+        >>> LanguageModelling(model).check({"inputs": np.array([[1, 8]]), "targets": np.array([[2, 3]])})
+        Traceback (most recent call last):
+        ...
+        freezejax.errors.UserError: batch: inputs hold the token 8, and the model's vocab_size is 8, for tokens 0 to ...
+        """
+        size = self.model.config.vocab_size
+        for name in ("inputs", "targets"):
+            tokens = np.asarray(batch[name])
+            if name == "targets" and "weights" in batch:
+                tokens = tokens[np.asarray(batch["weights"]) > 0]
+            if tokens.size and (tokens.min() < 0 or tokens.max() >= size):
+                wrong = tokens[(tokens < 0) | (tokens >= size)].flat[0]
+                raise UserError(
+                    f"batch: {name} hold the token {wrong}, and the model's vocab_size is {size}, for tokens 0 to "
+                    f"{size - 1}: build the model with the vocab_size of the tokenizer that made the tokens"
+                )
 
     def prepare(self, batch: Batch) -> Batch:
         """Scales the weights to mean 1 over the whole batch: a plain mean of weighted losses is then weighted."""

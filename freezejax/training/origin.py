@@ -1,0 +1,76 @@
+"""Which run a folder of checkpoints belongs to: what may not change between one start of a run and the next."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from freezejax.data.atomic import write_atomically
+from freezejax.errors import UserError
+from freezejax.paths import leaf_paths
+from freezejax.training.plan import RunPlan
+
+NAME = "run.json"  # in the folder of the checkpoints
+# How a run is carried out, not what it computes. Its length is not among them: rates and fractions follow from it.
+MAY_CHANGE = ("mesh", "log_every", "eval_every", "checkpoint_every", "draw_maps", "remat", "prefix_cache_gib")
+
+
+def origin(plan: RunPlan) -> dict[str, Any]:
+    """What a run is, as JSON: the fields of its config and its model's, its leaves, and what trains when.
+
+    >>> from freezejax import FreezeSchedule, models
+    >>> from freezejax.training.config import TrainConfig
+    >>> config, schedule = TrainConfig(steps=2, batch_size=2, seq_len=8), FreezeSchedule([(0, [(".*", True)])])
+    >>> found = origin(RunPlan(models.build("geglu", num_layers=1), config, schedule))
+    >>> found["train.steps"], found["model.num_layers"], found["leaf ln_f/scale"]
+    (2, 1, 'float32[192]')
+    """
+    config = {name: value for name, value in dataclasses.asdict(plan.config).items() if name not in MAY_CHANGE}
+    optimizer = config.pop("optimizer")
+    leaves = zip(leaf_paths(plan.abstract_params), jax.tree.leaves(plan.abstract_params), strict=True)
+    found = {
+        **{f"train.{name}": value for name, value in config.items()},
+        **{f"train.optimizer.{name}": value for name, value in optimizer.items()},
+        **{f"model.{name}": value for name, value in dataclasses.asdict(plan.model.config).items()},
+        **{f"leaf {path}": f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves},
+        "the schedule": [[phase.start, phase.stop, _digest(phase.mask)] for phase in plan.phases],
+    }
+    as_json: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return as_json
+
+
+def write(folder: Path, plan: RunPlan) -> None:
+    """Says in a folder which run its checkpoints will be of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / NAME, json.dumps(origin(plan), indent=1))
+
+
+def check(folder: Path, plan: RunPlan) -> None:
+    """Refuses a folder with the checkpoints of another run. One that does not say whose they are is taken.
+
+    Raises:
+      UserError: naming a field that differs.
+    """
+    if not (folder / NAME).exists():
+        return
+    try:
+        known = dict(json.loads((folder / NAME).read_text(encoding="utf-8")))
+    except ValueError:
+        raise UserError(f"{folder / NAME} cannot be read as JSON; train in another directory") from None
+    now = origin(plan)
+    for name in [*now, *known]:
+        if now.get(name) != known.get(name):
+            values = (
+                "" if name == "the schedule" else f" {known.get(name, 'absent')} there, {now.get(name, 'absent')} here"
+            )
+            raise UserError(
+                f"{folder.parent}: this directory belongs to another run: {name} is{values or ' another'}; "
+                "train in a fresh directory"
+            )
+
+
+def _digest(mask: Any) -> str:
+    return hashlib.sha256(bytes(map(bool, jax.tree.leaves(mask)))).hexdigest()[:16]
