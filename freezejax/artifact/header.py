@@ -49,7 +49,9 @@ def make_header(
         raise UserError(f"there is no compressor {compressor!r}; {nearest(str(compressor), COMPRESSORS)}")
     for name, value in (("model", model), ("tokenizer", tokenizer)):
         if value is not None and not isinstance(value, Mapping):
-            raise UserError(f"artifact header: {name}={value!r} is not a mapping")
+            right = "the mapping given to models.build, with its family" if name == "model" else "a name and a sha256"
+            shown = repr(value) if len(repr(value)) < 40 else f"a {type(value).__name__}"
+            raise UserError(f"artifact header: {name}={shown} is not a mapping; pass {right}")
     reference = None if tokenizer is None else dict(tokenizer)
     named = None if model is None else dict(model)
     header = Header(named, check_codec(codec), compressor, seeded, reference, notes, tensors)

@@ -126,7 +126,8 @@ def stored_leaves(params: PyTree) -> list[Leaf]:
         kind = getattr(leaf.value, "dtype", None)
         if kind is None or not jnp.issubdtype(kind, jnp.floating):
             shown = kind or type(leaf.value).__name__
-            raise UserError(f"leaf {leaf.path!r} is {shown}: an artifact stores float weights")
+            hint = "; of an nnx model save nnx.state(model, nnx.Not(nnx.RngState))" if "uint32" in str(shown) else ""
+            raise UserError(f"leaf {leaf.path!r} is {shown}: an artifact stores float weights{hint}")
     return found
 
 

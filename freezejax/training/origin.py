@@ -63,12 +63,11 @@ def check(folder: Path, plan: RunPlan) -> None:
     now = origin(plan)
     for name in [*now, *known]:
         if now.get(name) != known.get(name):
-            values = (
-                "" if name == "the schedule" else f" {known.get(name, 'absent')} there, {now.get(name, 'absent')} here"
-            )
+            there, here = known.get(name, "absent"), now.get(name, "absent")
+            differs = "another" if name == "the schedule" else f"{there} there, {here} here"
             raise UserError(
-                f"{folder.parent}: this directory belongs to another run: {name} is{values or ' another'}; "
-                "train in a fresh directory"
+                f"{folder.parent}: this directory belongs to another run: {name} is {differs}; train in a fresh "
+                "directory"
             )
 
 

@@ -110,6 +110,8 @@ def _parse(index: int, rule: Any, kernels: Sequence[str]) -> _Rule:
         raise UserError(f"{where}={rule!r} must be a mapping such as {_EXAMPLE}")
     options = {str(name): rule[name] for name in rule}
     pattern, kind = options.pop("pattern", None), options.pop("kind", None)
+    if kind is None:
+        raise UserError(f"{where}: kind is missing: expected one of {', '.join(KINDS)}")
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{where}: kind={kind!r}: expected one of {', '.join(KINDS)}; {nearest(str(kind), KINDS, 1)}")
     where = f"{where} (kind {kind})"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from freezejax import artifact, models
 from freezejax.errors import UserError
@@ -35,6 +36,7 @@ def params():
         ({"model": {**CONFIG, "weights": [MAP, {**LORA, "alpha": 64}]}}, "hold LoraWeight at 'blocks/0/mlp/up/kernel'"),
         ({"model": {**CONFIG, "maps": [{"pattern": ".*"}]}}, "'kind': 'map'}]"),
         ({"model": "geglu"}, "is not a mapping"),
+        ({"model": models.build(**CONFIG)}, "model=a Model is not a mapping; pass the mapping given to models.build"),
         ({"tokenizer": "bytes"}, "tokenizer='bytes' is not a mapping"),
         ({"codec": None}, "give a codec"),
         ({"codec": [(".*",)]}, "write (pattern, codec)"),
@@ -49,6 +51,13 @@ def test_one_line_and_no_file(params, change, told, tmp_path):
     assert told in str(error.value)
     assert "\n" not in str(error.value)
     assert not path.exists()
+
+
+def test_the_keys_of_an_nnx_model_are_named_with_what_leaves_them_out(tmp_path):
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Dropout(0.1, rngs=nnx.Rngs(1)))
+    with pytest.raises(UserError, match=r"artifact stores float weights; .*nnx\.Not\(nnx\.RngState\)"):
+        artifact.save(tmp_path / "x", nnx.to_pure_dict(nnx.state(model)))
+    artifact.save(tmp_path / "x", nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState))))
 
 
 def test_how_maps_lie_on_a_mesh_is_no_part_of_the_model(params, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freezejax import UserError, trainable_mask
-from freezejax.masks import count_parameters, intersection, invert, union
+from freezejax.masks import count_parameters, intersection, invert, masks_of, union
 from freezejax.paths import leaf_paths
 
 PARAMS = {
@@ -58,9 +58,29 @@ def test_trainable_and_frozen_parameters_add_up(mask):
 
 @given(rule_lists, st.booleans())
 def test_first_match_wins(rules, otherwise):
-    mask = trainable_mask(PARAMS, [*rules, (".*", otherwise)])
+    (mask,) = masks_of(PARAMS, [[*rules, (".*", otherwise)]], overruled=True)
     for path, trains in zip(PATHS, jax.tree.leaves(mask), strict=True):
         assert trains is next((t for p, t in rules if re.fullmatch(p, path)), otherwise)
+
+
+def too_late(rules):
+    """Whether the rules before one have decided all of its leaves otherwise; one of all leaves may have no say."""
+    for at, (pattern, trains) in enumerate(rules):
+        found = [path for path in PATHS if re.fullmatch(pattern, path)]
+        before = [next((t for p, t in rules[:at] if re.fullmatch(p, path)), trains) for path in found]
+        if found != PATHS and trains not in before:
+            return True
+    return False
+
+
+@given(rule_lists, st.booleans())
+def test_a_rule_that_contradicts_and_decides_nothing_raises_and_no_other_does(rules, otherwise):
+    rules = [*rules, (".*", otherwise)]
+    if too_late(rules):
+        with pytest.raises(UserError, match="decides nothing"):
+            trainable_mask(PARAMS, rules)
+    else:
+        trainable_mask(PARAMS, rules)
 
 
 @given(rule_lists)
@@ -68,9 +88,9 @@ def test_an_uncovered_leaf_raises_and_is_named(rules):
     bare = [path for path in PATHS if not any(re.fullmatch(p, path) for p, _ in rules)]
     if bare:
         with pytest.raises(UserError, match=f"leaf '({'|'.join(map(re.escape, bare))})' is covered by no rule"):
-            trainable_mask(PARAMS, rules)
+            masks_of(PARAMS, [rules], overruled=True)
     else:
-        trainable_mask(PARAMS, rules)
+        masks_of(PARAMS, [rules], overruled=True)
 
 
 @given(masks)

@@ -10,7 +10,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import freezejax
-from freezejax import UserError
+from freezejax import UserError, models
 
 TRAIN_ALL = {"up": True, "down": True}
 UP_FROZEN = {"up": False, "down": True}
@@ -190,3 +190,15 @@ def test_rules_that_decide_nothing_but_contradict_nothing_are_fine(rules):
 def test_a_later_event_of_groups_may_overrule_all_of_an_earlier_one():
     schedule = freezejax.by_groups({"all": "up|down", "one": "up"}, [(0, {"one": False}), (5, {"all": True})])
     assert [phase.mask for phase in schedule.phases(arrays(), 9)] == [UP_FROZEN, TRAIN_ALL]
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({}, r"weights\[0\]: kind is missing: expected one of map, lora, gain$"),
+        ({"kind": "lora", "rank": 193}, r"rank=193 must be at most 192, the smaller side of the kernel"),
+    ],
+)
+def test_a_kind_that_is_missing_and_a_rank_that_is_too_large_are_named(rule, told):
+    with pytest.raises(UserError, match=told):
+        models.build("geglu", num_layers=1, weights=[{"pattern": ".*/up/kernel", **rule}])
