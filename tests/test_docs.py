@@ -21,13 +21,24 @@ def blocks(section: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
 
 
+@pytest.fixture
+def jax_as_a_reader_has_it():
+    """With its defaults, which optax's Adam needs, on every thread: the training loop compiles on one of its own."""
+    defaults = {"jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
+    before = {name: getattr(jax.config, name) for name in defaults}
+    for name, value in defaults.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.usefixtures("jax_as_a_reader_has_it")
 @pytest.mark.parametrize("title", SECTIONS)
 def test_block_runs_and_prints_what_the_page_shows(title, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(SECTIONS[title], "python")
-    # A reader runs with jax's defaults, and optax's Adam needs them.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        exec(compile(code, title, "exec"), {"__name__": "page"})
+    exec(compile(code, title, "exec"), {"__name__": "page"})
     assert capsys.readouterr().out == "".join(blocks(SECTIONS[title], "text"))
 
 

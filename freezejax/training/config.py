@@ -16,6 +16,20 @@ from freezejax.paths import nearest
 class OptimizerConfig:
     """The optimizer of a run.
 
+    Attributes:
+      name: "adamw", or "muon": Muon for the matrices inside blocks, AdamW for the rest.
+      learning_rate: at the peak, above 0.
+      adam_learning_rate: at the peak, above 0, for the leaves that Muon leaves to AdamW.
+      weight_decay: 0 or more, decoupled, on every trainable leaf.
+      b1: decay of Adam's first moment, in [0, 1).
+      b2: decay of its second moment, in [0, 1).
+      eps: of Adam, above 0.
+      momentum: of Muon, in [0, 1).
+      clip: largest global norm of the gradient of the trainable leaves; 0 = off.
+      schedule: after the warmup "cosine" (to zero at the last step), "linear_warmdown" or "constant".
+      warmup_steps: steps of a linear rise to the peak; 0 = none.
+      warmdown_steps: of "linear_warmdown", the last steps, in which the rate falls to zero.
+
     Raises:
       UserError: a value out of range, named by its field.
 
@@ -23,18 +37,18 @@ class OptimizerConfig:
     0.95
     """
 
-    name: str = "adamw"  # adamw, or muon (matrices inside blocks; adamw for the rest)
-    learning_rate: float = 1e-3  # peak
-    adam_learning_rate: float = 1e-3  # peak for the leaves muon leaves to adamw
-    weight_decay: float = 0.1  # decoupled, on every trainable leaf
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    adam_learning_rate: float = 1e-3
+    weight_decay: float = 0.1
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    momentum: float = 0.95  # muon
-    clip: float = 1.0  # global norm over trainable leaves; 0 = off
-    schedule: str = "cosine"  # cosine, linear_warmdown or constant
+    momentum: float = 0.95
+    clip: float = 1.0
+    schedule: str = "cosine"
     warmup_steps: int = 0
-    warmdown_steps: int = 0  # linear_warmdown: length of the final linear decay to zero
+    warmdown_steps: int = 0
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -74,6 +88,29 @@ class MeshConfig:
 class TrainConfig:
     """One training run.
 
+    Attributes:
+      steps: updates of the weights, 1 or more.
+      batch_size: sequences per update, 1 or more.
+      seq_len: tokens per sequence, 1 or more.
+      seed: 0 or more; initial weights, data order and dropout follow from it.
+      base_seed: 0 or more; random maps are drawn from it.
+      optimizer: see `OptimizerConfig`.
+      mesh: see `MeshConfig`; a config file sets it, `train` takes the mesh itself.
+      accumulation: microbatches per update, a divisor of `batch_size`.
+      ema_decay: of the average of the trainable leaves, in [0, 1); 0 = no average.
+      compute_dtype: of the activations, "float32" or "bfloat16".
+      remat: the backward pass computes each block again, instead of keeping its activations.
+      draw_maps: when random maps are drawn: "per_layer" and pass, "per_step", or "once" per run, and then stored.
+      prefix_cache: frozen embedding and first blocks: "off" = in the step; apart from it and without dropout =
+        "recompute", or kept, window by window, in "memory" or on "disk".
+      prefix_cache_gib: bound of what is kept, in GiB, 0 to 2^30.
+      on_thaw: optimizer state of a thawed leaf: "restart" or "keep".
+      restart_schedule: whether the learning-rate schedule begins again at every phase.
+      restart_optimizer: whether all optimizer state begins again at every phase.
+      log_every: steps between two records, 1 or more.
+      eval_every: steps between two evaluations; 0 = only at the end.
+      checkpoint_every: steps between two checkpoints; 0 = only when stopped.
+
     Raises:
       UserError: a value out of range, named by its field.
 
@@ -82,27 +119,25 @@ class TrainConfig:
     """
 
     steps: int
-    batch_size: int  # sequences per optimizer step
-    seq_len: int  # tokens per sequence
-    seed: int = 0  # initial weights, data order and dropout
-    base_seed: int = 0  # what random maps are drawn from
+    batch_size: int
+    seq_len: int
+    seed: int = 0
+    base_seed: int = 0
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    accumulation: int = 1  # microbatches per step; divides batch_size
-    ema_decay: float = 0.0  # of the trainable leaves; 0 = no EMA
-    compute_dtype: str = "float32"  # float32 or bfloat16
-    remat: bool = False  # the backward pass computes each block again, instead of keeping its activations
-    draw_maps: str = "per_layer"  # random maps are drawn per_layer and pass, per_step, or once per run: stored
-    # Frozen embedding and first blocks: off = in the step; apart from it and without dropout = recompute, or kept in
-    # memory or on disk, window by window.
+    accumulation: int = 1
+    ema_decay: float = 0.0
+    compute_dtype: str = "float32"
+    remat: bool = False
+    draw_maps: str = "per_layer"
     prefix_cache: str = "off"
-    prefix_cache_gib: float = 4.0  # bound of what is kept
-    on_thaw: str = "restart"  # optimizer state of a thawed leaf: restart or keep
-    restart_schedule: bool = False  # learning-rate schedule begins again at every phase
-    restart_optimizer: bool = False  # optimizer state begins again at every phase
-    log_every: int = 10  # steps
-    eval_every: int = 0  # steps; 0 = only at the end
-    checkpoint_every: int = 0  # steps; 0 = only when stopped
+    prefix_cache_gib: float = 4.0
+    on_thaw: str = "restart"
+    restart_schedule: bool = False
+    restart_optimizer: bool = False
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
         """Checks ranges."""
