@@ -1,4 +1,4 @@
-"""Every Python block of docs/ runs as it stands, and prints what the page says it prints."""
+"""Every Python block of the README and of docs/ runs as it stands, and prints what the page says it prints."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,9 @@ import jax
 import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
+PAGES = {
+    page.stem: page.read_text(encoding="utf-8") for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
+}
 # A heading, its one python block, and the text blocks before the next heading.
 SECTIONS = {
     f"{name}: {section.split(chr(10), 1)[0]}": section

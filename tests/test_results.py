@@ -177,8 +177,9 @@ def test_every_quoted_effect_is_that_of_its_own_row():
 
 
 def test_the_readmes_picture_is_what_its_command_draws():
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    summary, path, names = re.search(r"--summary=(\S+) --picture=(\S+) --variants=([\w,]+)`", text).groups()
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    summary, path, names = re.search(r"--summary=(\S+) --picture=(\S+) --variants=([\w,]+)\n", text).groups()
+    assert f"]({path})" in (ROOT / "README.md").read_text(encoding="utf-8")
     found = json.loads((ROOT / summary).read_text(encoding="utf-8"))
     assert (ROOT / path).read_text(encoding="utf-8") == picture(found, names.split(","))
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import operator
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from experiments.engine.papers import paper_corpus
 from experiments.engine.progress import Progress
 from experiments.engine.results import finish, pack, packing, score_packed
 from experiments.engine.session import Finished, Session
-from experiments.engine.variants import Run, Study, Variant, select
+from experiments.engine.variants import Figure, Run, Study, Variant, select
 from experiments.engine.workdir import METRICS, RESULT, open_for_writing, read_config
 from experiments.report import page, tables
 from freezejax import artifact, data, models
@@ -66,7 +66,7 @@ def run_study(
     study = select(whole, config.variants)
     paper_corpus(whole, config.paper, corpus.fingerprint)
     check(study, config, corpus)
-    processes.on_main(lambda: claim_workdir(workdir, config, corpus))
+    processes.on_main(lambda: claim_workdir(workdir, config, corpus, study.figures))
     runs, finished = list(study.runs(config.seeds, config.base_seeds)), Finished(workdir)
     processes.on_main(lambda: finished.read_all(whole))
     evaluators = study.evaluators(config, corpus)
@@ -125,7 +125,7 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
         data.eval_batches(corpus.val, **sizes)
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> None:
+def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, figures: Sequence[Figure]) -> None:
     """Writes config.json, or checks that the one there is of this config and data.
 
     More seeds of either kind or other variants may be added to a folder, and the mesh may change; anything else would
@@ -140,7 +140,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus) -> Non
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        open_for_writing(workdir)
+        open_for_writing(workdir, [name for figure in figures for name in (figure.trained, figure.packed)])
         if path.exists():
             before = read_config(workdir)
             if any(workdir.glob("runs/*")):  # before its first run a folder may still change its mind

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,22 @@ Result = dict[str, Any]
 _WRITTEN_ANEW = ("summary.json", METRICS, "report.html")
 _AGAIN = "and the same command makes that run again"
 _COUNTS = (
-    *("seed", "base_seed", "tokens", "bytes", "trainable_params", "frozen_params", "seeded_params"),
+    *("seed", "base_seed", "trainable_params", "frozen_params", "seeded_params"),
     *("stored_bytes_predicted", "artifact_bytes", "steps", "train_tokens"),
 )
-_LOSSES = ("val_ce", "val_bpb", "packed_ce", "packed_bpb")
-_TYPES = {
+_TYPES = {  # what every run leaves; its other figures are those of its study
     **dict.fromkeys(("variant", "tokenizer", "params_sha256", "metrics_sha256"), str),
     **dict.fromkeys(_COUNTS, int),
-    **dict.fromkeys(_LOSSES, float),
     **{"model": dict, "phases": list},
 }
 
 
-def open_for_writing(workdir: Path) -> None:
+def open_for_writing(workdir: Path, figures: Sequence[str]) -> None:
     """Holds the folder for this command alone, and reads every file of it that later figures come from.
+
+    Args:
+      workdir: of a study.
+      figures: that the study compares, which every result must have.
 
     Raises:
       UserError: another process writes there, or a file is missing or damaged.
@@ -44,7 +47,7 @@ def open_for_writing(workdir: Path) -> None:
             "another --workdir"
         )
     for path in finished:
-        read_metrics(path.parent, read_result(path.parent))
+        read_metrics(path.parent, read_result(path.parent, figures))
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def write_result(directory: Path, result: Result) -> None:
     write_atomically(directory / RESULT, text + "\n")
 
 
-def read_result(directory: Path) -> Result:
+def read_result(directory: Path, figures: Sequence[str] = ()) -> Result:
     """The figures of a finished run, without their digest.
 
     Raises:
@@ -85,7 +88,9 @@ def read_result(directory: Path) -> Result:
     found = _object(path, otherwise)
     if found.pop("digest", None) != _digest(found):
         raise UserError(f"{path} is not as its run wrote it (its digest differs); {otherwise}")
-    for name, kind in _TYPES.items():
+    numbers = [name for name, value in found.items() if isinstance(value, int | float)]
+    kinds = dict.fromkeys([*numbers, *figures], float) | _TYPES
+    for name, kind in kinds.items():
         if not _is(kind, found.get(name)):
             raise UserError(f"{path}: {name}={found.get(name)!r} is no figure of a run; {otherwise}")
     return found

@@ -138,8 +138,8 @@ def test_each_result_is_read_once(tmp_path, monkeypatch):
     """Written after every run, a summary of n runs read n (n + 1) / 2 results before."""
     reads, study = [], study_of("before", "now")
     put(tmp_path, "before", 0, 2.0)
-    read_text = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda path, **how: (reads.append(path), read_text(path, **how))[1])
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (reads.append(path), read_bytes(path))[1])
     finished = Finished(tmp_path)
     finished.read_all(study)
     for seed in range(8):
@@ -147,7 +147,7 @@ def test_each_result_is_read_once(tmp_path, monkeypatch):
         finished.add(Run("now", seed).directory(tmp_path))
         rows = summary.summarize(study, config_of_three_seeds(), CORPUS, finished)["rows"]
         assert rows[1]["seeds"] == list(range(seed + 1))
-    assert len([path for path in reads if path.suffix in (".json", ".jsonl")]) == 9
+    assert len([path for path in reads if path.name == "result.json"]) == 9
 
 
 def test_the_mesh_of_every_run_is_kept(tmp_path):

@@ -121,7 +121,7 @@ TOLD = {
 
 def read(folder):
     """As a study does at its start."""
-    workdir.open_for_writing(folder)
+    workdir.open_for_writing(folder, ("val_ce", "val_bpb", "packed_ce", "packed_bpb"))
     workdir.read_config(folder)
 
 

@@ -13,6 +13,7 @@ from freezejax import artifact, combine, describe, freeze, partition, trainable_
 from freezejax.roles import Role, is_weight, leaves
 from freezejax.sharding import Layout, make_mesh
 from freezejax.training.config import OptimizerConfig
+from freezejax.training.objectives.base import Objective
 from freezejax.training.optimizers import make_optimizer
 from freezejax.training.step import StepState, make_step
 from freezejax.weights import MapWeight, Site, draw_maps, linear
@@ -78,16 +79,16 @@ def check_trains(weight):
     params = {"up": {"kernel": weight}, "down": {"kernel": plain(SHAPE[::-1])}}
     x = plain((6, SHAPE[0]), seed=2)
 
-    def loss(params, batch, key):
-        return jnp.mean(
-            jnp.square(linear(jnp.tanh(linear(batch["x"], params["up"]["kernel"])), params["down"]["kernel"]))
-        )
+    class Squares(Objective):
+        def loss(self, params, batch, key):
+            hidden = jnp.tanh(linear(batch["x"], params["up"]["kernel"]))
+            return jnp.mean(jnp.square(linear(hidden, params["down"]["kernel"]))), {}
 
     for decay, rules in ((0.0, [(".*", True)]), (0.1, [(r"up/kernel(/base.*|/seed)?", False), (".*", True)])):
         mask = trainable_mask(params, rules)
         tx = freeze(make_optimizer(OptimizerConfig(weight_decay=decay), lambda count: jnp.ones([])), mask)
         trainable, frozen = partition(params, mask)
-        step = make_step(loss, tx)
+        step = make_step(Squares(), tx)
         state = StepState(trainable, tx.init(params), None)
         with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
             state, _ = step(state, frozen, jax.random.key(0), jnp.int32(0), {"x": x})

@@ -6,6 +6,8 @@ laid on a mesh, packed, loaded and described with no line changed elsewhere. Bro
 
 import dataclasses
 import functools
+from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Self
 
 import jax
@@ -75,7 +77,7 @@ def toy(monkeypatch):
     monkeypatch.setitem(KINDS, "vera", Vera.make)  # the one line
 
 
-ALL_KINDS = ["map", "lora", "gain", "vera"]
+ALL_KINDS = list(OPTIONS)
 every_kind = pytest.mark.parametrize("kind", ALL_KINDS)
 
 
@@ -147,6 +149,16 @@ def test_muon_takes_the_kernel_of_the_toy_and_adam_the_rest():
     text = {jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
     second = {path.rpartition(".nu")[2] for path in text if ".nu" in path}
     assert second == {"['up']['kernel'].diagonal", "['up']['kernel'].gain"}
+
+
+def test_the_kind_that_contributing_shows_keeps_the_contract():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    diff = text.split("+++ freezejax/weights/diagonal.py\n")[1].split("+++ ")[0]
+    module = ModuleType("diagonal")
+    exec("".join(line[1:] + "\n" for line in diff.splitlines()), vars(module))
+    weight = moved(module.DiagonalWeight.make(plain(), SITE))
+    for check in CLAUSES.values():
+        check(weight)
 
 
 # Counterparts: kinds that break one clause each.
