@@ -50,6 +50,12 @@ def test_every_block_of_the_quickstart_checks_its_bits():
             assert "array_equal(a, b)" in section or "allclose(a, b" in section, title
 
 
+def test_blocks_that_save_run_a_second_time_in_the_same_folder():
+    for title, section in SECTIONS.items():
+        for call in re.findall(r"ocp\.save\(.*", "".join(blocks(section, "python"))):
+            assert "overwrite=True" in call, title
+
+
 def test_quickstart_has_all_four_kinds_of_model_and_both_forms():
     for word in ("flax.linen", "nnx.split", "eqx.partition", "scheduled_freeze(", "freezejax.freeze("):
         assert word in PAGES["quickstart"]
