@@ -42,7 +42,7 @@ class LoraWeight(Weight):
         Args:
           base: an array [in, out] or a weight.
           site: where it stands.
-          rank: of the adapter, at most the smaller side of the kernel.
+          rank: of the adapter, at most the larger side of the kernel; above the smaller one it adds nothing.
           alpha: scale times rank; None = rank.
         """
         if not is_count(rank):
@@ -50,8 +50,8 @@ class LoraWeight(Weight):
         if alpha is not None and not is_positive(alpha):
             raise UserError(f"alpha={alpha!r} must be a finite number above 0")
         width_in, width_out = base.shape
-        if rank > min(width_in, width_out):
-            raise UserError(f"rank={rank} must be at most {min(width_in, width_out)}, the smaller side of the kernel")
+        if rank > max(width_in, width_out):  # not the smaller: one rule may name kernels of several sizes
+            raise UserError(f"rank={rank} must be at most {max(width_in, width_out)}, the larger side of the kernel")
         a = jax.random.normal(named_key(site.key, f"{site.path}/a"), (width_in, rank), jnp.float32)
         b = jnp.zeros((rank, width_out), jnp.float32)
         return cls(base, a / math.sqrt(width_in), b, float(rank if alpha is None else alpha))

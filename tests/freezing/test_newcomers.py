@@ -196,7 +196,7 @@ def test_a_later_event_of_groups_may_overrule_all_of_an_earlier_one():
     ("rule", "told"),
     [
         ({}, r"weights\[0\]: kind is missing: expected one of map, lora, gain$"),
-        ({"kind": "lora", "rank": 193}, r"rank=193 must be at most 192, the smaller side of the kernel"),
+        ({"kind": "lora", "rank": 385}, r"rank=385 must be at most 384, the larger side of the kernel"),
     ],
 )
 def test_a_kind_that_is_missing_and_a_rank_that_is_too_large_are_named(rule, told):
