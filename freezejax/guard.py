@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import optax
-from flax import nnx
 
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, path_string
@@ -22,11 +21,12 @@ def fields(tree: PyTree) -> PyTree:
 
     >>> fields({"w": 1})
     {'w': 1}
+    >>> from flax import nnx
     >>> fields(nnx.State({"w": nnx.Param(1)}))
     {'w': 1}
     """
-    if isinstance(tree, nnx.State):
-        return nnx.to_pure_dict(tree)
+    if hasattr(tree, "to_pure_dict"):  # the core imports no Flax
+        return tree.to_pure_dict()
     if not callable(tree):
         return tree
     children = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)
