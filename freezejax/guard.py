@@ -1,6 +1,7 @@
 """What an optax transformation is shown: no tree that it would call, no part of a matrix that it would mix."""
 
 import collections
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,8 +26,9 @@ def fields(tree: PyTree) -> PyTree:
     >>> fields(nnx.State({"w": nnx.Param(1)}))
     {'w': 1}
     """
-    if hasattr(tree, "to_pure_dict"):  # the core imports no Flax
-        return tree.to_pure_dict()
+    nnx: Any = sys.modules.get("flax.nnx")  # the core does not import it: whoever has such a state has it, too
+    if nnx is not None and isinstance(tree, nnx.State):
+        return nnx.to_pure_dict(tree)
     if not callable(tree):
         return tree
     children = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)
