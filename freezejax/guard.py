@@ -1,12 +1,12 @@
 """What an optax transformation is shown: no tree that it would call, no part of a matrix that it would mix."""
 
 import collections
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import optax
-from flax import nnx
 
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, path_string
@@ -22,10 +22,12 @@ def fields(tree: PyTree) -> PyTree:
 
     >>> fields({"w": 1})
     {'w': 1}
+    >>> from flax import nnx
     >>> fields(nnx.State({"w": nnx.Param(1)}))
     {'w': 1}
     """
-    if isinstance(tree, nnx.State):
+    nnx: Any = sys.modules.get("flax.nnx")  # the core does not import it: whoever has such a state has it, too
+    if nnx is not None and isinstance(tree, nnx.State):
         return nnx.to_pure_dict(tree)
     if not callable(tree):
         return tree

@@ -9,6 +9,7 @@ from freezejax import freeze
 from freezejax.cost.flops import matmul_flops, other_flops
 from freezejax.cost.memory import temporary_bytes
 from freezejax.cost.program import trace
+from freezejax.training.objectives.base import Objective
 from freezejax.training.step import StepState, make_step
 
 TOKENS, WIDTH, HIDDEN, LAYERS = 96, 48, 80, 3
@@ -22,8 +23,11 @@ def toy(params, x):
     return weights @ params["keys"]
 
 
-def toy_loss(params, batch, key):
-    return jnp.mean(jnp.square(toy(params, batch["x"]) - batch["y"]))
+class Regression(Objective):
+    """Of the toy's output."""
+
+    def loss(self, params, batch, key):
+        return jnp.mean(jnp.square(toy(params, batch["x"]) - batch["y"])), {}
 
 
 def toy_params():
@@ -42,7 +46,7 @@ def toy_step(trains, tx):
     state = StepState(half, jax.eval_shape(tx.init, half), None)
     rows = jax.ShapeDtypeStruct((TOKENS, WIDTH), jnp.float32)
     key, index = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
-    return make_step(toy_loss, tx), (state, rest, key, index, {"x": rows, "y": rows})
+    return make_step(Regression(), tx), (state, rest, key, index, {"x": rows, "y": rows})
 
 
 @pytest.mark.parametrize("optimizer", [optax.adamw(1e-3), optax.sgd(1e-3, momentum=0.9)], ids=["adamw", "sgd"])
