@@ -209,7 +209,7 @@ BAD_RULES = {
     "unknown option of an adapter": (lora(GATE_UP, ranks=2), r"\(kind lora\) has no option 'ranks'; nearest: rank"),
     "an option of no gain": ({**gain(GATE_UP), "rank": 2}, r"\(kind gain\) has no option 'rank'; there are none"),
     "number for a key": ({**maps(GATE_UP), 3: 4}, "has no option '3'"),
-    "no kind": ({"pattern": GATE_UP}, "kind=None: expected one of map, lora, gain; nearest: "),
+    "no kind": ({"pattern": GATE_UP}, "kind is missing: expected one of map, lora, gain"),
     "misspelt kind": (
         {"pattern": GATE_UP, "kind": "lorra"},
         "kind='lorra': expected one of map, lora, gain; nearest: lora",
