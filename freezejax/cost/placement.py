@@ -167,7 +167,6 @@ class Placement:
     def _loop(self, equation: Equation) -> Equation:
         """Carried arrays lie as their first value does, or as the body leaves them; its operands have no parts."""
         self._sum_up(equation.inputs)
-        carried = equation.params.get("num_carry", len(equation.outputs))
         bodies = []
         for body in equation.bodies:
             operands = equation.inputs[len(equation.inputs) - len(body.inputs) :]
@@ -176,9 +175,9 @@ class Placement:
             inner = Placement(self.sizes)
             bodies.append(inner.cut(body, specs))
             self.sent.update({kind: size * equation.rounds for kind, size in inner.sent.items()})
-            for index, (out, own) in enumerate(zip(equation.outputs, body.outputs, strict=False)):
-                lead = 1 if index >= carried else 0
-                self._specs[out] = self._fit(out, ((),) * lead + inner._spec(own))
+            for out, own in zip(equation.outputs, body.outputs, strict=False):
+                stacked = len(out.shape) - len(own.shape)  # a scan stacks what every round yields
+                self._specs[out] = self._fit(out, ((),) * stacked + inner._spec(own))
         return dataclasses.replace(equation, bodies=tuple(bodies))
 
 
