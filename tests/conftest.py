@@ -1,6 +1,7 @@
 """Settings every test runs under: silent promotions are errors, and Hypothesis is repeatable."""
 
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is LLVM at work on programs that run for milliseconds. XLA's own passes, which decide what is
@@ -10,6 +11,9 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 from hypothesis import HealthCheck, settings
+
+# The job of a shell in the background, and all that it starts, would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -269,8 +269,8 @@ def test_ctrl_c_while_the_libraries_are_imported_is_one_line(environment):
     assert found.stderr == "error: interrupted before the start; nothing was written\n"
 
 
-def test_ctrl_c_in_the_first_second_of_a_command_is_one_line(spawn):
-    process = spawn(STUDY, "--workdir=/nowhere", *SMALL)
+def test_ctrl_c_in_the_first_second_of_a_command_is_one_line(spawn, tmp_path):
+    process = spawn(STUDY, f"--workdir={tmp_path / 'run'}", *SMALL)
     while "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
