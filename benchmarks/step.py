@@ -213,7 +213,7 @@ def write_tables(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """The tables by name, as they stand in the pages: each with one part per processor."""
     writers: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "times": lambda found: _times(found["times"]),
-        "matmuls": lambda found: matmuls.write_table(found.get("matmuls", [])),
+        "matmuls": lambda found: matmuls.write_table(found["matmuls"]),
         "pieces": lambda found: _pieces(found["pieces"]),
         "memory": lambda found: _memory(found["memory"]),
     }
