@@ -1,7 +1,14 @@
 """Settings every test runs under: silent promotions are errors, and Hypothesis is repeatable."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is LLVM at work on programs that run for milliseconds. XLA's own passes, which decide what is
@@ -10,7 +17,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
+
+from freezejax import UserError
 
 # The job of a shell in the background, and all that it starts, would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,3 +36,30 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("freezejax")
+
+
+@pytest.fixture(scope="session")
+def run_alone() -> Callable[[ModuleType], Any]:
+    """What a module prints last, as JSON, run on 8 devices: their number is fixed when jax starts, hence a process."""
+
+    def run(module: ModuleType) -> Any:
+        root = Path(__file__).parents[1]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+        command = [sys.executable, "-W", "error", str(module.__file__)]
+        child = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        assert child.returncode == 0, child.stderr
+        return json.loads(child.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture
+def check_refused() -> Callable[[Callable[[], Any], str], None]:
+    """That a call ends in one line that matches a pattern."""
+
+    def check(call: Callable[[], Any], message: str) -> None:
+        with pytest.raises(UserError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+    return check

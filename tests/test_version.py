@@ -14,7 +14,7 @@ from experiments.engine.session import Finished
 from experiments.engine.variants import Study, Variant
 from freezejax import version
 from freezejax.training.prefix_cache import batches as prefix_batches
-from tests.experiments.test_summary import CORPUS, SCHEDULE
+from tests.experiments.made_results import CORPUS, SCHEDULE
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,11 +5,6 @@ whole grid, some 100 programs.
 """
 
 import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -30,14 +25,8 @@ def compiled(name):
 
 
 @pytest.fixture(scope="module")
-def compiled_for_8():
-    """The number of devices is fixed when jax starts, hence a process of its own."""
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-W", "error", mesh_program.__file__]
-    child = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout)
+def compiled_for_8(run_alone):
+    return run_alone(mesh_program)
 
 
 def check(predicted, found):

@@ -1,11 +1,5 @@
 """Laws 9 and 10 on 8 simulated devices: a mesh, or a change of mesh, changes a run by rounding errors alone."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.training import sharded_program
@@ -16,14 +10,8 @@ BFLOAT16_LOSSES, BFLOAT16_PARAMS = 1e-3, 5e-3
 
 
 @pytest.fixture(scope="module")
-def found():
-    """What 8 devices did: the number of devices is fixed when jax starts, hence a process of its own."""
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-W", "error", sharded_program.__file__]
-    child = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout.splitlines()[-1])
+def found(run_alone):
+    return run_alone(sharded_program)
 
 
 def is_close(found, losses=LOSSES, params=PARAMS):

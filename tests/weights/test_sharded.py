@@ -2,11 +2,6 @@
 
 import functools
 import hashlib
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,14 +15,8 @@ CASE_NAMES = [f"{case[0]} {case[1]}" for case in CASES]
 
 
 @pytest.fixture(scope="module")
-def found():
-    """What 8 devices did: the number of devices is fixed when jax starts, hence a process of its own."""
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-W", "error", sharded_program.__file__]
-    child = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout)
+def found(run_alone):
+    return run_alone(sharded_program)
 
 
 @functools.cache
