@@ -31,18 +31,27 @@ def fill(page: str, kind: str, tables: Mapping[str, str]) -> str:
     )
 
 
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Name of this machine's processor, with family and model where Linux says them: a cloud calls many alike.
+
+    >>> processor(Path("no such file")) == platform.machine()
+    True
+    """
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    said = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)", text, re.MULTILINE))
+    name = said.get("model name", platform.machine())
+    return f"{name}, family {said['cpu family']}, model {said['model']}" if "cpu family" in said else name
+
+
 def environment(packages: Sequence[str] = ("freezejax", "jax", "jaxlib", "numpy")) -> dict[str, Any]:
     """`machine` and `versions` of a JSON of results.
 
     >>> sorted(environment()["machine"])
     ['cpu_cores', 'device', 'load', 'processor']
     """
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.is_file() else ""
-    name = re.search(r"model name\s*: (.*)", text)
     return {
         "machine": {
-            "processor": name[1] if name else platform.machine(),
+            "processor": processor(),
             "device": jax.devices()[0].device_kind,
             "cpu_cores": len(os.sched_getaffinity(0)),
             "load": os.getloadavg()[0],

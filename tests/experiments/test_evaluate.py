@@ -13,6 +13,7 @@ from freezejax.data import shards
 STUDY, EVALUATE = "experiments.selective", "experiments.evaluate"
 FIELDS = [
     *("--config.variants=baseline,selective_small", "--config.train.steps=4", "--config.train.seq_len=16"),
+    "--config.sizes.small.num_layers=1",
     *("--config.train.batch_size=2", "--config.train.eval_every=0", "--config.data.val_sequences=3"),
     *("--config.train.compute_dtype=bfloat16", "--config.data.eval_batch_size=4"),
 ]

@@ -10,6 +10,7 @@ from freezejax import artifact
 STUDY = "experiments.selective"
 FIELDS = [
     "--config.variants=baseline,selective_small,full_freeze_lora",
+    "--config.sizes.small.num_layers=1",
     *("--config.train.steps=12", "--config.train.seq_len=16", "--config.train.batch_size=2", "--config.base_seeds=2"),
     *("--config.data.val_sequences=16", "--config.train.eval_every=0", "--config.train.checkpoint_every=4"),
 ]

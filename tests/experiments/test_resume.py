@@ -10,6 +10,7 @@ import pytest
 
 FIELDS = [
     "--config.variants=baseline,progressive_small",
+    "--config.sizes.small.num_layers=1",
     *("--config.train.steps=240", "--config.train.seq_len=32", "--config.train.batch_size=4"),
     *("--config.data.val_sequences=16", "--config.train.eval_every=40", "--config.train.checkpoint_every=20"),
 ]

@@ -8,6 +8,7 @@ import pytest
 STUDY = "experiments.progressive"
 FIELDS = [
     *("--config.variants=baseline", "--config.train.steps=200", "--config.train.seq_len=16"),
+    "--config.sizes.small.num_layers=1",
     *("--config.train.batch_size=2", "--config.train.log_every=1", "--config.train.eval_every=20"),
     *("--config.train.checkpoint_every=20", "--config.data.val_sequences=16"),
 ]

@@ -63,8 +63,10 @@ class Case:
 
 CASES = {
     "geglu, AdamW": Case({}, {}, ((0, [ALL]), (2, [GATE_UP, ALL])), MESHES),
-    "golf, Muon": Case({**GOLF, "num_layers": 1}, {"optimizer": MUON}, ((0, [ALL]), (2, [GATE_UP, ALL])), MESHES),
-    "golf, parts, dropout, mean weights": Case({**GOLF, "dropout": 0.2}, {"accumulation": 2, "ema_decay": 0.9}),
+    "golf, Muon": Case({**GOLF, "num_layers": 1}, {"optimizer": MUON}, ((0, [GATE_UP, ALL]),), MESHES[1:3]),
+    "golf, parts, dropout, mean weights": Case(
+        {**GOLF, "dropout": 0.2}, {"accumulation": 2, "ema_decay": 0.9}, ((0, [ALL]), (2, [GATE_UP, ALL]))
+    ),
     "geglu, q k v apart, Muon, kept moments, mean weights": Case(
         {"separate_qkv": True}, {"optimizer": MUON, "on_thaw": "keep", "ema_decay": 0.9}
     ),
@@ -73,7 +75,7 @@ CASES = {
         {"model_dim": 36, "num_heads": 3, "mlp_mult": 1.75, "rope_dims": 4, "vocab_size": 61},
         {},
         ((0, [GATE_UP, ALL]),),
-        ((1, 8, 1), (2, 2, 2), (1, 1, 8)),
+        ((1, 8, 1), (1, 1, 8)),
     ),
     **{
         f"geglu, maps drawn {mode} under adapters": Case(
