@@ -35,7 +35,7 @@ from freezejax.artifact.encode import (
     encode_half,
 )
 from freezejax.artifact.header import Header
-from freezejax.artifact.tensors import SEED_WORDS, Tensor
+from freezejax.artifact.tensors import SEED_WORDS
 from freezejax.errors import UserError
 
 MAGIC = b"\x89FJX\r\n\x1a\n"
@@ -76,11 +76,7 @@ class Parts(NamedTuple):
 
 
 def table_bytes(num_tensors: int) -> int:
-    """Bytes of the table.
-
-    >>> table_bytes(3)
-    35
-    """
+    """Bytes of the table."""
     return ENTRY.itemsize * (2 + num_tensors)
 
 
@@ -90,23 +86,31 @@ def to_bytes(header: Header, seed: tuple[int, int] | None, leaves: Sequence[Quan
     Raises:
       UserError: a header that cannot be written, or a tensor of 4 GiB or more.
     """
-    scales = _joined([leaf.rows.scales for leaf in leaves if leaf.rows])
-    small = _joined([leaf.half.reshape(-1) for leaf in leaves if leaf.tensor.small and leaf.half is not None])
-    empty = Blob(PACKED, b"")
-    blobs = [empty if leaf.tensor.small else encode_codes(leaf, header.compressor) for leaf in leaves]
-    sections = [encode_half(scales, header.compressor), encode_half(small, header.compressor), *blobs]
+    sections = _sections(leaves, header.compressor)
     if max(len(blob.data) for blob in sections) >= 2**32:
         raise UserError("a tensor takes 4 GiB or more: an artifact holds smaller ones")
     table = np.zeros(len(sections), ENTRY)
     table["encoding"] = [blob.encoding for blob in sections]
     table["bytes"] = [len(blob.data) for blob in sections]
-    table["quality"][2:] = [_to_quality(leaf.sqnr_db) for leaf in leaves]
+    table["quality"][2:] = np.rint(np.clip([100 * leaf.sqnr_db for leaf in leaves], _QUALITY.min, _QUALITY.max))
     text, text_size = headers.to_bytes(header)
     words = b"" if seed is None else np.array(seed, "<u4").tobytes()
     body = b"".join([text, words, table.tobytes(), *(blob.data for blob in sections)])
     weights = sum(leaf.tensor.size for leaf in leaves)
     body += bytes(max(0, -(-weights // MAX_EXPANSION) - PREAMBLE.size - len(body)))
     return seal(VERSION, len(text), text_size, body)
+
+
+def _sections(leaves: Sequence[Quantized], compressor: str) -> list[Blob]:
+    """Scales, small tensors, then the codes of each tensor, which small ones do not have."""
+    scales = [leaf.rows.scales for leaf in leaves]
+    small = [leaf.rows.codes for leaf in leaves if leaf.tensor.small]
+    shared = [np.concatenate([np.empty(0, np.float16), *arrays]) for arrays in (scales, small)]
+    codes = [
+        Blob(PACKED, b"") if leaf.tensor.small else encode_codes(leaf.tensor, leaf.rows.codes, compressor)
+        for leaf in leaves
+    ]
+    return [*(encode_half(half, compressor) for half in shared), *codes]
 
 
 def seal(version: int, header_bytes: int, text_size: int, body: bytes) -> bytes:
@@ -126,9 +130,9 @@ def read(path: str | Path) -> Parts:
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, not an artifact' if path.is_dir() else 'there is no such file'}")
     with naming(path), path.open("rb") as file:
-        _check_start(file.read(PREAMBLE.size))  # before reading what may be no artifact and large
-        file.seek(0)
-        return parse(file.read())
+        start = file.read(PREAMBLE.size)
+        _check_start(start)  # before reading what may be no artifact and large
+        return parse(start + file.read())
 
 
 @contextlib.contextmanager
@@ -138,10 +142,16 @@ def naming(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {_one_line(error)}") from None
     except ValueError as error:
-        raise UserError(f"{path}: damaged: {_one_line(error)}") from None
+        what = "" if isinstance(error, UserError) else "damaged: "
+        raise UserError(f"{path}: {what}{_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    """The message, cut and made printable: it may quote anything that stands in a file."""
+    line = " ".join(str(error).split())
+    line = line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + "..."
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
 
 
 def parse(data: bytes) -> Parts:
@@ -167,37 +177,6 @@ def parse(data: bytes) -> Parts:
     return _split(header, body[header_bytes:], header_bytes, len(data))
 
 
-def decode(parts: Parts) -> dict[str, np.ndarray]:
-    """Dequantized float32 weights by path.
-
-    Raises:
-      ValueError: bytes that encode no such tensor.
-    """
-    tensors, compressor = parts.header.tensors, parts.header.compressor
-    scales = decode_half(parts.scales, sum(tensor.rows for tensor in tensors), compressor)
-    small = decode_half(parts.small, sum(tensor.size for tensor in tensors if tensor.small), compressor)
-    if np.signbit(scales).any():
-        raise ValueError("a scale is negative")
-    weights = {}
-    for tensor, blob in zip(tensors, parts.blobs, strict=True):
-        if tensor.small:
-            half, small = small[: tensor.size], small[tensor.size :]
-            weights[tensor.path] = dequantize(tensor, None, half)
-            continue
-        codes = decode_codes(tensor, blob, compressor)
-        mine, scales = scales[: tensor.rows], scales[tensor.rows :]
-        is_half = tensor.codec == "float16"
-        weights[tensor.path] = dequantize(tensor, None if is_half else Rows(codes, mine), codes if is_half else None)
-    return weights
-
-
-def _one_line(error: Exception) -> str:
-    """The message, cut and made printable: it may quote anything that stands in a file."""
-    line = " ".join(str(error).split())
-    line = line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + "..."
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
-
-
 def _check_start(start: bytes) -> None:
     if start[:4] == MAGIC[:4] and start[:8] != MAGIC[: len(start)]:
         raise UserError("damaged: its first bytes were changed as a transfer in text mode does; copy it as binary")
@@ -221,36 +200,46 @@ def _split(header: Header, rest: memoryview, header_bytes: int, file_bytes: int)
         raise ValueError("its table is cut off")
     words = np.frombuffer(rest[:seed_bytes], "<u4")
     table = np.frombuffer(rest[seed_bytes : seed_bytes + tables], ENTRY)
-    blobs = list(_blobs(table, rest[seed_bytes + tables :], header.tensors))
-    quality = [_from_quality(int(q)) for q in table["quality"][2:]]
+    scales, small, *blobs = _blobs(table, rest[seed_bytes + tables :])
+    for tensor, blob in zip(header.tensors, blobs, strict=True):
+        if tensor.small and blob.data:
+            raise ValueError(f"small tensor {tensor.path!r} has bytes of its own")
+    infinite = {_QUALITY.max: float("inf"), _QUALITY.min: float("-inf")}
+    quality = [infinite.get(stored, stored / 100) for stored in table["quality"][2:].tolist()]
     seed = (int(words[0]), int(words[1])) if header.seeded else None
-    return Parts(header, seed, blobs[0], blobs[1], blobs[2:], quality, header_bytes, file_bytes)
+    return Parts(header, seed, scales, small, blobs, quality, header_bytes, file_bytes)
 
 
-def _blobs(table: np.ndarray, rest: memoryview, tensors: Sequence[Tensor]) -> list[Blob]:
+def _blobs(table: np.ndarray, rest: memoryview) -> list[Blob]:
     sizes = table["bytes"].astype(np.int64)
     ends = np.cumsum(sizes)
     if ends[-1] > len(rest) or any(rest[ends[-1] :]):
         raise ValueError("its table does not fit its bytes")
     if table["encoding"].max() >= len(ENCODINGS):
         raise ValueError(f"unknown encoding {table['encoding'].max()}")
-    for tensor, size in zip(tensors, sizes[2:], strict=True):
-        if tensor.small and size:
-            raise ValueError(f"small tensor {tensor.path!r} has bytes of its own")
     return [
         Blob(int(encoding), bytes(rest[end - size : end]))
         for encoding, size, end in zip(table["encoding"], sizes, ends, strict=True)
     ]
 
 
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.float16), *arrays])
+def decode(parts: Parts) -> dict[str, np.ndarray]:
+    """Dequantized float32 weights by path.
 
-
-def _to_quality(sqnr_db: float) -> int:
-    return round(min(max(100 * sqnr_db, _QUALITY.min), _QUALITY.max))
-
-
-def _from_quality(quality: int) -> float:
-    infinite = {_QUALITY.max: float("inf"), _QUALITY.min: float("-inf")}
-    return infinite.get(quality, quality / 100)
+    Raises:
+      ValueError: bytes that encode no such tensor.
+    """
+    tensors, compressor = parts.header.tensors, parts.header.compressor
+    scales = decode_half(parts.scales, sum(tensor.rows for tensor in tensors), compressor)
+    small = decode_half(parts.small, sum(tensor.size for tensor in tensors if tensor.small), compressor)
+    if np.signbit(scales).any():
+        raise ValueError("a scale is negative")
+    weights = {}
+    for tensor, blob in zip(tensors, parts.blobs, strict=True):
+        if tensor.small:
+            codes, small = small[: tensor.size], small[tensor.size :]
+        else:
+            codes = decode_codes(tensor, blob, compressor)
+        mine, scales = scales[: tensor.rows], scales[tensor.rows :]
+        weights[tensor.path] = dequantize(tensor, Rows(codes, mine))
+    return weights

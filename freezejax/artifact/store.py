@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from freezejax.artifact import container, rebuild
-from freezejax.artifact.encode import quantize_leaf
+from freezejax.artifact.encode import dequantize, quantize_leaf
 from freezejax.artifact.header import make_header
 from freezejax.artifact.tensors import CodecRules, seed_of, stored_leaves, stored_tensors
 from freezejax.data.atomic import atomic_file
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, leaf_paths
+from freezejax.paths import PyTree
+from freezejax.roles import Leaf, map_leaves
 
 Apply = Callable[..., jax.Array]
 
@@ -54,12 +55,11 @@ def save(
       UserError: leaves that are not the model's, not finite or too large; unknown names; an unwritable file.
     """
     path = Path(path)
-    tensors = stored_tensors(params, codec)
-    seed = seed_of(params)
-    header = make_header(tensors, model, codec, compressor, tokenizer, notes, seeded=seed is not None)
+    header = make_header(params, model, codec, compressor, tokenizer, notes)
     rebuild.check_params(params, header)
-    leaves = [quantize_leaf(t, np.asarray(leaf.value)) for t, leaf in zip(tensors, stored_leaves(params), strict=True)]
-    content = container.to_bytes(header, seed, leaves)
+    pairs = zip(header.tensors, stored_leaves(params), strict=True)
+    leaves = [quantize_leaf(tensor, np.asarray(leaf.value)) for tensor, leaf in pairs]
+    content = container.to_bytes(header, seed_of(params), leaves)
     try:
         with atomic_file(path) as file:
             file.write(content)
@@ -123,10 +123,10 @@ def quantize(params: PyTree, codec: CodecRules = "int6") -> PyTree:
     """
     tensors = {tensor.path: tensor for tensor in stored_tensors(params, codec)}
 
-    def restored(path: str, leaf: Any) -> Any:
-        if path not in tensors:
-            return leaf
-        return jnp.asarray(quantize_leaf(tensors[path], np.asarray(leaf)).values)
+    def restored(leaf: Leaf) -> Any:
+        if leaf.path not in tensors:
+            return leaf.value
+        found = quantize_leaf(tensors[leaf.path], np.asarray(leaf.value))
+        return jnp.asarray(dequantize(found.tensor, found.rows))
 
-    leaves = [restored(path, leaf) for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return map_leaves(restored, params)

@@ -2,15 +2,14 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from freezejax import roles
-from freezejax.artifact.codecs import CODECS, row_shape
-from freezejax.artifact.packing import bits_of, packed_size
+from freezejax.artifact.codecs import BITS, CODECS, row_shape
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, nearest
 from freezejax.roles import Leaf, Role
@@ -47,15 +46,16 @@ class Tensor(NamedTuple):
     @property
     def packed_bytes(self) -> int:
         """Bytes of its codes before entropy coding."""
-        return packed_size(self.size, bits_of(self.codec))
+        return packed_size(self.size, BITS.get(self.codec, 16))
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes of `count` packed codes."""
+    return -(-count * bits // 8)
 
 
 def is_small(shape: tuple[int, ...]) -> bool:
-    """Fewer than two dims, or at most `SMALL` elements.
-
-    >>> is_small((4096,)), is_small((64, 64)), is_small((64, 65))
-    (True, True, False)
-    """
+    """Fewer than two dims, or at most `SMALL` elements."""
     return len(shape) < 2 or math.prod(shape) <= SMALL
 
 
@@ -85,34 +85,45 @@ def check_codec(codec: CodecRules) -> list[tuple[str, str]]:
 
     >>> check_codec("int6")
     [('.*', 'int6')]
-    >>> check_codec("int7")
+    """
+    if not isinstance(codec, Sequence):
+        raise UserError(f"codec={codec!r}: give a codec, such as 'int6', or a list of (pattern, codec)")
+    return [_checked_rule(rule) for rule in ([(".*", codec)] if isinstance(codec, str) else codec)]
+
+
+def _checked_rule(rule: Any) -> tuple[str, str]:
+    match rule:
+        case [str(pattern), str(name)]:
+            check_known("codec", name, CODECS)
+        case _:
+            raise UserError(f"codec rule {rule!r}: write (pattern, codec), such as ('.*', 'int6')")
+    if pattern.startswith(_ROLE) and (role := pattern.removeprefix(_ROLE)) not in list(Role):
+        raise UserError(f"codec rule {pattern!r}: no such role; {nearest(role, Role, 1)}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"codec rule {pattern!r} is no regular expression: {error}") from None
+    return pattern, name
+
+
+def check_known(kind: str, name: Any, names: Iterable[str]) -> None:
+    """Refuses what is none of the names.
+
+    >>> check_known("codec", "int7", CODECS)
     Traceback (most recent call last):
     ...
     freezejax.errors.UserError: there is no codec 'int7'; nearest: int8, int6, int5
     """
-    rules = [(".*", codec)] if isinstance(codec, str) else _pairs(codec)
-    for pattern, name in rules:
-        if name not in CODECS:
-            raise UserError(f"there is no codec {name!r}; {nearest(str(name), CODECS)}")
-        if pattern.startswith(_ROLE) and pattern.removeprefix(_ROLE) not in list(Role):
-            raise UserError(f"codec rule {pattern!r}: no such role; {nearest(pattern.removeprefix(_ROLE), Role, 1)}")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"codec rule {pattern!r} is no regular expression: {error}") from None
-    return rules
+    if name not in list(names):
+        raise UserError(f"there is no {kind} {name!r}; {nearest(str(name), names)}")
 
 
-def _pairs(codec: Any) -> list[tuple[str, str]]:
-    def pair(rule: Any) -> tuple[str, str]:
-        match rule:
-            case [str(pattern), str(name)]:
-                return pattern, name
-        raise UserError(f"codec rule {rule!r}: write (pattern, codec), such as ('.*', 'int6')")
-
-    if not isinstance(codec, Sequence):
-        raise UserError(f"codec={codec!r}: give a codec, such as 'int6', or a list of (pattern, codec)")
-    return [pair(rule) for rule in codec]
+def _find(leaf: Leaf, rules: list[tuple[str, str]]) -> str:
+    for pattern, codec in rules:
+        if pattern == _ROLE + leaf.role if pattern.startswith(_ROLE) else re.fullmatch(pattern, leaf.path):
+            return codec
+    patterns = [pattern for pattern, _ in rules]
+    raise UserError(f"no codec rule covers leaf {leaf.path!r}; {nearest(leaf.path, patterns, count=1)}")
 
 
 def stored_leaves(params: PyTree) -> list[Leaf]:
@@ -131,30 +142,21 @@ def stored_leaves(params: PyTree) -> list[Leaf]:
     return found
 
 
+def seed_leaves(params: PyTree) -> list[Leaf]:
+    """Every leaf that holds a seed."""
+    return [leaf for leaf in roles.leaves(params) if leaf.role is Role.SEED]
+
+
 def seed_of(params: PyTree) -> tuple[int, int] | None:
     """The words of the one base seed of a tree; None where nothing is seeded.
 
     Raises:
       UserError: two leaves have different seeds.
-
-    >>> seed_of({"b": np.zeros(3, np.float32)}) is None
-    True
     """
-    seeds = {
-        leaf.path: tuple(np.asarray(leaf.value).tolist()) for leaf in roles.leaves(params) if leaf.role is Role.SEED
-    }
-    if not seeds:
-        return None
-    first = next(iter(seeds))
-    for path, words in seeds.items():
-        if words != seeds[first]:
-            raise UserError(f"seed {path!r} is {words}, but {first!r} is {seeds[first]}: a model has one base seed")
-    return seeds[first]
-
-
-def _find(leaf: Leaf, rules: list[tuple[str, str]]) -> str:
-    for pattern, codec in rules:
-        if pattern == _ROLE + leaf.role if pattern.startswith(_ROLE) else re.fullmatch(pattern, leaf.path):
-            return codec
-    patterns = [pattern for pattern, _ in rules]
-    raise UserError(f"no codec rule covers leaf {leaf.path!r}; {nearest(leaf.path, patterns, count=1)}")
+    seeds = [(leaf.path, tuple(np.asarray(leaf.value).tolist())) for leaf in seed_leaves(params)]
+    for path, words in seeds:
+        if words != seeds[0][1]:
+            raise UserError(
+                f"seed {path!r} is {words}, but {seeds[0][0]!r} is {seeds[0][1]}: a model has one base seed"
+            )
+    return seeds[0][1] if seeds else None
