@@ -76,14 +76,14 @@ def check_params(params: PyTree, header: Header) -> None:
     """
     if header.model is None:
         return
-    ours, named, structure = _bare(params), _bare(model_of(header)[1]), jax.tree.structure
+    ours, named = _bare(params), _bare(model_of(header)[1])
     pairs = itertools.zip_longest(roles.weights(ours), roles.weights(named), fillvalue=("", None))
     for (path, weight), (wanted_path, wanted) in pairs:
-        if path != wanted_path or structure(weight) != structure(wanted):
+        if path != wanted_path or _structure(weight) != _structure(wanted):
             raise UserError(
                 f"wrong model: the parameters hold {_told(path, weight)}, the config {_told(wanted_path, wanted)}"
             )
-    if structure(ours) != structure(named):
+    if _structure(ours) != _structure(named):
         raise UserError("wrong model: the parameters' containers are not those of the config")
 
 
@@ -91,6 +91,10 @@ def _bare(tree: PyTree) -> PyTree:
     """The tree without drawn maps, and without how its weights lie on a mesh."""
     placed: Any = None
     return roles.map_weights(lambda _, weight: weight.placed(lambda shape: placed), drop_maps(tree))
+
+
+def _structure(tree: PyTree) -> Any:
+    return jax.tree.structure(tree)
 
 
 def _told(path: str, weight: Any) -> str:

@@ -154,9 +154,10 @@ def seed_of(params: PyTree) -> tuple[int, int] | None:
       UserError: two leaves have different seeds.
     """
     seeds = [(leaf.path, tuple(np.asarray(leaf.value).tolist())) for leaf in seed_leaves(params)]
+    if not seeds:
+        return None
+    first, seed = seeds[0]
     for path, words in seeds:
-        if words != seeds[0][1]:
-            raise UserError(
-                f"seed {path!r} is {words}, but {seeds[0][0]!r} is {seeds[0][1]}: a model has one base seed"
-            )
-    return seeds[0][1] if seeds else None
+        if words != seed:
+            raise UserError(f"seed {path!r} is {words}, but {first!r} is {seed}: a model has one base seed")
+    return seed

@@ -33,10 +33,7 @@ def byte_counts(table: ByteTable, inputs: np.ndarray, targets: np.ndarray) -> np
     Args:
         table: of the tokenizer that made the tokens.
         inputs: int, any shape; the token before each target.
-        targets: int, the shape of `inputs`.
-
-    Returns:
-        int64, the shape of `targets`.
+        targets: int, the shape of `inputs`, which the int64 counts have too.
 
     >>> table = ByteTable(np.array([0, 5]), np.array([False, True]), np.array([True, False]))
     >>> byte_counts(table, np.array([0, 1]), np.array([1, 1]))  # token 0 is a document start
@@ -48,11 +45,7 @@ def byte_counts(table: ByteTable, inputs: np.ndarray, targets: np.ndarray) -> np
 
 
 def bits_per_byte(sum_nats: float, n_bytes: int) -> float:
-    """A summed loss in nats over the bytes it predicts, in bits.
-
-    Args:
-        sum_nats: the loss summed (not averaged) over every scored target.
-        n_bytes: the sum of `byte_counts` over the same targets.
+    """A loss in nats, summed over targets, in bits per byte: `n_bytes` is the sum of their `byte_counts`.
 
     Raises:
         UserError: there are no bytes.

@@ -17,10 +17,9 @@ Batch = dict[str, np.ndarray]
 
 
 class Windows:
-    """The non-overlapping windows `[i*T, i*T + T]` of a token array, as a Grain random-access source.
+    """The windows `[i*T, i*T + T]` of a token array, as a Grain random-access source.
 
-    Neighbouring windows share one token: the last target of one is the first input of the next, so every
-    token but the first is a target exactly once.
+    The last target of one is the first input of the next, so every token but the first is a target exactly once.
 
     >>> Windows(np.arange(10, dtype=np.uint16), 4)[1]
     {'inputs': array([4, 5, 6, 7], dtype=int32), 'targets': array([5, 6, 7, 8], dtype=int32)}
@@ -92,10 +91,8 @@ def train_iterator(
         raise UserError(f"seed={seed}: must lie in [0, 2**32)")
     needed = batch_size * process_count * seq_len + 1
     if len(tokens) < needed:
-        raise UserError(
-            f"{len(tokens)} training tokens are too few for batch_size={batch_size * process_count} rows of "
-            f"seq_len={seq_len}, which need {needed}; lower one of them"
-        )
+        rows = f"batch_size={batch_size * process_count} rows of seq_len={seq_len}"
+        raise UserError(f"{len(tokens)} training tokens are too few for {rows}, which need {needed}; lower one of them")
     windows = grain.MapDataset.source(Windows(tokens, seq_len, with_index=with_index)).seed(seed).shuffle().repeat()
     # Nothing is left over of an endless stream, but rounding its length up overflows at batch_size=1.
     share = windows.batch(batch_size, drop_remainder=True)[process_index::process_count]
@@ -135,12 +132,13 @@ def eval_batches(tokens: Tokens, *, batch_size: int, seq_len: int, every: int = 
 def _eval_batch(windows: Windows, chosen: range, batch_size: int) -> Batch:
     """The chosen windows, padded to `batch_size` rows."""
     shape = (batch_size, windows.seq_len)
-    batch: Batch = {name: np.zeros(shape, np.int32) for name in ("inputs", "targets")}
+    dtypes = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
+    batch: Batch = {name: np.zeros(shape, dtype) for name, dtype in dtypes.items()}
     for row, index in enumerate(chosen):
-        window = windows[index]
-        batch["inputs"][row], batch["targets"][row] = window["inputs"], window["targets"]
-    weights = np.broadcast_to(np.arange(batch_size)[:, None] < len(chosen), shape)
-    return batch | {"weights": weights.astype(np.float32)}
+        for name, values in windows[index].items():
+            batch[name][row] = values
+        batch["weights"][row] = 1
+    return batch
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -27,7 +27,6 @@ SHARD_TOKENS = 100_000_000  # of a full training shard
 class ConcatenatedTokens:
     """Several token arrays seen as one, none of them read until sliced.
 
-    Has what readers of tokens use: `len`, `size`, `shape`, `dtype`, `[i]`, `[start:stop]`, `numpy.asarray`.
     A slice inside one part is a view of its memory map; a slice across parts is a copy of the slice alone.
 
     >>> tokens = ConcatenatedTokens([np.arange(3, dtype=np.uint16), np.arange(3, 5, dtype=np.uint16)])
@@ -148,10 +147,10 @@ def shard_paths(folder: str | Path, split: str) -> list[Path]:
 
 
 def write_shard(path: str | Path, tokens: np.ndarray, *, vocab_size: int = NARROW_VOCABULARY) -> None:
-    """Writes one shard; the file appears under its name only when it is complete.
+    """Writes one shard, whole or not at all, over what is there.
 
     Args:
-        path: the `.bin` file, replaced if it exists.
+        path: the `.bin` file.
         tokens: integers [n] below the vocabulary's size.
         vocab_size: says whether tokens are uint16 or uint32, see `token_dtype`.
 
@@ -178,14 +177,9 @@ def write_split(
     vocab_size: int = NARROW_VOCABULARY,
     shard_tokens: int = SHARD_TOKENS,
 ) -> None:
-    """Writes tokenized documents one after another as shards of `shard_tokens`, the last one shorter.
+    """Writes tokenized documents, integers [n], one after another as `fineweb_{split}_000000.bin` and so on.
 
-    Args:
-        folder: gets `fineweb_{split}_000000.bin` and so on; always at least one.
-        split: "train" or "val".
-        documents: integer arrays [n]; only one shard's worth is held in memory.
-        vocab_size: see `write_shard`.
-        shard_tokens: tokens of a full shard.
+    Every shard, at least one, has `shard_tokens` tokens, the last one fewer; only one shard's worth is held in memory.
     """
     for number, tokens in enumerate(_regrouped(documents, shard_tokens)):
         write_shard(Path(folder) / f"fineweb_{split}_{number:06d}.bin", tokens, vocab_size=vocab_size)

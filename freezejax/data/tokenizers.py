@@ -25,21 +25,10 @@ MAX_TRAINING_LINES = 2_000_000
 class Tokenizer(Protocol):
     """What the rest of the data layer asks of a tokenizer."""
 
-    @property
-    def name(self) -> str:
-        """What a person would call it."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids; every id is below it."""
-
-    @property
-    def bos_id(self) -> int | None:
-        """The id put before each document, if the vocabulary has one."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for two tokenizers that encode alike."""
+    name: str  # what a person would call it
+    vocab_size: int  # every token id is below it
+    bos_id: int | None  # the id put before each document, if the vocabulary has one
+    fingerprint: str  # equal for two tokenizers that encode alike
 
     def encode(self, text: str) -> np.ndarray:
         """Text to int32 token ids [n], no special tokens added."""
@@ -54,11 +43,8 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """Every UTF-8 byte is a token: vocabulary 256, no special tokens, one byte each.
 
-    >>> tokenizer = ByteTokenizer()
-    >>> tokenizer.encode("hé")
+    >>> ByteTokenizer().encode("hé")
     array([104, 195, 169], dtype=int32)
-    >>> tokenizer.decode([104, 195, 169])
-    'hé'
     """
 
     name = "bytes"
@@ -89,15 +75,13 @@ class SentencePieceTokenizer:
             UserError: the file is missing or is no SentencePiece model.
         """
         self.path = Path(path)
-        try:
-            model = self.path.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot read the tokenizer: {error.strerror}; give bytes, bpe:SIZE or a .model"
-            ) from None
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
+            model = self.path.read_bytes()
             self._processor.LoadFromSerializedProto(model)
+        except OSError as error:
+            fault = f"cannot read the tokenizer: {error.strerror}; give bytes, bpe:SIZE or a .model"
+            raise UserError(f"{self.path}: {fault}") from None
         except RuntimeError:
             raise UserError(f"{self.path}: not a SentencePiece model") from None
         self.name = self.path.stem
