@@ -120,26 +120,22 @@ def seal(version: int, header_bytes: int, text_size: int, body: bytes) -> bytes:
     return start + hashlib.sha256(start + body).digest() + body
 
 
-def read(path: str | Path) -> Parts:
-    """Takes a file apart after checking magic, version, length, digest and every field of the header.
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[Parts]:
+    """A file taken apart. Whatever its content breaks, here or in the block, is told in one line that names the file.
 
     Raises:
-      UserError: missing or unreadable, not an artifact, newer, truncated or damaged; one line naming the file.
+      UserError: missing or unreadable, not an artifact, newer, truncated or damaged.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, not an artifact' if path.is_dir() else 'there is no such file'}")
-    with naming(path), path.open("rb") as file:
-        start = file.read(PREAMBLE.size)
-        _check_start(start)  # before reading what may be no artifact and large
-        return parse(start + file.read())
-
-
-@contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Whatever a file's content breaks is told in one line that names the file."""
     try:
-        yield
+        with path.open("rb") as file:
+            start = file.read(PREAMBLE.size)
+            _check_start(start)  # before reading what may be no artifact and large
+            parts = parse(start + file.read())
+        yield parts
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -155,7 +151,7 @@ def _one_line(error: Exception) -> str:
 
 
 def parse(data: bytes) -> Parts:
-    """As `read`, for bytes.
+    """A file's bytes taken apart after checking magic, version, length, digest and every field of the header.
 
     Raises:
       ValueError: (`UserError` is one) not an artifact, newer, truncated or damaged.

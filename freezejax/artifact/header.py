@@ -9,15 +9,7 @@ import jax
 
 from freezejax.artifact.codecs import CODECS
 from freezejax.artifact.compress import COMPRESSORS, decompress
-from freezejax.artifact.tensors import (
-    CodecRules,
-    Tensor,
-    check_codec,
-    check_known,
-    is_small,
-    seed_leaves,
-    stored_tensors,
-)
+from freezejax.artifact.tensors import CodecRules, Tensor, check_codec, check_known, seed_leaves, stored_tensors
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
 
@@ -115,8 +107,13 @@ def check(fields: Any) -> Header:
     tensors = [_tensor(*entry) for entry in _lists(fields["tensors"], 3, "tensors")]
     if len({tensor.path for tensor in tensors}) < len(tensors):
         raise ValueError("two tensors have one path")
-    _check_tokenizer(fields["tokenizer"])
-    _check_model(fields["model"], len(tensors))
+    if (tokenizer := fields["tokenizer"]) is not None:
+        if not isinstance(tokenizer, dict) or set(tokenizer) != {"name", "sha256"}:
+            raise ValueError("field 'tokenizer' is not {'name': ..., 'sha256': ...}")
+        for value in tokenizer.values():
+            _check_text(value)
+    if fields["model"] is not None:
+        _check_model(fields["model"], len(tensors))
     rules = _lists(fields["codec"], 2, "codec")
     for pattern, codec in rules:
         _check_text(pattern)
@@ -143,23 +140,13 @@ def _tensor(path: Any, shape: Any, codec: Any) -> Tensor:
             raise ValueError(f"tensor {path!r}: a side is {str(size)[:24]}, not an integer in [0, 2^31)")
     _check_text(path)
     check_known("codec", codec, CODECS)
-    if is_small(tuple(shape)) and codec != "float16":
-        raise ValueError(f"tensor {path!r} of shape {tuple(shape)} is small and must be float16")
-    return Tensor(path, tuple(shape), codec)
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    if tokenizer is None:
-        return
-    if not isinstance(tokenizer, dict) or set(tokenizer) != {"name", "sha256"}:
-        raise ValueError("field 'tokenizer' is not {'name': ..., 'sha256': ...}")
-    for value in tokenizer.values():
-        _check_text(value)
+    tensor = Tensor(path, tuple(shape), codec)
+    if tensor.small and codec != "float16":
+        raise ValueError(f"tensor {path!r} of shape {tensor.shape} is small and must be float16")
+    return tensor
 
 
 def _check_model(model: Any, num_tensors: int) -> None:
-    if model is None:
-        return
     if not isinstance(model, dict) or not isinstance(model.get("family"), str):
         raise ValueError("field 'model' names no family")
     for value in jax.tree.leaves(model):

@@ -51,7 +51,8 @@ def verify(path: str | Path) -> str:
     """
     meta = read_metadata(path)
     if meta["model"] is None:
-        container.decode(container.read(path))
+        with container.opened(path) as parts:
+            container.decode(parts)
         return f"ok: {_title(path, meta)}, {len(meta['tensors'])} tensors; no model is named, nothing was run"
     apply, params, _ = load(path)
     weights = [math.prod(found["shape"]) for found in meta["maps"]]

@@ -1,5 +1,8 @@
 """Saving a model as one file, and getting it back from the file alone."""
 
+import functools
+import itertools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,14 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from freezejax.artifact import container, rebuild
-from freezejax.artifact.encode import dequantize, quantize_leaf
-from freezejax.artifact.header import make_header
-from freezejax.artifact.tensors import CodecRules, seed_of, stored_leaves, stored_tensors
+from freezejax import models, roles
+from freezejax.artifact import container
+from freezejax.artifact.encode import ENCODINGS, dequantize, quantize_leaf
+from freezejax.artifact.header import Header, make_header
+from freezejax.artifact.tensors import CodecRules, Tensor, seed_leaves, seed_of, stored_leaves, stored_tensors
 from freezejax.data.atomic import atomic_file
 from freezejax.errors import UserError
-from freezejax.paths import PyTree
-from freezejax.roles import Leaf, map_leaves
+from freezejax.paths import PyTree, nearest
+from freezejax.roles import Leaf, Role
+from freezejax.weights import drop_maps, maps_of
 
 Apply = Callable[..., jax.Array]
 
@@ -56,7 +61,8 @@ def save(
     """
     path = Path(path)
     header = make_header(params, model, codec, compressor, tokenizer, notes)
-    rebuild.check_params(params, header)
+    if header.model is not None:
+        _check_params(params, _model_of(header)[1])
     pairs = zip(header.tensors, stored_leaves(params), strict=True)
     leaves = [quantize_leaf(tensor, np.asarray(leaf.value)) for tensor, leaf in pairs]
     content = container.to_bytes(header, seed_of(params), leaves)
@@ -84,15 +90,23 @@ def load(path: str | Path, *, like: PyTree | None = None) -> tuple[Apply, PyTree
       UserError: missing, not an artifact, of another format, truncated, damaged, or not of the model it names or
         is shown.
     """
-    parts = container.read(path)
-    with container.naming(path):
-        model, shapes = rebuild.model_of(parts.header, like)
-        params = rebuild.fill(shapes, container.decode(parts), parts.seed)
-    return model.apply if model else _no_model, params, rebuild.metadata_of(parts, shapes)
+    with container.opened(path) as parts:
+        model, shapes = _model_of(parts.header, like)
+        params = _filled(shapes, container.decode(parts), parts.seed)
+    return model.apply if model else _no_model, params, _metadata(parts, shapes)
 
 
 def _no_model(*_: Any, **__: Any) -> jax.Array:
     raise UserError("the artifact holds parameters alone: apply your own model to them")
+
+
+def _filled(shapes: PyTree, weights: Mapping[str, np.ndarray], seed: tuple[int, int] | None) -> PyTree:
+    def value(leaf: Leaf) -> jax.Array:
+        if leaf.role is Role.SEED:
+            return jnp.asarray(np.array(seed, np.uint32))
+        return jnp.asarray(weights[leaf.path], leaf.value.dtype)
+
+    return roles.map_leaves(value, shapes)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -106,10 +120,27 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
       UserError: as `load`.
     """
-    parts = container.read(path)
-    with container.naming(path):
-        shapes = None if parts.header.model is None else rebuild.model_of(parts.header)[1]
-        return rebuild.metadata_of(parts, shapes)
+    with container.opened(path) as parts:
+        shapes = None if parts.header.model is None else _model_of(parts.header)[1]
+    return _metadata(parts, shapes)
+
+
+def _metadata(parts: container.Parts, shapes: PyTree) -> dict[str, Any]:
+    header = parts.header
+    tensors = [
+        {
+            **{"path": t.path, "shape": t.shape, "codec": t.codec, "bytes": len(blob.data), "sqnr_db": quality},
+            "encoding": "small" if t.small else ENCODINGS[blob.encoding].format(header.compressor),
+        }
+        for t, blob, quality in zip(header.tensors, parts.blobs, parts.sqnr_db, strict=True)
+    ]
+    maps = [
+        {"path": m.name, "shape": m.shape, "distribution": m.distribution, "scale": m.scale, "portable": m.portable}
+        for m in (weight.map for weight in maps_of(shapes))
+    ]
+    kept = {name: getattr(header, name) for name in ("model", "tokenizer", "codec", "compressor", "notes")}
+    found = {"seed": parts.seed, "bytes": parts.file_bytes, "sizes": parts.sizes}
+    return {**kept, **found, "tensors": tensors, "maps": maps}
 
 
 def quantize(params: PyTree, codec: CodecRules = "int6") -> PyTree:
@@ -129,4 +160,76 @@ def quantize(params: PyTree, codec: CodecRules = "int6") -> PyTree:
         found = quantize_leaf(tensors[leaf.path], np.asarray(leaf.value))
         return jnp.asarray(dequantize(found.tensor, found.rows))
 
-    return map_leaves(restored, params)
+    return roles.map_leaves(restored, params)
+
+
+def _model_of(header: Header, like: PyTree | None = None) -> tuple[models.Model | None, PyTree]:
+    """The model a header names, or None, and the abstract parameters that its tensors and seed fit exactly.
+
+    `like` stands for the parameters of a model that is not of a family, for a header that names none.
+    """
+    if header.model is None and like is None:
+        raise UserError("it holds parameters alone: show what they are filled into, load(path, like=params)")
+    if header.model is not None and like is not None:
+        raise UserError("it names its own model: load it without like=")
+    model, shapes = _build(json.dumps(header.model)) if like is None else (None, drop_maps(like))
+    _check_fit(header.tensors, shapes)
+    seeded = bool(seed_leaves(shapes))
+    if header.seeded != seeded:
+        wanted = "no base seed is stored" if seeded else "a base seed is stored, but nothing is seeded"
+        raise UserError(f"wrong model: {wanted}")
+    return model, shapes
+
+
+@functools.lru_cache(maxsize=8)  # saving, loading and describing one file build one model
+def _build(config: str) -> tuple[models.Model, PyTree]:
+    try:
+        model = models.build(**json.loads(config))
+        return model, jax.eval_shape(model.init, jax.random.key(0))
+    except UserError as error:
+        raise UserError(f"the model it names cannot be built: {error}") from None
+    except Exception as error:  # the config comes from a file: whatever it breaks is the file's fault
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the model it names cannot be built: {type(error).__name__}: {reason}") from None
+
+
+def _check_fit(tensors: list[Tensor], shapes: PyTree) -> None:
+    wanted = {leaf.path: tuple(leaf.value.shape) for leaf in stored_leaves(shapes)}
+    found = {tensor.path: tensor.shape for tensor in tensors}
+    for path, shape in wanted.items():
+        if path not in found:
+            raise UserError(f"wrong model: leaf {path!r} is missing; {nearest(path, found, count=1)}")
+        if found[path] != shape:
+            raise UserError(f"wrong model: leaf {path!r} has shape {found[path]}, the model asks for {shape}")
+    for path in sorted(found.keys() - wanted.keys()):
+        raise UserError(f"wrong model: it has no leaf {path!r}; {nearest(path, wanted, count=1)}")
+
+
+def _check_params(params: PyTree, shapes: PyTree) -> None:
+    """Refuses parameters that are not of a model with these shapes, random maps and adapters included."""
+    ours, named = _bare(params), _bare(shapes)
+    pairs = itertools.zip_longest(roles.weights(ours), roles.weights(named), fillvalue=("", None))
+    for (path, weight), (wanted_path, wanted) in pairs:
+        if path != wanted_path or _structure(weight) != _structure(wanted):
+            raise UserError(
+                f"wrong model: the parameters hold {_told(path, weight)}, the config {_told(wanted_path, wanted)}"
+            )
+    if _structure(ours) != _structure(named):
+        raise UserError("wrong model: the parameters' containers are not those of the config")
+
+
+def _bare(tree: PyTree) -> PyTree:
+    """The tree without drawn maps, and without how its weights lie on a mesh."""
+    placed: Any = None
+    return roles.map_weights(lambda _, weight: weight.placed(lambda shape: placed), drop_maps(tree))
+
+
+def _structure(tree: PyTree) -> Any:
+    return jax.tree.structure(tree)
+
+
+def _told(path: str, weight: Any) -> str:
+    if weight is None:
+        return "no such weight"
+    kinds = [type(weight).__name__, *(repr(m.map) for m in maps_of(weight))]
+    return f"{' of '.join(kinds)} at {path!r}"

@@ -35,8 +35,8 @@ class Tensor(NamedTuple):
 
     @property
     def small(self) -> bool:
-        """Whether it lies in the one section of small tensors."""
-        return is_small(self.shape)
+        """Whether it lies in the one section of small tensors: fewer than two dims, or at most `SMALL` elements."""
+        return len(self.shape) < 2 or self.size <= SMALL
 
     @property
     def rows(self) -> int:
@@ -54,11 +54,6 @@ def packed_size(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def is_small(shape: tuple[int, ...]) -> bool:
-    """Fewer than two dims, or at most `SMALL` elements."""
-    return len(shape) < 2 or math.prod(shape) <= SMALL
-
-
 def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
     """The stored leaves in flattening order; seeds and drawn maps are not among them.
 
@@ -73,11 +68,11 @@ def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
     >>> stored_tensors({"w": np.zeros((64, 128)), "scale": np.zeros(64)}, "int6")
     [Tensor(path='scale', shape=(64,), codec='float16'), Tensor(path='w', shape=(64, 128), codec='int6')]
     """
-    rules = check_codec(codec)
-    return [
-        Tensor(leaf.path, tuple(leaf.value.shape), "float16" if is_small(leaf.value.shape) else _find(leaf, rules))
-        for leaf in stored_leaves(params)
-    ]
+    rules, found = check_codec(codec), []
+    for leaf in stored_leaves(params):
+        tensor = Tensor(leaf.path, tuple(leaf.value.shape), "float16")
+        found.append(tensor if tensor.small else tensor._replace(codec=_find(leaf, rules)))
+    return found
 
 
 def check_codec(codec: CodecRules) -> list[tuple[str, str]]:
