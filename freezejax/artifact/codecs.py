@@ -5,6 +5,7 @@ for embeddings [V, D] the first. Row weights are `code * scale`, codes in [-qmax
 The product of an 8-bit code and a float16 is exact in float32, so dequantizing gives the same bits everywhere.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -32,40 +33,39 @@ def qmax(codec: str) -> int:
     return (1 << (BITS[codec] - 1)) - 1
 
 
+def _row_axis(path: str) -> int:
+    return 0 if path.rpartition("/")[2] == "embedding" else -1
+
+
 def row_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
     """`(rows, weights per row)` of a tensor of at least two dims.
 
     >>> row_shape("mlp/up/kernel", (64, 128)), row_shape("tok_emb/embedding", (256, 64))
     ((128, 64), (256, 64))
     """
-    rows = shape[0] if _rows_first(path) else shape[-1]
-    size = int(np.prod(shape, dtype=np.int64))
-    return rows, size // rows if rows else 0
+    rows = shape[_row_axis(path)]
+    return rows, math.prod(shape) // rows if rows else 0
 
 
 def to_rows(path: str, weights: np.ndarray) -> np.ndarray:
     """The tensor as float32 [rows, n], contiguous."""
-    rows = weights if _rows_first(path) else np.moveaxis(weights, -1, 0)
+    rows = np.moveaxis(weights, _row_axis(path), 0)
     return np.ascontiguousarray(rows, np.float32).reshape(row_shape(path, weights.shape))
 
 
 def from_rows(path: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `to_rows`."""
-    if _rows_first(path):
-        return rows.reshape(shape)
-    return np.ascontiguousarray(np.moveaxis(rows.reshape(shape[-1:] + shape[:-1]), 0, -1))
+    sides, axis = list(shape), _row_axis(path)
+    sides.insert(0, sides.pop(axis))
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(sides), 0, axis))
 
 
 def quantize_rows(rows_RxN: np.ndarray, codec: str, *, clip: bool = True) -> Rows:
     """Codes and scales, each row clipped where its mean squared error is smallest.
 
     The clip point is searched over fractions of the row's largest magnitude, 1 included, each judged with its scale
-    already rounded to float16. Rows of zeros get scale 0.
-
-    Args:
-      rows_RxN: float32, finite.
-      codec: 'int8', 'int6', 'int5' or 'int4'.
-      clip: False scales every row to its largest magnitude.
+    already rounded to float16; `clip=False` takes the largest magnitude itself. Rows are finite float32; those of zeros
+    get scale 0.
 
     Raises:
       UserError: a row too large for a float16 scale.
@@ -109,9 +109,7 @@ def to_float16(weights: np.ndarray) -> np.ndarray:
 
 
 def sqnr_db(weights: np.ndarray, restored: np.ndarray) -> float:
-    """Signal to quantization-noise ratio in dB: 10 log10(sum w^2 / sum (w - restored)^2).
-
-    Infinite where nothing was lost; 0 where everything was.
+    """Signal to quantization-noise ratio in dB: 10 log10(sum w^2 / sum (w - restored)^2); infinite without loss.
 
     >>> round(sqnr_db(np.array([1.0, 1.0]), np.array([1.0, 0.9])), 6)
     23.0103
@@ -120,10 +118,6 @@ def sqnr_db(weights: np.ndarray, restored: np.ndarray) -> float:
     if noise == 0:
         return float("inf")
     return float(10 * np.log10(signal / noise)) if signal else float("-inf")
-
-
-def _rows_first(path: str) -> bool:
-    return path.rpartition("/")[2] == "embedding"
 
 
 def _best_scale(x_RxN: np.ndarray, absmax_R: np.ndarray, limit: int) -> np.ndarray:

@@ -76,16 +76,12 @@ class Parts(NamedTuple):
 
 
 def table_bytes(num_tensors: int) -> int:
-    """Bytes of the table."""
+    """Of tensors, and of the two sections that they share."""
     return ENTRY.itemsize * (2 + num_tensors)
 
 
 def to_bytes(header: Header, seed: tuple[int, int] | None, leaves: Sequence[Quantized]) -> bytes:
-    """The whole file.
-
-    Raises:
-      UserError: a header that cannot be written, or a tensor of 4 GiB or more.
-    """
+    """The whole file; a `UserError` where a tensor takes 4 GiB or more."""
     sections = _sections(leaves, header.compressor)
     if max(len(blob.data) for blob in sections) >= 2**32:
         raise UserError("a tensor takes 4 GiB or more: an artifact holds smaller ones")
@@ -151,7 +147,7 @@ def _one_line(error: Exception) -> str:
 
 
 def parse(data: bytes) -> Parts:
-    """A file's bytes taken apart after checking magic, version, length, digest and every field of the header.
+    """A file's bytes taken apart, once magic, version, length, digest and every field of the header are right.
 
     Raises:
       ValueError: (`UserError` is one) not an artifact, newer, truncated or damaged.
@@ -220,11 +216,7 @@ def _blobs(table: np.ndarray, rest: memoryview) -> list[Blob]:
 
 
 def decode(parts: Parts) -> dict[str, np.ndarray]:
-    """Dequantized float32 weights by path.
-
-    Raises:
-      ValueError: bytes that encode no such tensor.
-    """
+    """Dequantized float32 weights by path; a `ValueError` where bytes encode no such tensor."""
     tensors, compressor = parts.header.tensors, parts.header.compressor
     scales = decode_half(parts.scales, sum(tensor.rows for tensor in tensors), compressor)
     small = decode_half(parts.small, sum(tensor.size for tensor in tensors if tensor.small), compressor)

@@ -31,11 +31,7 @@ class Quantized(NamedTuple):
 
 
 def quantize_leaf(tensor: Tensor, leaf: np.ndarray) -> Quantized:
-    """Codes or float16 of one leaf.
-
-    Raises:
-      UserError: the leaf holds NaN or infinity, or magnitudes the codec cannot hold.
-    """
+    """Codes or float16 of one leaf; a `UserError` where it holds NaN, infinity, or more than the codec can."""
     weights = np.asarray(leaf, np.float32)
     if not np.isfinite(weights).all():
         raise UserError(f"leaf {tensor.path!r} is not finite: an artifact stores finite weights")
@@ -76,11 +72,7 @@ def encode_codes(tensor: Tensor, codes: np.ndarray, compressor: str) -> Blob:
 
 
 def decode_codes(tensor: Tensor, blob: Blob, compressor: str) -> np.ndarray:
-    """Codes int8 [rows, n], or float16 [n] for that codec.
-
-    Raises:
-      ValueError: the bytes are not an encoding of this tensor.
-    """
+    """Codes int8 [rows, n], or float16 [n] for that codec; a `ValueError` where the bytes encode no such tensor."""
     if tensor.codec == "float16":
         return decode_half(blob, tensor.size, compressor)
     if blob.encoding == BYTES_COMPRESSED:
@@ -100,11 +92,7 @@ def encode_half(half: np.ndarray, compressor: str) -> Blob:
 
 
 def decode_half(blob: Blob, count: int, compressor: str) -> np.ndarray:
-    """Float16 [count].
-
-    Raises:
-      ValueError: the bytes are not `count` finite float16.
-    """
+    """Float16 [count]; a `ValueError` where the bytes are not so many finite ones."""
     if blob.encoding == BYTES_COMPRESSED:
         raise ValueError("float16 has no encoding of one byte per code")
     half = unshuffle(_unpacked(blob, 2 * count, compressor))

@@ -38,15 +38,20 @@ def make_header(
     tokenizer: Mapping[str, str] | None = None,
     notes: Any = None,
 ) -> Header:
-    """The header of a file of these parameters (or of their shapes), checked as it will be when it is read.
+    """The header of a file of these parameters, or of their shapes.
 
     Raises:
-      UserError: an unknown codec or compressor, something JSON cannot hold, or what `check` refuses.
+      UserError: something JSON cannot hold, or that would be refused when the file is read.
     """
-    tensors, rules, seeded = stored_tensors(params, codec), check_codec(codec), bool(seed_leaves(params))
-    named = _as_dict("model", model, "the mapping given to models.build, with its family")
-    reference = _as_dict("tokenizer", tokenizer, "a name and a sha256")
-    header = Header(named, rules, compressor, seeded, reference, notes, tensors)
+    header = Header(
+        model=_as_dict("model", model, "the mapping given to models.build, with its family"),
+        codec=check_codec(codec),
+        compressor=compressor,
+        seeded=bool(seed_leaves(params)),
+        tokenizer=_as_dict("tokenizer", tokenizer, "a name and a sha256"),
+        notes=notes,
+        tensors=stored_tensors(params, codec),
+    )
     try:
         text = _text_of(header)
         check(json.loads(text))
@@ -76,11 +81,7 @@ def _text_of(header: Header) -> bytes:
 
 
 def from_bytes(data: bytes, size: int) -> Header:
-    """The inverse of `to_bytes`, every field checked.
-
-    Raises:
-      ValueError: no header that this version writes.
-    """
+    """The inverse of `to_bytes`, every field checked; a `ValueError` where this version writes no such header."""
     if size > MAX_BYTES:
         raise ValueError(f"its header is of {size} bytes; at most {MAX_BYTES}")
     try:
@@ -94,11 +95,7 @@ def from_bytes(data: bytes, size: int) -> Header:
 
 
 def check(fields: Any) -> Header:
-    """The header of decoded JSON.
-
-    Raises:
-      ValueError: a field that is missing, left over, of another type or out of range.
-    """
+    """The header of decoded JSON; a `ValueError` where a field is missing, left over, of another type or range."""
     if not isinstance(fields, dict) or set(fields) != set(Header._fields):
         raise ValueError(f"its header does not have exactly the fields {', '.join(Header._fields)}")
     if not isinstance(fields["seeded"], bool):

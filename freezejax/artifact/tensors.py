@@ -76,11 +76,7 @@ def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
 
 
 def check_codec(codec: CodecRules) -> list[tuple[str, str]]:
-    """The rules in their long form, checked.
-
-    >>> check_codec("int6")
-    [('.*', 'int6')]
-    """
+    """The rules in their long form, checked."""
     if not isinstance(codec, Sequence):
         raise UserError(f"codec={codec!r}: give a codec, such as 'int6', or a list of (pattern, codec)")
     return [_checked_rule(rule) for rule in ([(".*", codec)] if isinstance(codec, str) else codec)]
@@ -122,11 +118,7 @@ def _find(leaf: Leaf, rules: list[tuple[str, str]]) -> str:
 
 
 def stored_leaves(params: PyTree) -> list[Leaf]:
-    """Every leaf whose bytes a file must hold: no seed, and nothing that was drawn from one.
-
-    Raises:
-      UserError: a leaf that is not float.
-    """
+    """Every leaf whose bytes a file must hold: no seed, and nothing drawn from one; a `UserError` if it is no float."""
     found = [leaf for leaf in roles.leaves(params) if not leaf.role.constant]
     for leaf in found:
         kind = getattr(leaf.value, "dtype", None)
@@ -143,11 +135,7 @@ def seed_leaves(params: PyTree) -> list[Leaf]:
 
 
 def seed_of(params: PyTree) -> tuple[int, int] | None:
-    """The words of the one base seed of a tree; None where nothing is seeded.
-
-    Raises:
-      UserError: two leaves have different seeds.
-    """
+    """The words of the one base seed of a tree; None where nothing is seeded. Two seeds are a `UserError`."""
     seeds = [(leaf.path, tuple(np.asarray(leaf.value).tolist())) for leaf in seed_leaves(params)]
     if not seeds:
         return None

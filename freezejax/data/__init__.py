@@ -7,11 +7,18 @@
 ((8, 128), '')
 """
 
-from freezejax.data.byte_accounting import ByteTable, bits_per_byte, byte_counts
 from freezejax.data.corpus import Corpus, load
 from freezejax.data.iterators import Batch, eval_batches, train_iterator
 from freezejax.data.shards import ConcatenatedTokens, Tokens, read_shard, write_shard
-from freezejax.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer, train_bpe
+from freezejax.data.tokenizers import (
+    ByteTable,
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    bits_per_byte,
+    byte_counts,
+    train_bpe,
+)
 
 __all__ = [
     "Batch",

@@ -18,11 +18,7 @@ _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # text or binary mode, which 
 
 
 class Damaged(UserError):
-    """A file is missing or not as it was listed, for certain: what to do about it may be said.
-
-    >>> isinstance(Damaged("a.bin: does not match"), UserError)
-    True
-    """
+    """A file is missing or not as it was listed, for certain: what to do about it may be said."""
 
 
 def write(folder: Path, *, everything: bool = False) -> None:
@@ -49,8 +45,8 @@ def verify(folder: Path, remedy: str, *, everything: bool = False, only: str = "
 
     Args:
         folder: of the data.
-        remedy: what the user can do about a file that is missing or differs; ends the error's line. A file that cannot
-            be read (no permission, a disk that fails, one that is away) may be whole: there it is not said.
+        remedy: ends the error's line: what to do about a file that is missing or differs. A file that cannot be read
+            (no permission, a disk that fails, one that is away) may be whole: there it is not said.
         everything: checks files of every kind.
         only: checks no other shard and text than the one of this name; "" checks all.
 

@@ -32,20 +32,14 @@ CACHE_FORMAT = 1  # counted up when the same input would give other tokens
 class Corpus:
     """Tokens to train on, tokens to validate on, and what is needed to account for them.
 
-    Attributes:
-        train: uint16 [N], of a vocabulary above 65,536 uint32, memory-mapped (one shard: a numpy.memmap; several:
-            `ConcatenatedTokens`).
-        val: uint16 [M], the same.
-        tokenizer: made the tokens.
-        fingerprint: sha256 hex over the tokens of both splits and the tokenizer.
-        source: what a person would call it.
+    Tokens are uint16, of a vocabulary above 65,536 uint32, and memory-mapped.
     """
 
-    train: shards.Tokens
-    val: shards.Tokens
-    tokenizer: Tokenizer
-    fingerprint: str
-    source: str
+    train: shards.Tokens  # [N]
+    val: shards.Tokens  # [M]
+    tokenizer: Tokenizer  # made the tokens
+    fingerprint: str  # sha256 hex over the tokens of both splits and the tokenizer
+    source: str  # what a person would call it
 
 
 def load(
@@ -76,14 +70,14 @@ def load(
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction={val_fraction}: must lie in (0, 1)")
     if path and not path.startswith("tfds:"):
-        place = Path(path)
-        if not (place.is_dir() or (place.is_file() and place.suffix in (".txt", *[".bin"] * (not to_train)))):
+        place, suffixes = Path(path), (".txt",) if to_train else (".txt", ".bin")
+        is_file = place.is_file()
+        if not (place.is_dir() or (is_file and place.suffix in suffixes)):
             one = "a .txt file" if to_train else "a .txt file, a shard"
             raise UserError(f"{path}: not a folder; give a folder, {one}, tfds:NAME, or nothing for embedded text")
-        folder = place if place.is_dir() else place.parent
-        # Of a folder that one file of is read, the others are nobody's business here.
-        checksums.verify(folder, "get it again, or list it anew with sha256sum", only=place.name * place.is_file())
-        if place.suffix == ".bin" or (place.is_dir() and any(place.glob("*.bin"))):
+        folder, only = (place.parent, place.name) if is_file else (place, "")
+        checksums.verify(folder, "get it again, or list it anew with sha256sum", only=only)
+        if any(file.suffix == ".bin" for file in ([place] if is_file else place.iterdir())):
             return _read(place, _shard_tokenizer(folder, tokenizer), source=path, to_train=to_train)
     source = _text_source(path, val_fraction, Path(cache_dir))
     tokenizer_key, make_tokenizer = _tokenizer_recipe(tokenizer)

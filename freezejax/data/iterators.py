@@ -56,22 +56,20 @@ def train_iterator(
 ) -> grain.DatasetIterator[Batch]:
     """Endless batches of shuffled windows, every window once per epoch, each epoch in a new order.
 
-    The global batch of a step, process after process, is the batch that one process with `process_count`
-    times the batch size would see: how many processes share the work does not change what is learned.
-    Batches follow on across the end of an epoch; no window is dropped.
+    The shares of all processes, one after another, are the batch that one process with `process_count` times the
+    batch size would see: how many processes share the work does not change what is learned. No window is dropped.
 
     Args:
         tokens: unsigned integers [N].
         batch_size: rows B per process.
         seq_len: targets T per row.
         seed: of the order, in [0, 2**32).
-        process_index: which share this process reads.
-        process_count: number of processes.
+        process_index: which of the `process_count` shares this process reads.
         with_index: batches also hold `"index": int64 [B]`, the windows' numbers in the text.
 
     Returns:
-        A Grain iterator of `{"inputs": int32 [B, T], "targets": int32 [B, T]}`. `get_state()` is a small
-        JSON-able dict (the step); `set_state` of it continues with exactly the batches that would follow.
+        A Grain iterator of `{"inputs": int32 [B, T], "targets": int32 [B, T]}`. `set_state` of what `get_state()`
+        gave, a small JSON-able dict, continues with exactly the batches that would follow.
 
     Raises:
         UserError: an argument out of range, or too few tokens for one global batch of distinct windows.
@@ -110,8 +108,8 @@ def eval_batches(tokens: Tokens, *, batch_size: int, seq_len: int, every: int = 
         every: 1 keeps all windows; n keeps the windows 0, n, 2n, ..., a cheaper sample of the whole text.
 
     Returns:
-        `{"inputs": int32 [B, T], "targets": int32 [B, T], "weights": float32 [B, T]}`; all batches have one
-        shape, and the rows that pad the last one are zeros with weight 0.
+        `{"inputs": int32 [B, T], "targets": int32 [B, T], "weights": float32 [B, T]}`; the rows that pad the last
+        batch are zeros with weight 0.
 
     Raises:
         UserError: an argument out of range, or too few tokens for one window.

@@ -80,17 +80,10 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def read_shard(path: str | Path, *, vocab_size: int = MAX_VOCABULARY) -> np.ndarray:
-    """Memory-maps one shard after checking its header, its size and every token.
-
-    Args:
-        path: the `.bin` file.
-        vocab_size: every token must be below it.
-
-    Returns:
-        uint16 or uint32 [n], as its format says, read-only, memory-mapped.
+    """One shard, memory-mapped and read-only: uint16 or uint32 [n], as its format says.
 
     Raises:
-        UserError: missing, truncated, another format or version, or a token outside the vocabulary.
+        UserError: missing, truncated, another format or version, or a token not below `vocab_size`.
     """
     path = Path(path)
     try:
@@ -147,12 +140,7 @@ def shard_paths(folder: str | Path, split: str) -> list[Path]:
 
 
 def write_shard(path: str | Path, tokens: np.ndarray, *, vocab_size: int = NARROW_VOCABULARY) -> None:
-    """Writes one shard, whole or not at all, over what is there.
-
-    Args:
-        path: the `.bin` file.
-        tokens: integers [n] below the vocabulary's size.
-        vocab_size: says whether tokens are uint16 or uint32, see `token_dtype`.
+    """Writes one shard of integers [n], whole or not at all, over what is there; for its dtype see `token_dtype`.
 
     Raises:
         UserError: a token is not in the vocabulary.
