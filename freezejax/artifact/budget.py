@@ -8,11 +8,7 @@ from freezejax.errors import UserError
 
 
 def code_files(code: Iterable[str | Path] = ()) -> list[Path]:
-    """The `.py` files among files and folders, searched to the bottom, each once; those of freezejax if none is given.
-
-    Raises:
-      UserError: a path that does not exist, or holds no `.py` file.
-    """
+    """The `.py` files among files and folders, searched to the bottom, each once; without any, freezejax itself."""
     found: set[Path] = set()
     for root in [Path(path) for path in code] or [Path(freezejax.__file__).parent]:
         files = [root] if root.is_file() else list(root.rglob("*.py"))
@@ -23,9 +19,5 @@ def code_files(code: Iterable[str | Path] = ()) -> list[Path]:
 
 
 def code_bytes(files: Iterable[Path]) -> int:
-    """Bytes of files of code.
-
-    >>> code_bytes([])
-    0
-    """
+    """Bytes of files of code."""
     return sum(file.stat().st_size for file in files)

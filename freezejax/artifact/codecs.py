@@ -38,11 +38,7 @@ def _row_axis(path: str) -> int:
 
 
 def row_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """`(rows, weights per row)` of a tensor of at least two dims.
-
-    >>> row_shape("mlp/up/kernel", (64, 128)), row_shape("tok_emb/embedding", (256, 64))
-    ((128, 64), (256, 64))
-    """
+    """`(rows, weights per row)` of a tensor of at least two dims."""
     rows = shape[_row_axis(path)]
     return rows, math.prod(shape) // rows if rows else 0
 
@@ -96,11 +92,7 @@ def dequantize_rows(rows: Rows) -> np.ndarray:
 
 
 def to_float16(weights: np.ndarray) -> np.ndarray:
-    """Float16.
-
-    Raises:
-      UserError: a magnitude above 65504, which would become infinite.
-    """
+    """Float16; a `UserError` where a magnitude is above 65504, which would become infinite."""
     with np.errstate(over="ignore", under="ignore"):
         half = weights.astype(np.float16)
     if not np.isfinite(half).all():

@@ -35,7 +35,7 @@ from freezejax.artifact.encode import (
     encode_half,
 )
 from freezejax.artifact.header import Header
-from freezejax.artifact.tensors import SEED_WORDS
+from freezejax.artifact.tensors import SEED_WORDS, Tensor
 from freezejax.errors import UserError
 
 MAGIC = b"\x89FJX\r\n\x1a\n"
@@ -57,27 +57,12 @@ class Parts(NamedTuple):
     small: Blob
     blobs: list[Blob]
     sqnr_db: list[float]
-    header_bytes: int
-    file_bytes: int
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every part of the file; they add up to the file."""
-        sizes = {
-            "preamble": PREAMBLE.size,
-            "header": self.header_bytes,
-            "seed": SEED_BYTES if self.seed else 0,
-            "table": table_bytes(len(self.blobs)),
-            "scales": len(self.scales.data),
-            "small": len(self.small.data),
-            "codes": sum(len(blob.data) for blob in self.blobs),
-        }
-        return {**sizes, "padding": self.file_bytes - sum(sizes.values())}
+    sizes: dict[str, int]  # bytes of every part of the file, which they add up to
 
 
-def table_bytes(num_tensors: int) -> int:
-    """Of tensors, and of the two sections that they share."""
-    return ENTRY.itemsize * (2 + num_tensors)
+def table_bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes of the table: an entry for each tensor, and for the two sections that they share."""
+    return ENTRY.itemsize * (2 + len(tensors))
 
 
 def to_bytes(header: Header, seed: tuple[int, int] | None, leaves: Sequence[Quantized]) -> bytes:
@@ -85,10 +70,9 @@ def to_bytes(header: Header, seed: tuple[int, int] | None, leaves: Sequence[Quan
     sections = _sections(leaves, header.compressor)
     if max(len(blob.data) for blob in sections) >= 2**32:
         raise UserError("a tensor takes 4 GiB or more: an artifact holds smaller ones")
-    table = np.zeros(len(sections), ENTRY)
-    table["encoding"] = [blob.encoding for blob in sections]
-    table["bytes"] = [len(blob.data) for blob in sections]
-    table["quality"][2:] = np.rint(np.clip([100 * leaf.sqnr_db for leaf in leaves], _QUALITY.min, _QUALITY.max))
+    quality = np.rint(np.clip([0, 0, *(100 * leaf.sqnr_db for leaf in leaves)], _QUALITY.min, _QUALITY.max))
+    entries = [(blob.encoding, len(blob.data), found) for blob, found in zip(sections, quality, strict=True)]
+    table = np.array(entries, ENTRY)
     text, text_size = headers.to_bytes(header)
     words = b"" if seed is None else np.array(seed, "<u4").tobytes()
     body = b"".join([text, words, table.tobytes(), *(blob.data for blob in sections)])
@@ -118,11 +102,7 @@ def seal(version: int, header_bytes: int, text_size: int, body: bytes) -> bytes:
 
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[Parts]:
-    """A file taken apart. Whatever its content breaks, here or in the block, is told in one line that names the file.
-
-    Raises:
-      UserError: missing or unreadable, not an artifact, newer, truncated or damaged.
-    """
+    """A file taken apart; what its content breaks, here or in the block, is told in one line that names the file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, not an artifact' if path.is_dir() else 'there is no such file'}")
@@ -147,14 +127,10 @@ def _one_line(error: Exception) -> str:
 
 
 def parse(data: bytes) -> Parts:
-    """A file's bytes taken apart, once magic, version, length, digest and every field of the header are right.
-
-    Raises:
-      ValueError: (`UserError` is one) not an artifact, newer, truncated or damaged.
-    """
+    """A file's bytes taken apart; a `ValueError` where magic, version, length, digest or header are not right."""
     _check_start(data[: PREAMBLE.size])
     _, version, size, header_bytes, text_size, digest = PREAMBLE.unpack_from(data)
-    start, body = data[: PREAMBLE.size - len(digest)], memoryview(data)[PREAMBLE.size :]
+    start, body = data[: PREAMBLE.size - len(digest)], np.frombuffer(data, np.uint8)[PREAMBLE.size :]
     if len(data) < size:
         raise UserError(f"truncated: {len(data)} of {size} bytes, or its length is damaged")
     sha = hashlib.sha256(start)
@@ -165,8 +141,8 @@ def parse(data: bytes) -> Parts:
         raise ValueError(f"format {version} does not exist")
     if len(data) != size or header_bytes > len(body):
         raise ValueError(f"{len(data)} bytes instead of {size}, of which {header_bytes} are its header")
-    header = headers.from_bytes(bytes(body[:header_bytes]), text_size)
-    return _split(header, body[header_bytes:], header_bytes, len(data))
+    header = headers.from_bytes(body[:header_bytes].tobytes(), text_size)
+    return _split(header, body[header_bytes:], len(data))
 
 
 def _check_start(start: bytes) -> None:
@@ -183,36 +159,33 @@ def _check_start(start: bytes) -> None:
         raise UserError(f"written by a newer freezejax: format {version}, this one reads {VERSION}")
 
 
-def _split(header: Header, rest: memoryview, header_bytes: int, file_bytes: int) -> Parts:
+def _split(header: Header, rest: np.ndarray, file_bytes: int) -> Parts:
+    """`rest` is all that comes after the header."""
     weights = sum(tensor.size for tensor in header.tensors)
     if weights > MAX_EXPANSION * file_bytes:
         raise ValueError(f"{weights} weights cannot come from {file_bytes} bytes")
-    seed_bytes, tables = SEED_BYTES * header.seeded, table_bytes(len(header.tensors))
-    if seed_bytes + tables > len(rest):
+    ends = np.cumsum([SEED_BYTES * header.seeded, table_bytes(header.tensors)])
+    if ends[-1] > len(rest):
         raise ValueError("its table is cut off")
-    words = np.frombuffer(rest[:seed_bytes], "<u4")
-    table = np.frombuffer(rest[seed_bytes : seed_bytes + tables], ENTRY)
-    scales, small, *blobs = _blobs(table, rest[seed_bytes + tables :])
+    words, entries, sections = np.split(rest, ends)
+    table = entries.view(ENTRY)
+    ends = np.cumsum(table["bytes"], dtype=np.int64)
+    *stored, padding = np.split(sections, ends)
+    if ends[-1] > len(sections) or padding.any():
+        raise ValueError("its table does not fit its bytes")
+    if table["encoding"].max() >= len(ENCODINGS):
+        raise ValueError(f"unknown encoding {table['encoding'].max()}")
+    scales, small, *blobs = map(Blob, table["encoding"].tolist(), (section.tobytes() for section in stored))
     for tensor, blob in zip(header.tensors, blobs, strict=True):
         if tensor.small and blob.data:
             raise ValueError(f"small tensor {tensor.path!r} has bytes of its own")
     infinite = {_QUALITY.max: float("inf"), _QUALITY.min: float("-inf")}
-    quality = [infinite.get(stored, stored / 100) for stored in table["quality"][2:].tolist()]
-    seed = (int(words[0]), int(words[1])) if header.seeded else None
-    return Parts(header, seed, scales, small, blobs, quality, header_bytes, file_bytes)
-
-
-def _blobs(table: np.ndarray, rest: memoryview) -> list[Blob]:
-    sizes = table["bytes"].astype(np.int64)
-    ends = np.cumsum(sizes)
-    if ends[-1] > len(rest) or any(rest[ends[-1] :]):
-        raise ValueError("its table does not fit its bytes")
-    if table["encoding"].max() >= len(ENCODINGS):
-        raise ValueError(f"unknown encoding {table['encoding'].max()}")
-    return [
-        Blob(int(encoding), bytes(rest[end - size : end]))
-        for encoding, size, end in zip(table["encoding"], sizes, ends, strict=True)
-    ]
+    quality = [infinite.get(found, found / 100) for found in table["quality"][2:].tolist()]
+    seed = (int(words.view("<u4")[0]), int(words.view("<u4")[1])) if header.seeded else None
+    sizes = {"preamble": PREAMBLE.size, "header": file_bytes - PREAMBLE.size - len(rest), "seed": len(words)}
+    sizes |= {"table": len(entries), "scales": len(scales.data), "small": len(small.data)}
+    sizes |= {"codes": sum(len(blob.data) for blob in blobs), "padding": len(padding)}
+    return Parts(header, seed, scales, small, blobs, quality, sizes)
 
 
 def decode(parts: Parts) -> dict[str, np.ndarray]:

@@ -30,9 +30,7 @@ class SizeEstimate(NamedTuple):
 def predict_bytes(shapes: PyTree, codec: CodecRules = "int6") -> int:
     """Payload bytes: bit-packed codes, float16 scales and small tensors, 8 for a base seed. Maps cost nothing.
 
-    Args:
-      shapes: arrays or `jax.ShapeDtypeStruct`s.
-      codec: as for `save`.
+    `shapes` are arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
       UserError: an unknown codec, or a leaf that no rule covers.
@@ -72,7 +70,7 @@ def predict_size(
     """
     header = make_header(shapes, model, codec, compressor, tokenizer, notes)
     tensors, text = header.tensors, to_bytes(header)[0]
-    outside = container.PREAMBLE.size + len(text) + container.table_bytes(len(tensors))
+    outside = container.PREAMBLE.size + len(text) + container.table_bytes(tensors)
     high = outside + predict_bytes(shapes, codec)
     if compressor == "none":
         return SizeEstimate(high, high, high)

@@ -24,6 +24,8 @@ from freezejax.weights import drop_maps, maps_of
 
 Apply = Callable[..., jax.Array]
 
+_structure: Any = jax.tree.structure
+
 
 class Saved(NamedTuple):
     """What was written: the size of the file, of its parts (they add up to it), and each tensor's quality in dB."""
@@ -129,17 +131,17 @@ def _metadata(parts: container.Parts, shapes: PyTree) -> dict[str, Any]:
     header = parts.header
     tensors = [
         {
-            **{"path": t.path, "shape": t.shape, "codec": t.codec, "bytes": len(blob.data), "sqnr_db": quality},
-            "encoding": "small" if t.small else ENCODINGS[blob.encoding].format(header.compressor),
+            **{**tensor._asdict(), "bytes": len(blob.data), "sqnr_db": quality},
+            "encoding": "small" if tensor.small else ENCODINGS[blob.encoding].format(header.compressor),
         }
-        for t, blob, quality in zip(header.tensors, parts.blobs, parts.sqnr_db, strict=True)
+        for tensor, blob, quality in zip(header.tensors, parts.blobs, parts.sqnr_db, strict=True)
     ]
     maps = [
         {"path": m.name, "shape": m.shape, "distribution": m.distribution, "scale": m.scale, "portable": m.portable}
         for m in (weight.map for weight in maps_of(shapes))
     ]
     kept = {name: getattr(header, name) for name in ("model", "tokenizer", "codec", "compressor", "notes")}
-    found = {"seed": parts.seed, "bytes": parts.file_bytes, "sizes": parts.sizes}
+    found = {"seed": parts.seed, "bytes": sum(parts.sizes.values()), "sizes": parts.sizes}
     return {**kept, **found, "tensors": tensors, "maps": maps}
 
 
@@ -222,10 +224,6 @@ def _bare(tree: PyTree) -> PyTree:
     """The tree without drawn maps, and without how its weights lie on a mesh."""
     placed: Any = None
     return roles.map_weights(lambda _, weight: weight.placed(lambda shape: placed), drop_maps(tree))
-
-
-def _structure(tree: PyTree) -> Any:
-    return jax.tree.structure(tree)
 
 
 def _told(path: str, weight: Any) -> str:

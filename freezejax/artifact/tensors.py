@@ -55,12 +55,10 @@ def packed_size(count: int, bits: int) -> int:
 
 
 def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
-    """The stored leaves in flattening order; seeds and drawn maps are not among them.
+    """The leaves of parameters, or of their shapes, in flattening order, without seeds and drawn maps.
 
-    Args:
-      params: arrays or `jax.ShapeDtypeStruct`s.
-      codec: a codec for everything, or ordered `(regex, codec)`; `re.fullmatch` on the path, first match wins. In
-        place of a regex "role=adapter" means all leaves of a role, see `freezejax.roles`.
+    `codec` is one for everything, or ordered `(regex, codec)`; `re.fullmatch` on the path, first match wins. In place
+    of a regex "role=adapter" means all leaves of a role, see `freezejax.roles`.
 
     Raises:
       UserError: an unknown codec or role, a bad regex, a leaf that no rule covers or that is not float.
@@ -98,13 +96,7 @@ def _checked_rule(rule: Any) -> tuple[str, str]:
 
 
 def check_known(kind: str, name: Any, names: Iterable[str]) -> None:
-    """Refuses what is none of the names.
-
-    >>> check_known("codec", "int7", CODECS)
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: there is no codec 'int7'; nearest: int8, int6, int5
-    """
+    """Refuses what is none of the names."""
     if name not in list(names):
         raise UserError(f"there is no {kind} {name!r}; {nearest(str(name), names)}")
 

@@ -1,11 +1,4 @@
-"""Text and tokens: corpora, tokenizers, FineWeb shards, batches, byte accounting. Arrays only, no JAX.
-
->>> import tempfile
->>> corpus = load(cache_dir=tempfile.mkdtemp())
->>> batch = next(train_iterator(corpus.train, batch_size=8, seq_len=128, seed=0))
->>> batch["inputs"].shape, corpus.tokenizer.decode(corpus.val[:0])
-((8, 128), '')
-"""
+"""Text and tokens: corpora, tokenizers, FineWeb shards, batches, byte accounting. Arrays only, no JAX."""
 
 from freezejax.data.corpus import Corpus, load
 from freezejax.data.iterators import Batch, eval_batches, train_iterator

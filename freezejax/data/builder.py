@@ -25,9 +25,9 @@ CORPORA = {"tiny_shakespeare": "text", "pg19": "book_text"}  # name -> the featu
 
 
 class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Any documents, each cut into a `train` and a `validation` part; features `name` and `text`.
+    """Documents in a `train` and a `validation` split; features `name` and `text`.
 
-    Read a prepared one with `PlainText([], 0.1, data_dir=...).as_data_source(split="train")`.
+    Read a prepared one with `PlainText({}, data_dir=...).as_data_source(split="train")`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -35,9 +35,9 @@ class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     # importlib_resources, which it does not install on Python 3.12.
     url_infos = None
 
-    def __init__(self, documents: list[Document], val_fraction: float, **kwargs: Any):
-        """Takes the documents and the fraction of each that is for validation; the rest is TFDS's."""
-        self._parts = [(doc.name, split_document(doc.text, val_fraction)) for doc in documents]
+    def __init__(self, splits: Mapping[str, list[Document]], **kwargs: Any):
+        """Takes the documents of each split; the rest is TFDS's."""
+        self._documents = splits
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -46,24 +46,23 @@ class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {"train": self._generate_examples(0), "validation": self._generate_examples(1)}
+        return {split: self._generate_examples(split) for split in self._documents}
 
-    def _generate_examples(self, side: int) -> Iterator[tuple[int, dict[str, str]]]:
-        for number, (name, parts) in enumerate(self._parts):
-            if parts[side].strip():
-                yield number, {"name": name, "text": parts[side]}
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str]]]:
+        return ((number, document._asdict()) for number, document in enumerate(self._documents[split]))
 
 
 def prepare_text(documents: list[Document], val_fraction: float, data_dir: Path) -> Splits:
-    """Writes the documents as ArrayRecord below `data_dir` and opens them.
-
-    Raises:
-        UserError: the text is too short to leave something in both splits.
-    """
-    builder = PlainText(documents, val_fraction, data_dir=str(data_dir))
-    for split, examples in builder._split_generators(None).items():
-        if not any(examples):
+    """Writes the documents as ArrayRecord below `data_dir` and opens them; each split must have something left."""
+    parts = [(name, split_document(text, val_fraction)) for name, text in documents]
+    splits = {
+        split: [Document(name, halves[side]) for name, halves in parts if halves[side].strip()]
+        for side, split in enumerate(("train", "validation"))
+    }
+    for split, left in splits.items():
+        if not left:
             raise UserError(f"val_fraction={val_fraction}: no {split} text is left of {len(documents)} documents")
+    builder = PlainText(splits, data_dir=str(data_dir))
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # for seconds of work TFDS's announcements are noise
         builder.download_and_prepare()
@@ -73,12 +72,7 @@ def prepare_text(documents: list[Document], val_fraction: float, data_dir: Path)
 def open_tfds(name: str, cache_dir: str | Path) -> tuple[Splits, str]:
     """The splits of a corpus that TFDS has prepared, and a fingerprint of it.
 
-    Args:
-        name: one of `CORPORA`.
-        cache_dir: TFDS data directory; if the corpus is not there, TFDS_DATA_DIR is tried.
-
-    Raises:
-        UserError: unknown name, or not prepared as ArrayRecord; says how to prepare it.
+    It is looked for in `cache_dir`, then in TFDS_DATA_DIR. Where it is not, the `UserError` says how to prepare it.
     """
     if name not in CORPORA:
         raise UserError(f"tfds:{name}: unknown corpus; known are {', '.join(f'tfds:{k}' for k in sorted(CORPORA))}")

@@ -22,15 +22,7 @@ class Damaged(UserError):
 
 
 def write(folder: Path, *, everything: bool = False) -> None:
-    """Lists every shard, tokenizer and text of a folder, or with `everything` every file in and below it.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = (folder / "a.txt").write_text("abc")
-    >>> write(folder)
-    >>> (folder / NAME).read_text()
-    'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  a.txt\\n'
-    """
+    """Lists every shard, tokenizer and text of a folder, or with `everything` every file in and below it."""
     if everything:
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
     else:

@@ -9,20 +9,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from freezejax.data import checksums, shards, text
 from freezejax.data.atomic import cached_folder
+from freezejax.data.iterators import elements
 from freezejax.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer, train_bpe
 from freezejax.errors import UserError
 
 if TYPE_CHECKING:
-    import grain
-
     from freezejax.data.builder import Splits
 
 CACHE_FORMAT = 1  # counted up when the same input would give other tokens
@@ -79,29 +78,29 @@ def load(
         checksums.verify(folder, "get it again, or list it anew with sha256sum", only=only)
         if any(file.suffix == ".bin" for file in ([place] if is_file else place.iterdir())):
             return _read(place, _shard_tokenizer(folder, tokenizer), source=path, to_train=to_train)
-    source = _text_source(path, val_fraction, Path(cache_dir))
+    text_key, open_text = _text_source(path, val_fraction, Path(cache_dir))
     tokenizer_key, make_tokenizer = _tokenizer_recipe(tokenizer)
-    key = hashlib.sha256(f"{CACHE_FORMAT} {source.fingerprint} {tokenizer_key}".encode()).hexdigest()
+    key = hashlib.sha256(f"{CACHE_FORMAT} {text_key} {tokenizer_key}".encode()).hexdigest()
     folder = Path(cache_dir) / f"tokens-{key[:20]}"
-    cached_folder(folder, lambda fresh: _tokenize(source, make_tokenizer, fresh))
+    cached_folder(folder, lambda fresh: _tokenize(open_text, make_tokenizer, fresh))
     checksums.verify(folder, f"delete {folder}, it is made again")
-    return _read(folder, _model_beside(folder) or ByteTokenizer(), source=source.name)
+    source = path or "Python language reference (embedded)"
+    return _read(folder, _model_beside(folder) or ByteTokenizer(), source=source)
 
 
-class _TextSource(NamedTuple):
-    """Text before tokenization; `open(folder)` may write there."""
-
-    name: str
-    fingerprint: str
-    open: Callable[[Path], Splits]
+# Gives text before tokenization; may write in the folder.
+_OpenText = Callable[[Path], "Splits"]
+# Leaves the model of a tokenizer in a folder, learned from texts if need be; bytes have none.
+_MakeTokenizer = Callable[[Path, Iterable[str]], Any]
 
 
-def _text_source(path: str, val_fraction: float, cache_dir: Path) -> _TextSource:
+def _text_source(path: str, val_fraction: float, cache_dir: Path) -> tuple[str, _OpenText]:
+    """What tells the text from others, and how it is opened."""
     if path.startswith("tfds:"):
         from freezejax.data import builder  # imports TFDS, 0.4 s
 
         splits, fingerprint = builder.open_tfds(path.removeprefix("tfds:"), cache_dir)
-        return _TextSource(path, fingerprint, lambda folder: splits)
+        return fingerprint, lambda folder: splits
     documents = list(text.documents_at(path) if path else text.embedded_documents())
     if not documents:
         raise UserError(f"{path}: holds neither text in *.txt nor shards fineweb_{{train,val}}_*.bin")
@@ -115,11 +114,7 @@ def _text_source(path: str, val_fraction: float, cache_dir: Path) -> _TextSource
 
         return builder.prepare_text(documents, val_fraction, folder)
 
-    return _TextSource(path or "Python language reference (embedded)", digest.hexdigest(), prepare)
-
-
-# Leaves the model of a tokenizer in a folder, learned from texts if need be; bytes have none.
-_MakeTokenizer = Callable[[Path, Iterable[str]], Any]
+    return digest.hexdigest(), prepare
 
 
 def _tokenizer_recipe(spec: str) -> tuple[str, _MakeTokenizer]:
@@ -137,10 +132,10 @@ def _tokenizer_recipe(spec: str) -> tuple[str, _MakeTokenizer]:
     return key, lambda folder, texts: shutil.copyfile(found.path, folder / f"{found.name}.model")
 
 
-def _tokenize(source: _TextSource, make_tokenizer: _MakeTokenizer, folder: Path) -> None:
+def _tokenize(open_text: _OpenText, make_tokenizer: _MakeTokenizer, folder: Path) -> None:
     """Writes the token shards of both splits, the tokenizer's model and their checksums into an empty folder."""
-    splits = source.open(folder)
-    make_tokenizer(folder, _elements(splits["train"]))
+    splits = open_text(folder)
+    make_tokenizer(folder, elements(splits["train"]))
     tokenizer = _model_beside(folder) or ByteTokenizer()
     start = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
     dtype = shards.token_dtype(tokenizer.vocab_size)
@@ -149,16 +144,9 @@ def _tokenize(source: _TextSource, make_tokenizer: _MakeTokenizer, folder: Path)
         return np.concatenate([start, tokenizer.encode(document)]).astype(dtype)
 
     for tfds_name, name in (("train", "train"), ("validation", "val")):
-        documents = _elements(splits[tfds_name].map(encode))
+        documents = elements(splits[tfds_name].map(encode))
         shards.write_split(folder, name, documents, vocab_size=tokenizer.vocab_size)
     checksums.write(folder)
-
-
-def _elements(dataset: grain.MapDataset) -> Iterator:
-    """One pass in order and in this thread: Grain's default would read 500 whole books ahead."""
-    import grain  # imports JAX, which reading of finished shards does without
-
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
 def _model_beside(folder: Path) -> SentencePieceTokenizer | None:

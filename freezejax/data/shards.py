@@ -8,7 +8,7 @@ uint32, magic 20240801 and version 7, as llm.c writes them for Llama 3: exactly 
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +71,7 @@ Tokens = np.ndarray | ConcatenatedTokens
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Of the shards of a vocabulary: uint16 as long as it can hold every token.
-
-    >>> token_dtype(65536), token_dtype(128256)
-    (dtype('uint16'), dtype('uint32'))
-    """
+    """Of the shards of a vocabulary: uint16 as long as it can hold every token, else uint32."""
     return np.dtype("<u2" if vocab_size <= NARROW_VOCABULARY else "<u4")
 
 
@@ -126,9 +122,8 @@ def read_split(folder: str | Path, split: str, *, vocab_size: int = MAX_VOCABULA
     parts = [read_shard(path, vocab_size=vocab_size) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if part.dtype != parts[0].dtype:
-            raise UserError(
-                f"{path}: tokens of {part.dtype} beside {parts[0].dtype} in {paths[0].name}: shards of two vocabularies"
-            )
+            first = f"{parts[0].dtype} in {paths[0].name}"
+            raise UserError(f"{path}: tokens of {part.dtype} beside {first}: shards of two vocabularies")
     if not any(map(len, parts)):
         raise UserError(f"{folder}: its fineweb_{split}_*.bin hold no tokens")
     return parts[0] if len(parts) == 1 else ConcatenatedTokens(parts)
@@ -169,19 +164,14 @@ def write_split(
 
     Every shard, at least one, has `shard_tokens` tokens, the last one fewer; only one shard's worth is held in memory.
     """
-    for number, tokens in enumerate(_regrouped(documents, shard_tokens)):
-        write_shard(Path(folder) / f"fineweb_{split}_{number:06d}.bin", tokens, vocab_size=vocab_size)
-
-
-def _regrouped(documents: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same tokens in arrays of `size`; the last one is shorter, and the only one may be empty."""
-    held, n_held, n_yielded = [np.empty(0, np.uint16)], 0, 0
+    paths = (Path(folder) / f"fineweb_{split}_{number:06d}.bin" for number in itertools.count())
+    held, n_held, n_written = [np.empty(0, np.uint16)], 0, 0
     for document in documents:
         held.append(document)
         n_held += len(document)
-        while n_held >= size:
+        while n_held >= shard_tokens:
             tokens = np.concatenate(held)
-            yield tokens[:size]
-            held, n_held, n_yielded = [tokens[size:]], n_held - size, n_yielded + 1
-    if n_held or not n_yielded:
-        yield np.concatenate(held)
+            write_shard(next(paths), tokens[:shard_tokens], vocab_size=vocab_size)
+            held, n_held, n_written = [tokens[shard_tokens:]], n_held - shard_tokens, n_written + 1
+    if n_held or not n_written:
+        write_shard(next(paths), np.concatenate(held), vocab_size=vocab_size)

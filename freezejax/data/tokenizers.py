@@ -81,11 +81,7 @@ class SentencePieceTokenizer:
     """A SentencePiece `.model` file (BPE or unigram), unchanged; its name is the file's."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Loads the model.
-
-        Raises:
-            UserError: the file is missing or is no SentencePiece model.
-        """
+        """Loads the model; a `UserError` says that there is none."""
         self.path = Path(path)
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -127,10 +123,7 @@ class SentencePieceTokenizer:
 def byte_counts(table: ByteTable, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """The bytes of every target: `base[target] + (leading_space[target] & ~boundary[input])`.
 
-    Args:
-        table: of the tokenizer that made the tokens.
-        inputs: int, any shape; the token before each target.
-        targets: int, the shape of `inputs`, which the int64 counts have too.
+    Inputs are the tokens before the targets; both are int of one shape, which the int64 counts have too.
 
     >>> table = ByteTable(np.array([0, 5]), np.array([False, True]), np.array([True, False]))
     >>> byte_counts(table, np.array([0, 1]), np.array([1, 1]))  # token 0 is a document start
