@@ -5,7 +5,6 @@ for embeddings [V, D] the first. Row weights are `code * scale`, codes in [-qmax
 The product of an 8-bit code and a float16 is exact in float32, so dequantizing gives the same bits everywhere.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -33,25 +32,20 @@ def qmax(codec: str) -> int:
     return (1 << (BITS[codec] - 1)) - 1
 
 
-def _row_axis(path: str) -> int:
+def row_axis(path: str) -> int:
+    """The axis of a tensor of at least two dims that counts rows."""
     return 0 if path.rpartition("/")[2] == "embedding" else -1
-
-
-def row_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """`(rows, weights per row)` of a tensor of at least two dims."""
-    rows = shape[_row_axis(path)]
-    return rows, math.prod(shape) // rows if rows else 0
 
 
 def to_rows(path: str, weights: np.ndarray) -> np.ndarray:
     """The tensor as float32 [rows, n], contiguous."""
-    rows = np.moveaxis(weights, _row_axis(path), 0)
-    return np.ascontiguousarray(rows, np.float32).reshape(row_shape(path, weights.shape))
+    rows = np.moveaxis(weights, row_axis(path), 0)
+    return np.ascontiguousarray(rows, np.float32).reshape(len(rows), -1)
 
 
 def from_rows(path: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `to_rows`."""
-    sides, axis = list(shape), _row_axis(path)
+    sides, axis = list(shape), row_axis(path)
     sides.insert(0, sides.pop(axis))
     return np.ascontiguousarray(np.moveaxis(rows.reshape(sides), 0, axis))
 

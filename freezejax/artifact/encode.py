@@ -1,18 +1,27 @@
-"""One tensor, or one section of float16, as bytes: the smallest of what packing and entropy coding give."""
+"""One tensor, or one section of float16, as bytes: the smallest of what packing and entropy coding give.
 
-from typing import NamedTuple
+Decompression never makes more bytes than were asked for.
+"""
 
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import brotli
 import numpy as np
+import zstandard
 
 from freezejax.artifact import codecs
 from freezejax.artifact.codecs import BITS, Rows, qmax
-from freezejax.artifact.compress import COMPRESSORS, decompress
 from freezejax.artifact.tensors import Tensor, packed_size
 from freezejax.errors import UserError
 
 PACKED, PACKED_COMPRESSED, BYTES_COMPRESSED = range(3)
 ENCODINGS = ("packed", "packed+{}", "bytes+{}")  # float16 counts as packed when its bytes are shuffled
 _BLOCK = 1 << 20  # codes per block, a multiple of 8 so that blocks end on whole bytes
+# Streams carry no header of their own where the library allows it: the artifact records sizes and a digest.
+_LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 24, "lc": 4, "lp": 0, "pb": 0}]
 
 
 class Blob(NamedTuple):
@@ -80,9 +89,9 @@ def decode_codes(tensor: Tensor, blob: Blob, compressor: str) -> np.ndarray:
     else:
         values = unpack(_unpacked(blob, tensor.packed_bytes, compressor), tensor.size, BITS[tensor.codec])
     limit = qmax(tensor.codec)
-    if values.size and int(values.max()) > 2 * limit:
-        raise ValueError(f"code {int(values.max())} is above {2 * limit}")
-    return (values.astype(np.int16) - limit).astype(np.int8).reshape(tensor.rows, -1 if values.size else 0)
+    if values.max() > 2 * limit:
+        raise ValueError(f"code {values.max()} is above {2 * limit}")
+    return (values.astype(np.int16) - limit).astype(np.int8).reshape(tensor.rows, -1)
 
 
 def encode_half(half: np.ndarray, compressor: str) -> Blob:
@@ -147,3 +156,57 @@ def _unpacked(blob: Blob, size: int, compressor: str) -> bytes:
     if len(blob.data) != size:
         raise ValueError(f"{len(blob.data)} bytes instead of {size}")
     return blob.data
+
+
+class Compressor(NamedTuple):
+    """`compress(data) -> bytes` and `decompress(data, size) -> bytes`; the latter raises on any wrong input."""
+
+    compress: Callable[[bytes], bytes]
+    decompress: Callable[[bytes, int], bytes]
+
+
+def decompress(name: str, data: bytes, size: int) -> bytes:
+    """Exactly `size` bytes, or a `ValueError`; memory is bounded by `size` whatever `data` holds."""
+    try:
+        found = COMPRESSORS[name].decompress(data, size)
+    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, brotli.error, EOFError) as error:
+        raise ValueError(f"{name} data is damaged: {error}") from None
+    if len(found) != size:
+        raise ValueError(f"{name} data does not hold exactly {size} bytes")
+    return found
+
+
+def _streamed(coder: Any, data: bytes, size: int) -> bytes:
+    return _whole(coder.decompress(data, size + 1), coder.eof and not coder.unused_data)
+
+
+def _unbrotli(data: bytes, size: int) -> bytes:
+    coder = brotli.Decompressor()
+    return _whole(coder.process(data, output_buffer_limit=size + 1), coder.is_finished())
+
+
+def _whole(found: bytes, finished: bool) -> bytes:
+    if not finished:
+        raise EOFError("it does not end where its data ends")
+    return found
+
+
+def _unzstd(data: bytes, size: int) -> bytes:
+    if zstandard.get_frame_parameters(data).content_size != size:  # the library trusts it over `max_output_size`
+        raise EOFError(f"its frame is not of {size} bytes")
+    return zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+
+
+COMPRESSORS: dict[str, Compressor] = {
+    "none": Compressor(bytes, lambda data, size: data),
+    "zlib": Compressor(
+        lambda data: zlib.compress(data, level=9, wbits=-15),
+        lambda data, size: _streamed(zlib.decompressobj(wbits=-15), data, size),
+    ),
+    "lzma": Compressor(
+        lambda data: lzma.compress(data, lzma.FORMAT_RAW, filters=_LZMA),
+        lambda data, size: _streamed(lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA), data, size),
+    ),
+    "zstd": Compressor(lambda data: zstandard.ZstdCompressor(level=19).compress(data), _unzstd),
+    "brotli": Compressor(lambda data: brotli.compress(data, quality=11, lgwin=24), _unbrotli),
+}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from freezejax.artifact.codecs import CODECS
-from freezejax.artifact.compress import COMPRESSORS, decompress
+from freezejax.artifact.encode import COMPRESSORS, decompress
 from freezejax.artifact.tensors import CodecRules, Tensor, check_codec, check_known, seed_leaves, stored_tensors
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
@@ -38,11 +38,7 @@ def make_header(
     tokenizer: Mapping[str, str] | None = None,
     notes: Any = None,
 ) -> Header:
-    """The header of a file of these parameters, or of their shapes.
-
-    Raises:
-      UserError: something JSON cannot hold, or that would be refused when the file is read.
-    """
+    """The header of a file of parameters, or of their shapes; a `UserError` where its reader would refuse it."""
     header = Header(
         model=_as_dict("model", model, "the mapping given to models.build, with its family"),
         codec=check_codec(codec),

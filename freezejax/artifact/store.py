@@ -84,7 +84,6 @@ def load(path: str | Path, *, like: PyTree | None = None) -> tuple[Apply, PyTree
     `read_metadata`.
 
     Args:
-      path: of the file.
       like: parameters (or their shapes) of a model of your own: what a file without a model's name is filled into.
         `apply` then refuses: the model is yours.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from freezejax import roles
-from freezejax.artifact.codecs import BITS, CODECS, row_shape
+from freezejax.artifact.codecs import BITS, CODECS, row_axis
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, nearest
 from freezejax.roles import Leaf, Role
@@ -41,7 +41,7 @@ class Tensor(NamedTuple):
     @property
     def rows(self) -> int:
         """Number of scales."""
-        return 0 if self.codec == "float16" else row_shape(self.path, self.shape)[0]
+        return 0 if self.codec == "float16" else self.shape[row_axis(self.path)]
 
     @property
     def packed_bytes(self) -> int:
@@ -129,9 +129,7 @@ def seed_leaves(params: PyTree) -> list[Leaf]:
 def seed_of(params: PyTree) -> tuple[int, int] | None:
     """The words of the one base seed of a tree; None where nothing is seeded. Two seeds are a `UserError`."""
     seeds = [(leaf.path, tuple(np.asarray(leaf.value).tolist())) for leaf in seed_leaves(params)]
-    if not seeds:
-        return None
-    first, seed = seeds[0]
+    first, seed = seeds[0] if seeds else ("", None)
     for path, words in seeds:
         if words != seed:
             raise UserError(f"seed {path!r} is {words}, but {first!r} is {seed}: a model has one base seed")

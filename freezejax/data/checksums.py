@@ -36,7 +36,6 @@ def verify(folder: Path, remedy: str, *, everything: bool = False, only: str = "
     """Checks every shard, tokenizer and text that the folder's SHA256SUMS lists; without one checks nothing.
 
     Args:
-        folder: of the data.
         remedy: ends the error's line: what to do about a file that is missing or differs. A file that cannot be read
             (no permission, a disk that fails, one that is away) may be whole: there it is not said.
         everything: checks files of every kind.

@@ -56,10 +56,7 @@ class ConcatenatedTokens:
         if step != 1:
             return np.asarray(self)[index]
         touched = range(bisect.bisect_right(self._starts, start) - 1, bisect.bisect_left(self._starts, stop))
-        pieces = [
-            self.parts[k][max(0, start - self._starts[k]) : stop - self._starts[k]]
-            for k in (touched if stop > start else ())
-        ]
+        pieces = [self.parts[k][max(0, start - self._starts[k]) : stop - self._starts[k]] for k in touched]
         return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.dtype), *pieces])
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
@@ -116,7 +113,7 @@ def read_split(folder: str | Path, split: str, *, vocab_size: int = MAX_VOCABULA
     Raises:
         UserError: there is none, they hold no token, one of them is damaged, or they are of two widths.
     """
-    paths = shard_paths(folder, split)
+    paths = sorted(Path(folder).glob(f"fineweb_{split}_*.bin"))
     if not paths:
         raise UserError(f"{folder}: no fineweb_{split}_*.bin in this folder")
     parts = [read_shard(path, vocab_size=vocab_size) for path in paths]
@@ -127,11 +124,6 @@ def read_split(folder: str | Path, split: str, *, vocab_size: int = MAX_VOCABULA
     if not any(map(len, parts)):
         raise UserError(f"{folder}: its fineweb_{split}_*.bin hold no tokens")
     return parts[0] if len(parts) == 1 else ConcatenatedTokens(parts)
-
-
-def shard_paths(folder: str | Path, split: str) -> list[Path]:
-    """The shard files of a split, in the order of their names."""
-    return sorted(Path(folder).glob(f"fineweb_{split}_*.bin"))
 
 
 def write_shard(path: str | Path, tokens: np.ndarray, *, vocab_size: int = NARROW_VOCABULARY) -> None:

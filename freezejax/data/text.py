@@ -58,10 +58,7 @@ def documents_at(path: str | Path) -> Iterator[Document]:
 
 
 def embedded_documents() -> Iterator[Document]:
-    """The Python language reference that CPython ships as `pydoc_data.topics`: about 0.5 MB of English.
-
-    The same documents in the same order on every machine with the same Python version.
-    """
+    """The language reference in every CPython, `pydoc_data.topics`: 0.5 MB of English, in one order per version."""
     from pydoc_data import topics
 
     seen = set()  # two topics may share one text, and then a split could hold it twice

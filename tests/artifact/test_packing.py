@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 
 from freezejax.artifact import encode
 from freezejax.artifact.codecs import BITS
-from freezejax.artifact.compress import COMPRESSORS, decompress
-from freezejax.artifact.encode import Blob, decode_codes, decode_half, encode_codes, encode_half
+from freezejax.artifact.encode import (
+    COMPRESSORS,
+    Blob,
+    decode_codes,
+    decode_half,
+    decompress,
+    encode_codes,
+    encode_half,
+)
 from freezejax.artifact.tensors import Tensor, packed_size
 
 CODERS = sorted(set(COMPRESSORS) - {"none"})
