@@ -1,7 +1,7 @@
 """A model as one file: quantized weights, the base seed of its maps, and nothing that a seed can say."""
 
 from freezejax.artifact.codecs import CODECS
-from freezejax.artifact.compress import COMPRESSORS
+from freezejax.artifact.encode import COMPRESSORS
 from freezejax.artifact.size import SizeEstimate, predict_bytes, predict_size
 from freezejax.artifact.store import Saved, load, quantize, read_metadata, save
 

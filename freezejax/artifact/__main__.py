@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from freezejax.artifact import budget
@@ -22,7 +23,11 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns the exit code."""
     try:
-        return _run(_parser().parse_args(argv))
+        arguments = _parser().parse_args(argv)
+        if arguments.command == "inspect":
+            return _inspect(arguments.file, arguments.budget, arguments.code)
+        print(verify(arguments.file))
+        return 0
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -33,21 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    if arguments.command == "verify":
-        print(verify(arguments.file))
-        return 0
-    table = inspect(arguments.file)
-    limit = arguments.budget
-    found = budget.measure(arguments.file, limit, arguments.code) if limit is not None else None
-    print(table, flush=True)
-    if found is None:
-        return 0
-    print(f"\ncode   {found.code:>12,} bytes in {found.files} files")
-    print(f"model  {found.model:>12,} bytes")
-    verdict = f"fits, {found.left:,} left" if found.left >= 0 else f"{-found.left:,} too many"
-    print(f"total  {found.code + found.model:>12,} bytes of {limit:,}: {verdict}", flush=True)
-    return 0 if found.left >= 0 else 1
+def _inspect(file: str, limit: int | None, code: str) -> int:
+    lines, left = [inspect(file)], 0
+    if limit is not None:
+        files = budget.code_files([path for path in code.split(",") if path])
+        weight, model = budget.code_bytes(files), Path(file).stat().st_size
+        left = limit - weight - model
+        verdict = f"fits, {left:,} left" if left >= 0 else f"{-left:,} too many"
+        lines += ["", f"code   {weight:>12,} bytes in {len(files)} files", f"model  {model:>12,} bytes"]
+        lines += [f"total  {weight + model:>12,} bytes of {limit:,}: {verdict}"]
+    print("\n".join(lines), flush=True)
+    return 0 if left >= 0 else 1
 
 
 def _parser() -> _Parser:
@@ -55,7 +56,7 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="inspect|verify")
     shown = commands.add_parser("inspect", help="a table of every part of the file, and its bytes")
     shown.add_argument("--budget", type=_bytes, help="bytes that code and model may take together, such as 16000000")
-    shown.add_argument("--code", type=_paths, default=[], help="files and folders of .py code, comma-separated")
+    shown.add_argument("--code", default="", help="files and folders of .py code, comma-separated")
     checked = commands.add_parser("verify", help="digest, header against model, every tensor, one forward pass")
     for command in (shown, checked):
         command.add_argument("file", metavar="FILE", help="an .fjax file")
@@ -66,10 +67,6 @@ def _bytes(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes, such as 16000000")
     return int(text)
-
-
-def _paths(text: str) -> list[str]:
-    return [path for path in text.split(",") if path]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ for embeddings [V, D] the first. Row weights are `code * scale`, codes in [-qmax
 The product of an 8-bit code and a float16 is exact in float32, so dequantizing gives the same bits everywhere.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,53 +28,34 @@ class Rows(NamedTuple):
 
 
 def qmax(codec: str) -> int:
-    """Largest code of an integer codec.
-
-    >>> [qmax(codec) for codec in ("int8", "int6", "int5", "int4")]
-    [127, 31, 15, 7]
-    """
-    return int(2 ** (BITS[codec] - 1) - 1)
+    """Largest code of an integer codec: 127, 31, 15 or 7."""
+    return (1 << (BITS[codec] - 1)) - 1
 
 
-def row_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """`(rows, weights per row)` of a tensor of at least two dims.
-
-    >>> row_shape("mlp/up/kernel", (64, 128)), row_shape("tok_emb/embedding", (256, 64))
-    ((128, 64), (256, 64))
-    """
-    rows = shape[0] if _rows_first(path) else shape[-1]
-    size = int(np.prod(shape, dtype=np.int64))
-    return rows, size // rows if rows else 0
+def row_axis(path: str) -> int:
+    """The axis of a tensor of at least two dims that counts rows."""
+    return 0 if path.rpartition("/")[2] == "embedding" else -1
 
 
 def to_rows(path: str, weights: np.ndarray) -> np.ndarray:
     """The tensor as float32 [rows, n], contiguous."""
-    rows = weights if _rows_first(path) else np.moveaxis(weights, -1, 0)
-    return np.ascontiguousarray(rows, np.float32).reshape(row_shape(path, weights.shape))
+    rows = np.moveaxis(weights, row_axis(path), 0)
+    return np.ascontiguousarray(rows, np.float32).reshape(len(rows), -1)
 
 
 def from_rows(path: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `to_rows`.
-
-    >>> kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
-    >>> from_rows("kernel", to_rows("kernel", kernel), (2, 3)).tolist()
-    [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
-    """
-    if _rows_first(path):
-        return rows.reshape(shape)
-    return np.ascontiguousarray(np.moveaxis(rows.reshape(shape[-1:] + shape[:-1]), 0, -1))
+    """The inverse of `to_rows`."""
+    sides, axis = list(shape), row_axis(path)
+    sides.insert(0, sides.pop(axis))
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(sides), 0, axis))
 
 
 def quantize_rows(rows_RxN: np.ndarray, codec: str, *, clip: bool = True) -> Rows:
     """Codes and scales, each row clipped where its mean squared error is smallest.
 
     The clip point is searched over fractions of the row's largest magnitude, 1 included, each judged with its scale
-    already rounded to float16. Rows of zeros get scale 0.
-
-    Args:
-      rows_RxN: float32, finite.
-      codec: 'int8', 'int6', 'int5' or 'int4'.
-      clip: False scales every row to its largest magnitude.
+    already rounded to float16; `clip=False` takes the largest magnitude itself. Rows are finite float32; those of zeros
+    get scale 0.
 
     Raises:
       UserError: a row too large for a float16 scale.
@@ -87,7 +67,9 @@ def quantize_rows(rows_RxN: np.ndarray, codec: str, *, clip: bool = True) -> Row
     limit = qmax(codec)
     codes = np.empty(rows_RxN.shape, np.int8)
     scales = np.zeros(len(rows_RxN), np.float16)
-    for block in _blocks(rows_RxN.shape):
+    step = max(1, _BLOCK // max(1, rows_RxN.shape[1]))
+    for start in range(0, len(rows_RxN), step):
+        block = slice(start, start + step)
         x = rows_RxN[block]
         absmax = np.abs(x).max(axis=1, initial=0.0)
         if absmax.size and absmax.max() / limit > _FLOAT16_MAX:
@@ -99,25 +81,12 @@ def quantize_rows(rows_RxN: np.ndarray, codec: str, *, clip: bool = True) -> Row
 
 
 def dequantize_rows(rows: Rows) -> np.ndarray:
-    """`codes * scales` as float32 [rows, n], exact.
-
-    >>> dequantize_rows(Rows(np.array([[4, -7]], np.int8), np.array([0.25], np.float16))).tolist()
-    [[1.0, -1.75]]
-    """
+    """`codes * scales` as float32 [rows, n], exact."""
     return rows.codes.astype(np.float32) * rows.scales.astype(np.float32)[:, None]
 
 
 def to_float16(weights: np.ndarray) -> np.ndarray:
-    """Float16, refusing what would become infinite.
-
-    Raises:
-      UserError: a magnitude above 65504.
-
-    >>> to_float16(np.array([1e6], np.float32))
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: magnitude 1e+06 is too large: float16 holds up to 6.55e+04
-    """
+    """Float16; a `UserError` where a magnitude is above 65504, which would become infinite."""
     with np.errstate(over="ignore", under="ignore"):
         half = weights.astype(np.float16)
     if not np.isfinite(half).all():
@@ -126,9 +95,7 @@ def to_float16(weights: np.ndarray) -> np.ndarray:
 
 
 def sqnr_db(weights: np.ndarray, restored: np.ndarray) -> float:
-    """Signal to quantization-noise ratio in dB: 10 log10(sum w^2 / sum (w - restored)^2).
-
-    Infinite where nothing was lost; 0 where everything was.
+    """Signal to quantization-noise ratio in dB: 10 log10(sum w^2 / sum (w - restored)^2); infinite without loss.
 
     >>> round(sqnr_db(np.array([1.0, 1.0]), np.array([1.0, 0.9])), 6)
     23.0103
@@ -137,15 +104,6 @@ def sqnr_db(weights: np.ndarray, restored: np.ndarray) -> float:
     if noise == 0:
         return float("inf")
     return float(10 * np.log10(signal / noise)) if signal else float("-inf")
-
-
-def _rows_first(path: str) -> bool:
-    return path.rpartition("/")[2] == "embedding"
-
-
-def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(1, shape[1]))
-    return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
 def _best_scale(x_RxN: np.ndarray, absmax_R: np.ndarray, limit: int) -> np.ndarray:

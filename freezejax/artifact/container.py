@@ -57,56 +57,40 @@ class Parts(NamedTuple):
     small: Blob
     blobs: list[Blob]
     sqnr_db: list[float]
-    header_bytes: int
-    file_bytes: int
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every part of the file; they add up to the file."""
-        sizes = {
-            "preamble": PREAMBLE.size,
-            "header": self.header_bytes,
-            "seed": SEED_BYTES if self.seed else 0,
-            "table": table_bytes(len(self.blobs)),
-            "scales": len(self.scales.data),
-            "small": len(self.small.data),
-            "codes": sum(len(blob.data) for blob in self.blobs),
-        }
-        return {**sizes, "padding": self.file_bytes - sum(sizes.values())}
+    sizes: dict[str, int]  # bytes of every part of the file, which they add up to
 
 
-def table_bytes(num_tensors: int) -> int:
-    """Bytes of the table.
-
-    >>> table_bytes(3)
-    35
-    """
-    return ENTRY.itemsize * (2 + num_tensors)
+def table_bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes of the table: an entry for each tensor, and for the two sections that they share."""
+    return ENTRY.itemsize * (2 + len(tensors))
 
 
 def to_bytes(header: Header, seed: tuple[int, int] | None, leaves: Sequence[Quantized]) -> bytes:
-    """The whole file.
-
-    Raises:
-      UserError: a header that cannot be written, or a tensor of 4 GiB or more.
-    """
-    scales = _joined([leaf.rows.scales for leaf in leaves if leaf.rows])
-    small = _joined([leaf.half.reshape(-1) for leaf in leaves if leaf.tensor.small and leaf.half is not None])
-    empty = Blob(PACKED, b"")
-    blobs = [empty if leaf.tensor.small else encode_codes(leaf, header.compressor) for leaf in leaves]
-    sections = [encode_half(scales, header.compressor), encode_half(small, header.compressor), *blobs]
+    """The whole file; a `UserError` where a tensor takes 4 GiB or more."""
+    sections = _sections(leaves, header.compressor)
     if max(len(blob.data) for blob in sections) >= 2**32:
         raise UserError("a tensor takes 4 GiB or more: an artifact holds smaller ones")
-    table = np.zeros(len(sections), ENTRY)
-    table["encoding"] = [blob.encoding for blob in sections]
-    table["bytes"] = [len(blob.data) for blob in sections]
-    table["quality"][2:] = [_to_quality(leaf.sqnr_db) for leaf in leaves]
+    quality = np.rint(np.clip([0, 0, *(100 * leaf.sqnr_db for leaf in leaves)], _QUALITY.min, _QUALITY.max))
+    entries = [(blob.encoding, len(blob.data), found) for blob, found in zip(sections, quality, strict=True)]
+    table = np.array(entries, ENTRY)
     text, text_size = headers.to_bytes(header)
     words = b"" if seed is None else np.array(seed, "<u4").tobytes()
     body = b"".join([text, words, table.tobytes(), *(blob.data for blob in sections)])
     weights = sum(leaf.tensor.size for leaf in leaves)
     body += bytes(max(0, -(-weights // MAX_EXPANSION) - PREAMBLE.size - len(body)))
     return seal(VERSION, len(text), text_size, body)
+
+
+def _sections(leaves: Sequence[Quantized], compressor: str) -> list[Blob]:
+    """Scales, small tensors, then the codes of each tensor, which small ones do not have."""
+    scales = [leaf.rows.scales for leaf in leaves]
+    small = [leaf.rows.codes for leaf in leaves if leaf.tensor.small]
+    shared = [np.concatenate([np.empty(0, np.float16), *arrays]) for arrays in (scales, small)]
+    codes = [
+        Blob(PACKED, b"") if leaf.tensor.small else encode_codes(leaf.tensor, leaf.rows.codes, compressor)
+        for leaf in leaves
+    ]
+    return [*(encode_half(half, compressor) for half in shared), *codes]
 
 
 def seal(version: int, header_bytes: int, text_size: int, body: bytes) -> bytes:
@@ -116,43 +100,37 @@ def seal(version: int, header_bytes: int, text_size: int, body: bytes) -> bytes:
     return start + hashlib.sha256(start + body).digest() + body
 
 
-def read(path: str | Path) -> Parts:
-    """Takes a file apart after checking magic, version, length, digest and every field of the header.
-
-    Raises:
-      UserError: missing or unreadable, not an artifact, newer, truncated or damaged; one line naming the file.
-    """
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[Parts]:
+    """A file taken apart; what its content breaks, here or in the block, is told in one line that names the file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, not an artifact' if path.is_dir() else 'there is no such file'}")
-    with naming(path), path.open("rb") as file:
-        _check_start(file.read(PREAMBLE.size))  # before reading what may be no artifact and large
-        file.seek(0)
-        return parse(file.read())
-
-
-@contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Whatever a file's content breaks is told in one line that names the file."""
     try:
-        yield
+        with path.open("rb") as file:
+            start = file.read(PREAMBLE.size)
+            _check_start(start)  # before reading what may be no artifact and large
+            parts = parse(start + file.read())
+        yield parts
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {_one_line(error)}") from None
     except ValueError as error:
-        raise UserError(f"{path}: damaged: {_one_line(error)}") from None
+        what = "" if isinstance(error, UserError) else "damaged: "
+        raise UserError(f"{path}: {what}{_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    """The message, cut and made printable: it may quote anything that stands in a file."""
+    line = " ".join(str(error).split())
+    line = line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + "..."
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
 
 
 def parse(data: bytes) -> Parts:
-    """As `read`, for bytes.
-
-    Raises:
-      ValueError: (`UserError` is one) not an artifact, newer, truncated or damaged.
-    """
+    """A file's bytes taken apart; a `ValueError` where magic, version, length, digest or header are not right."""
     _check_start(data[: PREAMBLE.size])
     _, version, size, header_bytes, text_size, digest = PREAMBLE.unpack_from(data)
-    start, body = data[: PREAMBLE.size - len(digest)], memoryview(data)[PREAMBLE.size :]
+    start, body = data[: PREAMBLE.size - len(digest)], np.frombuffer(data, np.uint8)[PREAMBLE.size :]
     if len(data) < size:
         raise UserError(f"truncated: {len(data)} of {size} bytes, or its length is damaged")
     sha = hashlib.sha256(start)
@@ -163,39 +141,8 @@ def parse(data: bytes) -> Parts:
         raise ValueError(f"format {version} does not exist")
     if len(data) != size or header_bytes > len(body):
         raise ValueError(f"{len(data)} bytes instead of {size}, of which {header_bytes} are its header")
-    header = headers.from_bytes(bytes(body[:header_bytes]), text_size)
-    return _split(header, body[header_bytes:], header_bytes, len(data))
-
-
-def decode(parts: Parts) -> dict[str, np.ndarray]:
-    """Dequantized float32 weights by path.
-
-    Raises:
-      ValueError: bytes that encode no such tensor.
-    """
-    tensors, compressor = parts.header.tensors, parts.header.compressor
-    scales = decode_half(parts.scales, sum(tensor.rows for tensor in tensors), compressor)
-    small = decode_half(parts.small, sum(tensor.size for tensor in tensors if tensor.small), compressor)
-    if np.signbit(scales).any():
-        raise ValueError("a scale is negative")
-    weights = {}
-    for tensor, blob in zip(tensors, parts.blobs, strict=True):
-        if tensor.small:
-            half, small = small[: tensor.size], small[tensor.size :]
-            weights[tensor.path] = dequantize(tensor, None, half)
-            continue
-        codes = decode_codes(tensor, blob, compressor)
-        mine, scales = scales[: tensor.rows], scales[tensor.rows :]
-        is_half = tensor.codec == "float16"
-        weights[tensor.path] = dequantize(tensor, None if is_half else Rows(codes, mine), codes if is_half else None)
-    return weights
-
-
-def _one_line(error: Exception) -> str:
-    """The message, cut and made printable: it may quote anything that stands in a file."""
-    line = " ".join(str(error).split())
-    line = line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + "..."
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+    header = headers.from_bytes(body[:header_bytes].tobytes(), text_size)
+    return _split(header, body[header_bytes:], len(data))
 
 
 def _check_start(start: bytes) -> None:
@@ -212,45 +159,48 @@ def _check_start(start: bytes) -> None:
         raise UserError(f"written by a newer freezejax: format {version}, this one reads {VERSION}")
 
 
-def _split(header: Header, rest: memoryview, header_bytes: int, file_bytes: int) -> Parts:
+def _split(header: Header, rest: np.ndarray, file_bytes: int) -> Parts:
+    """`rest` is all that comes after the header."""
     weights = sum(tensor.size for tensor in header.tensors)
     if weights > MAX_EXPANSION * file_bytes:
         raise ValueError(f"{weights} weights cannot come from {file_bytes} bytes")
-    seed_bytes, tables = SEED_BYTES * header.seeded, table_bytes(len(header.tensors))
-    if seed_bytes + tables > len(rest):
+    ends = np.cumsum([SEED_BYTES * header.seeded, table_bytes(header.tensors)])
+    if ends[-1] > len(rest):
         raise ValueError("its table is cut off")
-    words = np.frombuffer(rest[:seed_bytes], "<u4")
-    table = np.frombuffer(rest[seed_bytes : seed_bytes + tables], ENTRY)
-    blobs = list(_blobs(table, rest[seed_bytes + tables :], header.tensors))
-    quality = [_from_quality(int(q)) for q in table["quality"][2:]]
-    seed = (int(words[0]), int(words[1])) if header.seeded else None
-    return Parts(header, seed, blobs[0], blobs[1], blobs[2:], quality, header_bytes, file_bytes)
-
-
-def _blobs(table: np.ndarray, rest: memoryview, tensors: Sequence[Tensor]) -> list[Blob]:
-    sizes = table["bytes"].astype(np.int64)
-    ends = np.cumsum(sizes)
-    if ends[-1] > len(rest) or any(rest[ends[-1] :]):
+    words, entries, sections = np.split(rest, ends)
+    table = entries.view(ENTRY)
+    ends = np.cumsum(table["bytes"], dtype=np.int64)
+    *stored, padding = np.split(sections, ends)
+    if ends[-1] > len(sections) or padding.any():
         raise ValueError("its table does not fit its bytes")
     if table["encoding"].max() >= len(ENCODINGS):
         raise ValueError(f"unknown encoding {table['encoding'].max()}")
-    for tensor, size in zip(tensors, sizes[2:], strict=True):
-        if tensor.small and size:
+    scales, small, *blobs = map(Blob, table["encoding"].tolist(), (section.tobytes() for section in stored))
+    for tensor, blob in zip(header.tensors, blobs, strict=True):
+        if tensor.small and blob.data:
             raise ValueError(f"small tensor {tensor.path!r} has bytes of its own")
-    return [
-        Blob(int(encoding), bytes(rest[end - size : end]))
-        for encoding, size, end in zip(table["encoding"], sizes, ends, strict=True)
-    ]
-
-
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.float16), *arrays])
-
-
-def _to_quality(sqnr_db: float) -> int:
-    return round(min(max(100 * sqnr_db, _QUALITY.min), _QUALITY.max))
-
-
-def _from_quality(quality: int) -> float:
     infinite = {_QUALITY.max: float("inf"), _QUALITY.min: float("-inf")}
-    return infinite.get(quality, quality / 100)
+    quality = [infinite.get(found, found / 100) for found in table["quality"][2:].tolist()]
+    seed = (int(words.view("<u4")[0]), int(words.view("<u4")[1])) if header.seeded else None
+    sizes = {"preamble": PREAMBLE.size, "header": file_bytes - PREAMBLE.size - len(rest), "seed": len(words)}
+    sizes |= {"table": len(entries), "scales": len(scales.data), "small": len(small.data)}
+    sizes |= {"codes": sum(len(blob.data) for blob in blobs), "padding": len(padding)}
+    return Parts(header, seed, scales, small, blobs, quality, sizes)
+
+
+def decode(parts: Parts) -> dict[str, np.ndarray]:
+    """Dequantized float32 weights by path; a `ValueError` where bytes encode no such tensor."""
+    tensors, compressor = parts.header.tensors, parts.header.compressor
+    scales = decode_half(parts.scales, sum(tensor.rows for tensor in tensors), compressor)
+    small = decode_half(parts.small, sum(tensor.size for tensor in tensors if tensor.small), compressor)
+    if np.signbit(scales).any():
+        raise ValueError("a scale is negative")
+    weights = {}
+    for tensor, blob in zip(tensors, parts.blobs, strict=True):
+        if tensor.small:
+            codes, small = small[: tensor.size], small[tensor.size :]
+        else:
+            codes = decode_codes(tensor, blob, compressor)
+        mine, scales = scales[: tensor.rows], scales[tensor.rows :]
+        weights[tensor.path] = dequantize(tensor, Rows(codes, mine))
+    return weights

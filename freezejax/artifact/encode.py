@@ -1,16 +1,27 @@
-"""One tensor, or one section of float16, as bytes: the smallest of what packing and entropy coding give."""
+"""One tensor, or one section of float16, as bytes: the smallest of what packing and entropy coding give.
 
-from typing import NamedTuple
+Decompression never makes more bytes than were asked for.
+"""
 
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import brotli
 import numpy as np
+import zstandard
 
-from freezejax.artifact import codecs, packing
-from freezejax.artifact.compress import COMPRESSORS, decompress
-from freezejax.artifact.tensors import Tensor
+from freezejax.artifact import codecs
+from freezejax.artifact.codecs import BITS, Rows, qmax
+from freezejax.artifact.tensors import Tensor, packed_size
 from freezejax.errors import UserError
 
 PACKED, PACKED_COMPRESSED, BYTES_COMPRESSED = range(3)
 ENCODINGS = ("packed", "packed+{}", "bytes+{}")  # float16 counts as packed when its bytes are shuffled
+_BLOCK = 1 << 20  # codes per block, a multiple of 8 so that blocks end on whole bytes
+# Streams carry no header of their own where the library allows it: the artifact records sizes and a digest.
+_LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 24, "lc": 4, "lp": 0, "pb": 0}]
 
 
 class Blob(NamedTuple):
@@ -21,100 +32,122 @@ class Blob(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """A stored leaf: `codes` int8 [rows, n] with `scales`, or `half` as float16; `sqnr_db` against the original."""
+    """A stored leaf: its codes with their scales, or float16 [n] without any; `sqnr_db` against the original."""
 
     tensor: Tensor
-    rows: codecs.Rows | None
-    half: np.ndarray | None
+    rows: Rows
     sqnr_db: float
-
-    @property
-    def values(self) -> np.ndarray:
-        """The dequantized weights, float32 in the leaf's shape."""
-        return dequantize(self.tensor, self.rows, self.half)
 
 
 def quantize_leaf(tensor: Tensor, leaf: np.ndarray) -> Quantized:
-    """Codes or float16 of one leaf.
-
-    Raises:
-      UserError: the leaf holds NaN or infinity, or magnitudes the codec cannot hold.
-    """
+    """Codes or float16 of one leaf; a `UserError` where it holds NaN, infinity, or more than the codec can."""
     weights = np.asarray(leaf, np.float32)
     if not np.isfinite(weights).all():
         raise UserError(f"leaf {tensor.path!r} is not finite: an artifact stores finite weights")
     try:
         if tensor.codec == "float16":
             half = codecs.to_float16(weights)
-            return Quantized(tensor, None, half, codecs.sqnr_db(weights, half.astype(np.float32)))
+            rows = Rows(half.reshape(-1), np.empty(0, np.float16))
+            return Quantized(tensor, rows, codecs.sqnr_db(weights, half.astype(np.float32)))
         x = codecs.to_rows(tensor.path, weights)
         rows = codecs.quantize_rows(x, tensor.codec)
     except UserError as error:
         raise UserError(f"leaf {tensor.path!r}: {error}") from None
-    return Quantized(tensor, rows, None, codecs.sqnr_db(x, codecs.dequantize_rows(rows)))
+    return Quantized(tensor, rows, codecs.sqnr_db(x, codecs.dequantize_rows(rows)))
 
 
-def dequantize(tensor: Tensor, rows: codecs.Rows | None, half: np.ndarray | None) -> np.ndarray:
-    """Float32 weights in the tensor's shape, from codes or from float16."""
-    if rows is None:
-        assert half is not None
-        return half.astype(np.float32).reshape(tensor.shape)
+def dequantize(tensor: Tensor, rows: Rows) -> np.ndarray:
+    """Float32 weights in the tensor's shape."""
+    if tensor.codec == "float16":
+        return rows.codes.astype(np.float32).reshape(tensor.shape)
     return codecs.from_rows(tensor.path, codecs.dequantize_rows(rows), tensor.shape)
 
 
-def encode_codes(quantized: Quantized, compressor: str) -> Blob:
+def encode_codes(tensor: Tensor, codes: np.ndarray, compressor: str) -> Blob:
     """The codes of one tensor in the smallest encoding.
 
     Packed codes are compressed only where a byte holds a whole number of them: codes across bytes hide their
     statistics (Gaussian rows, int6, Brotli: 0.715 bytes per weight, 0.670 with one byte per code).
     """
-    if quantized.rows is None:
-        assert quantized.half is not None
-        return encode_half(quantized.half, compressor)
-    bits = packing.bits_of(quantized.tensor.codec)
-    values = packing.to_values(quantized.rows.codes, quantized.tensor.codec)
-    choices = [Blob(PACKED, packing.pack(values, bits))]
-    if compressor != "none":
-        compress = COMPRESSORS[compressor].compress
-        choices += [Blob(PACKED_COMPRESSED, compress(choices[0].data))] if 8 % bits == 0 else []
-        choices += [Blob(BYTES_COMPRESSED, compress(values.tobytes()))] if bits < 8 else []
-    return min(choices, key=lambda blob: len(blob.data))
+    if tensor.codec == "float16":
+        return encode_half(codes, compressor)
+    bits = BITS[tensor.codec]
+    values = (codes.reshape(-1).astype(np.int16) + qmax(tensor.codec)).astype(np.uint8)  # zero amid the range
+    packed = pack(values, bits)
+    to_compress = {PACKED_COMPRESSED: packed} if 8 % bits == 0 else {}
+    if bits < 8:
+        to_compress[BYTES_COMPRESSED] = values.tobytes()
+    return _smallest(packed, to_compress, compressor)
 
 
 def decode_codes(tensor: Tensor, blob: Blob, compressor: str) -> np.ndarray:
-    """Codes int8 [rows, n], or float16 [n] for that codec.
-
-    Raises:
-      ValueError: the bytes are not an encoding of this tensor.
-    """
+    """Codes int8 [rows, n], or float16 [n] for that codec; a `ValueError` where the bytes encode no such tensor."""
     if tensor.codec == "float16":
         return decode_half(blob, tensor.size, compressor)
     if blob.encoding == BYTES_COMPRESSED:
         values = np.frombuffer(decompress(compressor, blob.data, tensor.size), np.uint8)
     else:
-        packed = _unpacked(blob, tensor.packed_bytes, compressor)
-        values = packing.unpack(packed, tensor.size, packing.bits_of(tensor.codec))
-    return packing.from_values(values, tensor.codec, tensor.rows)
+        values = unpack(_unpacked(blob, tensor.packed_bytes, compressor), tensor.size, BITS[tensor.codec])
+    limit = qmax(tensor.codec)
+    if values.max() > 2 * limit:
+        raise ValueError(f"code {values.max()} is above {2 * limit}")
+    return (values.astype(np.int16) - limit).astype(np.int8).reshape(tensor.rows, -1)
 
 
 def encode_half(half: np.ndarray, compressor: str) -> Blob:
     """Float16 values, shuffled, compressed where that is smaller."""
-    raw = packing.shuffle(half)
-    choices = [Blob(PACKED, raw)]
-    if compressor != "none" and raw:
-        choices.append(Blob(PACKED_COMPRESSED, COMPRESSORS[compressor].compress(raw)))
-    return min(choices, key=lambda blob: len(blob.data))
+    shuffled = shuffle(half)
+    return _smallest(shuffled, {PACKED_COMPRESSED: shuffled}, compressor)
 
 
 def decode_half(blob: Blob, count: int, compressor: str) -> np.ndarray:
-    """Float16 [count].
-
-    Raises:
-      ValueError: the bytes are not `count` finite float16.
-    """
+    """Float16 [count]; a `ValueError` where the bytes are not so many finite ones."""
     if blob.encoding == BYTES_COMPRESSED:
         raise ValueError("float16 has no encoding of one byte per code")
-    return packing.unshuffle(_unpacked(blob, 2 * count, compressor))
+    half = unshuffle(_unpacked(blob, 2 * count, compressor))
+    if not np.isfinite(half).all():
+        raise ValueError("a float16 is not finite")
+    return half
+
+
+def pack(values: np.ndarray, bits: int) -> bytes:
+    """Packs uint8 values below 2^bits, most significant bit first; the last byte is filled up with zeros.
+
+    >>> pack(np.array([1, 2, 3], np.uint8), 4).hex()
+    '1230'
+    """
+    blocks = (values[start : start + _BLOCK, None] for start in range(0, len(values), _BLOCK))
+    return b"".join(np.packbits(np.unpackbits(block, axis=1)[:, 8 - bits :]).tobytes() for block in blocks)
+
+
+def unpack(data: bytes, count: int, bits: int) -> np.ndarray:
+    """The inverse of `pack`, uint8 [count]."""
+    packed, values = np.frombuffer(data, np.uint8), np.empty(count, np.uint8)
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        block = np.unpackbits(packed[start * bits // 8 : packed_size(stop, bits)], count=(stop - start) * bits)
+        values[start:stop] = np.packbits(np.pad(block.reshape(-1, bits), ((0, 0), (8 - bits, 0))), axis=1)[:, 0]
+    return values
+
+
+def shuffle(half: np.ndarray) -> bytes:
+    """All low bytes of a float16 array, then all high ones, which hold sign and exponent and compress.
+
+    >>> shuffle(np.array([1.0, 2.0], np.float16)).hex()
+    '00003c40'
+    """
+    return half.reshape(-1).astype("<f2").view(np.uint8).reshape(-1, 2).T.tobytes()
+
+
+def unshuffle(data: bytes) -> np.ndarray:
+    """The inverse of `shuffle`, float16 [n]."""
+    return np.ascontiguousarray(np.frombuffer(data, np.uint8).reshape(2, -1).T).view("<f2")[:, 0].astype(np.float16)
+
+
+def _smallest(packed: bytes, to_compress: dict[int, bytes], compressor: str) -> Blob:
+    compress = COMPRESSORS[compressor].compress
+    compressed = [Blob(encoding, compress(data)) for encoding, data in to_compress.items()]
+    return min(Blob(PACKED, packed), *compressed, key=lambda blob: len(blob.data))  # the first of equals
 
 
 def _unpacked(blob: Blob, size: int, compressor: str) -> bytes:
@@ -123,3 +156,57 @@ def _unpacked(blob: Blob, size: int, compressor: str) -> bytes:
     if len(blob.data) != size:
         raise ValueError(f"{len(blob.data)} bytes instead of {size}")
     return blob.data
+
+
+class Compressor(NamedTuple):
+    """`compress(data) -> bytes` and `decompress(data, size) -> bytes`; the latter raises on any wrong input."""
+
+    compress: Callable[[bytes], bytes]
+    decompress: Callable[[bytes, int], bytes]
+
+
+def decompress(name: str, data: bytes, size: int) -> bytes:
+    """Exactly `size` bytes, or a `ValueError`; memory is bounded by `size` whatever `data` holds."""
+    try:
+        found = COMPRESSORS[name].decompress(data, size)
+    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, brotli.error, EOFError) as error:
+        raise ValueError(f"{name} data is damaged: {error}") from None
+    if len(found) != size:
+        raise ValueError(f"{name} data does not hold exactly {size} bytes")
+    return found
+
+
+def _streamed(coder: Any, data: bytes, size: int) -> bytes:
+    return _whole(coder.decompress(data, size + 1), coder.eof and not coder.unused_data)
+
+
+def _unbrotli(data: bytes, size: int) -> bytes:
+    coder = brotli.Decompressor()
+    return _whole(coder.process(data, output_buffer_limit=size + 1), coder.is_finished())
+
+
+def _whole(found: bytes, finished: bool) -> bytes:
+    if not finished:
+        raise EOFError("it does not end where its data ends")
+    return found
+
+
+def _unzstd(data: bytes, size: int) -> bytes:
+    if zstandard.get_frame_parameters(data).content_size != size:  # the library trusts it over `max_output_size`
+        raise EOFError(f"its frame is not of {size} bytes")
+    return zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+
+
+COMPRESSORS: dict[str, Compressor] = {
+    "none": Compressor(bytes, lambda data, size: data),
+    "zlib": Compressor(
+        lambda data: zlib.compress(data, level=9, wbits=-15),
+        lambda data, size: _streamed(zlib.decompressobj(wbits=-15), data, size),
+    ),
+    "lzma": Compressor(
+        lambda data: lzma.compress(data, lzma.FORMAT_RAW, filters=_LZMA),
+        lambda data, size: _streamed(lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA), data, size),
+    ),
+    "zstd": Compressor(lambda data: zstandard.ZstdCompressor(level=19).compress(data), _unzstd),
+    "brotli": Compressor(lambda data: brotli.compress(data, quality=11, lgwin=24), _unbrotli),
+}

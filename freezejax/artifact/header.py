@@ -2,19 +2,19 @@
 
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from freezejax.artifact.codecs import CODECS
-from freezejax.artifact.compress import COMPRESSORS, decompress
-from freezejax.artifact.tensors import CodecRules, Tensor, check_codec, is_small
+from freezejax.artifact.encode import COMPRESSORS, decompress
+from freezejax.artifact.tensors import CodecRules, Tensor, check_codec, check_known, seed_leaves, stored_tensors
 from freezejax.errors import UserError
-from freezejax.paths import nearest
+from freezejax.paths import PyTree
 
 MAX_BYTES = 1 << 22  # of the JSON text; a leaf takes about 60
-_MAX_DIMS = 8
-_MAX_PATTERN, _MAX_REPEATS = 4096, 6
+_MAX_DIMS, _MAX_TEXT, _MAX_REPEATS = 8, 4096, 6
 _MAX_TRIES, _PATH = 1 << 22, 32  # steps that a backtracking matcher may take, and how far one repetition may reach
 
 
@@ -31,30 +31,23 @@ class Header(NamedTuple):
 
 
 def make_header(
-    tensors: list[Tensor],
-    model: Mapping[str, Any] | None,
-    codec: CodecRules,
-    compressor: str,
-    tokenizer: Mapping[str, str] | None,
-    notes: Any,
-    *,
-    seeded: bool,
+    params: PyTree,
+    model: Mapping[str, Any] | None = None,
+    codec: CodecRules = "int6",
+    compressor: str = "none",
+    tokenizer: Mapping[str, str] | None = None,
+    notes: Any = None,
 ) -> Header:
-    """The header of a file to be written, checked as it will be when it is read.
-
-    Raises:
-      UserError: an unknown codec or compressor, something JSON cannot hold, or what `check` refuses.
-    """
-    if compressor not in list(COMPRESSORS):
-        raise UserError(f"there is no compressor {compressor!r}; {nearest(str(compressor), COMPRESSORS)}")
-    for name, value in (("model", model), ("tokenizer", tokenizer)):
-        if value is not None and not isinstance(value, Mapping):
-            right = "the mapping given to models.build, with its family" if name == "model" else "a name and a sha256"
-            shown = repr(value) if len(repr(value)) < 40 else f"a {type(value).__name__}"
-            raise UserError(f"artifact header: {name}={shown} is not a mapping; pass {right}")
-    reference = None if tokenizer is None else dict(tokenizer)
-    named = None if model is None else dict(model)
-    header = Header(named, check_codec(codec), compressor, seeded, reference, notes, tensors)
+    """The header of a file of parameters, or of their shapes; a `UserError` where its reader would refuse it."""
+    header = Header(
+        model=_as_dict("model", model, "the mapping given to models.build, with its family"),
+        codec=check_codec(codec),
+        compressor=compressor,
+        seeded=bool(seed_leaves(params)),
+        tokenizer=_as_dict("tokenizer", tokenizer, "a name and a sha256"),
+        notes=notes,
+        tensors=stored_tensors(params, codec),
+    )
     try:
         text = _text_of(header)
         check(json.loads(text))
@@ -65,46 +58,17 @@ def make_header(
     return header
 
 
+def _as_dict(name: str, value: Any, right: str) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, Mapping):
+        shown = repr(value) if len(repr(value)) < 40 else f"a {type(value).__name__}"
+        raise UserError(f"artifact header: {name}={shown} is not a mapping; pass {right}")
+    return None if value is None else dict(value)
+
+
 def to_bytes(header: Header) -> tuple[bytes, int]:
     """The compressed JSON and the length of its text."""
     text = _text_of(header)
-    coder = zlib.compressobj(9, wbits=-15)
-    return coder.compress(text) + coder.flush(), len(text)
-
-
-def from_bytes(data: bytes, size: int) -> Header:
-    """The inverse of `to_bytes`, every field checked.
-
-    Raises:
-      ValueError: (`UserError` is one) no header that this version writes.
-    """
-    if size > MAX_BYTES:
-        raise ValueError(f"its header is of {size} bytes; at most {MAX_BYTES}")
-    try:
-        return check(json.loads(decompress("zlib", data, size), parse_constant=_refuse))
-    except RecursionError:
-        raise ValueError("its header is nested too deeply") from None
-
-
-def check(fields: Any) -> Header:
-    """The header of decoded JSON.
-
-    Raises:
-      ValueError: a field that is missing, left over, of another type or out of range.
-    """
-    if not isinstance(fields, dict) or set(fields) != set(Header._fields):
-        raise ValueError(f"its header does not have exactly the fields {', '.join(Header._fields)}")
-    if not isinstance(fields["seeded"], bool):
-        raise ValueError("field 'seeded' is not true or false")
-    if fields["compressor"] not in list(COMPRESSORS):
-        raise ValueError(
-            f"unknown compressor {fields['compressor']!r}; {nearest(str(fields['compressor']), COMPRESSORS)}"
-        )
-    tensors = _tensors(fields["tensors"])
-    _check_tokenizer(fields["tokenizer"])
-    _check_model(fields["model"], len(tensors))
-    rules = [(_text(pattern), _codec(name)) for pattern, name in _lists(fields["codec"], 2, "codec")]
-    return Header(**{**fields, "codec": rules, "tensors": tensors})
+    return COMPRESSORS["zlib"].compress(text), len(text)
 
 
 def _text_of(header: Header) -> bytes:
@@ -112,30 +76,75 @@ def _text_of(header: Header) -> bytes:
     return json.dumps({**header._asdict(), "tensors": tensors}, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _tensors(entries: Any) -> list[Tensor]:
-    tensors = [_tensor(*entry) for entry in _lists(entries, 3, "tensors")]
+def from_bytes(data: bytes, size: int) -> Header:
+    """The inverse of `to_bytes`, every field checked; a `ValueError` where this version writes no such header."""
+    if size > MAX_BYTES:
+        raise ValueError(f"its header is of {size} bytes; at most {MAX_BYTES}")
+    try:
+        fields = json.loads(decompress("zlib", data, size))
+        json.dumps(fields, allow_nan=False)  # refuses NaN and infinities
+        return check(fields)
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def check(fields: Any) -> Header:
+    """The header of decoded JSON; a `ValueError` where a field is missing, left over, of another type or range."""
+    if not isinstance(fields, dict) or set(fields) != set(Header._fields):
+        raise ValueError(f"its header does not have exactly the fields {', '.join(Header._fields)}")
+    if not isinstance(fields["seeded"], bool):
+        raise ValueError("field 'seeded' is not true or false")
+    check_known("compressor", fields["compressor"], COMPRESSORS)
+    tensors = [_tensor(*entry) for entry in _lists(fields["tensors"], 3, "tensors")]
     if len({tensor.path for tensor in tensors}) < len(tensors):
         raise ValueError("two tensors have one path")
-    return tensors
+    if (tokenizer := fields["tokenizer"]) is not None:
+        if not isinstance(tokenizer, dict) or set(tokenizer) != {"name", "sha256"}:
+            raise ValueError("field 'tokenizer' is not {'name': ..., 'sha256': ...}")
+        for value in tokenizer.values():
+            _check_text(value)
+    if fields["model"] is not None:
+        _check_model(fields["model"], len(tensors))
+    rules = _lists(fields["codec"], 2, "codec")
+    for pattern, codec in rules:
+        _check_text(pattern)
+        check_known("codec", codec, CODECS)
+    return Header(**{**fields, "codec": [(pattern, codec) for pattern, codec in rules], "tensors": tensors})
+
+
+def _lists(entries: Any, length: int, name: str) -> list[list[Any]]:
+    if not isinstance(entries, list) or not all(isinstance(e, list) and len(e) == length for e in entries):
+        raise ValueError(f"field {name!r} is not a list of lists of {length}")
+    return entries
+
+
+def _check_text(value: Any) -> None:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_TEXT:
+        raise ValueError(f"{str(value)[:40]!r} is no printable text")
 
 
 def _tensor(path: Any, shape: Any, codec: Any) -> Tensor:
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS:
         raise ValueError(f"tensor {path!r}: its shape is not a list of at most {_MAX_DIMS} integers")
     for size in shape:
-        _integer(size, f"tensor {path!r}: a side")
-    tensor = Tensor(_text(path), tuple(shape), _codec(codec))
-    if is_small(tensor.shape) and codec != "float16":
+        if type(size) is not int or not 0 <= size < 2**31:
+            raise ValueError(f"tensor {path!r}: a side is {str(size)[:24]}, not an integer in [0, 2^31)")
+    _check_text(path)
+    check_known("codec", codec, CODECS)
+    tensor = Tensor(path, tuple(shape), codec)
+    if tensor.small and codec != "float16":
         raise ValueError(f"tensor {path!r} of shape {tensor.shape} is small and must be float16")
     return tensor
 
 
 def _check_model(model: Any, num_tensors: int) -> None:
-    if model is None:
-        return
     if not isinstance(model, dict) or not isinstance(model.get("family"), str):
         raise ValueError("field 'model' names no family")
-    _check_numbers(model)
+    for value in jax.tree.leaves(model):
+        if isinstance(value, int) and abs(value) >= 2**31:
+            raise ValueError(f"an integer in field 'model' is beyond 32 bits: {str(value)[:12]}...")
     layers = model.get("num_layers")
     if isinstance(layers, int) and layers > num_tensors:  # before anything is built: each layer stores a leaf
         raise ValueError(f"the model has {layers} layers, but {num_tensors} tensors are stored")
@@ -145,24 +154,13 @@ def _check_model(model: Any, num_tensors: int) -> None:
             _check_pattern(rule["pattern"])
 
 
-def _check_numbers(value: Any) -> None:
-    """Finite floats and 32-bit integers all the way down."""
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for child in children:
-        _check_numbers(child)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} in field 'model'")
-    if isinstance(value, int) and abs(value) >= 2**31:
-        raise ValueError(f"an integer in field 'model' is beyond 32 bits: {str(value)[:12]}...")
-
-
 def _check_pattern(pattern: str) -> None:
     """Refuses patterns that a backtracking matcher could take forever over: files come from anywhere."""
     repeats = sum(pattern.count(sign) for sign in "*+?{(")
     nested = any(f"){sign}" in pattern for sign in "*+{")
-    if len(pattern) > _MAX_PATTERN or repeats > _MAX_REPEATS or nested or _tries(pattern) > _MAX_TRIES:
+    if len(pattern) > _MAX_TEXT or repeats > _MAX_REPEATS or nested or _tries(pattern) > _MAX_TRIES:
         raise ValueError(
-            f"pattern {pattern[:40]!r}: in an artifact at most {_MAX_PATTERN} characters, at most {_MAX_REPEATS} "
+            f"pattern {pattern[:40]!r}: in an artifact at most {_MAX_TEXT} characters, at most {_MAX_REPEATS} "
             "of * + ? { (, no repeated group, and not several groups of many alternatives"
         )
 
@@ -179,40 +177,3 @@ def _tries(pattern: str) -> int:
             done *= groups.pop()
     ends = sum(pattern.count(sign) for sign in "*+{")
     return done * math.prod(groups) * 2 ** pattern.count("?") * math.comb(_PATH + ends, ends)
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    if tokenizer is None:
-        return
-    if not isinstance(tokenizer, Mapping) or set(tokenizer) != {"name", "sha256"}:
-        raise ValueError("field 'tokenizer' is not {'name': ..., 'sha256': ...}")
-    for value in tokenizer.values():
-        _text(value)
-
-
-def _lists(entries: Any, length: int, name: str) -> list[list[Any]]:
-    if not isinstance(entries, list) or not all(isinstance(e, list) and len(e) == length for e in entries):
-        raise ValueError(f"field {name!r} is not a list of lists of {length}")
-    return entries
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > 4096:
-        raise ValueError(f"{str(value)[:40]!r} is no printable text")
-    return value
-
-
-def _codec(value: Any) -> str:
-    if value not in CODECS:
-        raise ValueError(f"unknown codec {value!r}; {nearest(str(value), CODECS)}")
-    return str(value)
-
-
-def _integer(value: Any, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-        raise ValueError(f"{what} is {str(value)[:24]}, not an integer in [0, 2^31)")
-    return value
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} in the header")

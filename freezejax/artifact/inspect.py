@@ -28,11 +28,7 @@ _SECTIONS = {
 
 
 def inspect(path: str | Path) -> str:
-    """A table whose bytes add up to the file.
-
-    Raises:
-      UserError: as `load`.
-    """
+    """A table whose bytes add up to the file; errors are those of `load`."""
     meta = read_metadata(path)
     rows = [_COLUMNS, *map(_tensor_row, meta["tensors"])]
     rows += [(title, "", "", "", f"{meta['sizes'][name]:,}", "", "") for name, title in _SECTIONS.items()]
@@ -51,7 +47,8 @@ def verify(path: str | Path) -> str:
     """
     meta = read_metadata(path)
     if meta["model"] is None:
-        container.decode(container.read(path))
+        with container.opened(path) as parts:
+            container.decode(parts)
         return f"ok: {_title(path, meta)}, {len(meta['tensors'])} tensors; no model is named, nothing was run"
     apply, params, _ = load(path)
     weights = [math.prod(found["shape"]) for found in meta["maps"]]
@@ -78,16 +75,12 @@ def _tensor_row(found: dict[str, Any]) -> tuple[str, ...]:
     bits = 16.0 if small else 8 * found["bytes"] / size
     count = "below" if small else f"{found['bytes']:,}"
     kind = (found["codec"], found["encoding"], count, f"{bits:.2f}", f"{found['sqnr_db']:.1f}")
-    return (found["path"], _shape(found["shape"]), *kind)
+    return (found["path"], "x".join(map(str, found["shape"])), *kind)
 
 
 def _map_row(found: dict[str, Any]) -> tuple[str, ...]:
     kind = found["distribution"] if found["portable"] else f"{found['distribution']}, not portable"
-    return (found["path"], _shape(found["shape"]), "map", kind, "0", "0.00", "")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+    return (found["path"], "x".join(map(str, found["shape"])), "map", kind, "0", "0.00", "")
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

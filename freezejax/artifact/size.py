@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from freezejax.artifact import codecs, container, packing
+from freezejax.artifact import codecs, container, encode
 from freezejax.artifact.header import make_header, to_bytes
-from freezejax.artifact.tensors import CodecRules, Tensor, stored_tensors
+from freezejax.artifact.tensors import CodecRules, Tensor, seed_leaves, stored_tensors
 from freezejax.paths import PyTree
-from freezejax.roles import Role, leaves
 
 Quantile = Callable[[np.ndarray], np.ndarray]
 
+_STUDENT: Quantile = functools.partial(stdtrit, 3.0)
 _LOW = 0.9  # see `predict_size`
 _FINE = 1 << 18  # quantiles that stand for a distribution
 
@@ -30,9 +30,7 @@ class SizeEstimate(NamedTuple):
 def predict_bytes(shapes: PyTree, codec: CodecRules = "int6") -> int:
     """Payload bytes: bit-packed codes, float16 scales and small tensors, 8 for a base seed. Maps cost nothing.
 
-    Args:
-      shapes: arrays or `jax.ShapeDtypeStruct`s.
-      codec: as for `save`.
+    `shapes` are arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
       UserError: an unknown codec, or a leaf that no rule covers.
@@ -40,8 +38,8 @@ def predict_bytes(shapes: PyTree, codec: CodecRules = "int6") -> int:
     >>> predict_bytes({"w": np.zeros((64, 128)), "b": np.zeros(3)}, "int4")  # 4096 + 2 * 128 + 2 * 3
     4358
     """
-    tensors = stored_tensors(shapes, codec)
-    return _seed_bytes(shapes) + sum(tensor.packed_bytes + 2 * tensor.rows for tensor in tensors)
+    stored = sum(tensor.packed_bytes + 2 * tensor.rows for tensor in stored_tensors(shapes, codec))
+    return stored + container.SEED_BYTES * bool(seed_leaves(shapes))
 
 
 def predict_size(
@@ -70,39 +68,27 @@ def predict_size(
     >>> predict_size(shapes, codec="int6", compressor="brotli")
     SizeEstimate(low=123499, high=197818, gaussian=177708)
     """
-    tensors = stored_tensors(shapes, codec)
-    seed_bytes = _seed_bytes(shapes)
-    text, _ = to_bytes(make_header(tensors, model, codec, compressor, tokenizer, notes, seeded=seed_bytes > 0))
-    fixed = container.PREAMBLE.size + len(text) + container.table_bytes(len(tensors)) + seed_bytes
-    high = fixed - seed_bytes + predict_bytes(shapes, codec)
+    header = make_header(shapes, model, codec, compressor, tokenizer, notes)
+    tensors, text = header.tensors, to_bytes(header)[0]
+    outside = container.PREAMBLE.size + len(text) + container.table_bytes(tensors)
+    high = outside + predict_bytes(shapes, codec)
     if compressor == "none":
         return SizeEstimate(high, high, high)
+    fixed = outside + container.SEED_BYTES * header.seeded
     scales = sum(tensor.rows for tensor in tensors)
-    low = fixed + int(_LOW * _coded_bytes([tensor for tensor in tensors if not tensor.small], _student))
-    return SizeEstimate(low, high, fixed + scales + round(_coded_bytes(tensors, _normal)))
-
-
-def _seed_bytes(shapes: PyTree) -> int:
-    return container.SEED_BYTES * any(leaf.role is Role.SEED for leaf in leaves(shapes))
+    low = fixed + int(_LOW * _coded_bytes([tensor for tensor in tensors if not tensor.small], _STUDENT))
+    return SizeEstimate(low, high, fixed + scales + round(_coded_bytes(tensors, ndtri)))
 
 
 def _coded_bytes(tensors: list[Tensor], quantile: Quantile) -> float:
+    """Entropy of the codes of tensors whose rows have a distribution."""
     return sum(tensor.size * _bits(tensor, quantile) / 8 for tensor in tensors)
 
 
 def _bits(tensor: Tensor, quantile: Quantile) -> float:
-    """Entropy in bits per weight."""
     if tensor.codec == "float16":
         return min(_entropy_of_half(quantile, 2**octave) for octave in (-3.0, -2.75, -2.5, -2.25))
     return _entropy_of_codes(tensor.codec, tensor.size // tensor.rows, quantile)
-
-
-def _normal(p: np.ndarray) -> np.ndarray:
-    return ndtri(p)
-
-
-def _student(p: np.ndarray) -> np.ndarray:
-    return stdtrit(3.0, p)
 
 
 @functools.cache
@@ -117,7 +103,7 @@ def _entropy_of_codes(codec: str, length: int, quantile: Quantile) -> float:
 @functools.cache
 def _entropy_of_half(quantile: Quantile, std: float) -> float:
     half = codecs.to_float16((std * quantile(_midpoints(_FINE))).astype(np.float32))
-    return sum(_entropy(plane) for plane in np.frombuffer(packing.shuffle(half), np.uint8).reshape(2, -1))
+    return sum(_entropy(plane) for plane in np.frombuffer(encode.shuffle(half), np.uint8).reshape(2, -1))
 
 
 def _midpoints(count: int) -> np.ndarray:
@@ -125,5 +111,6 @@ def _midpoints(count: int) -> np.ndarray:
 
 
 def _entropy(values: np.ndarray) -> float:
+    """In bits per value."""
     p = np.bincount(values) / values.size
     return float(-np.sum(p * np.log2(p, where=p > 0, out=np.zeros_like(p))))

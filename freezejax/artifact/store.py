@@ -1,5 +1,8 @@
 """Saving a model as one file, and getting it back from the file alone."""
 
+import functools
+import itertools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,15 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from freezejax.artifact import container, rebuild
-from freezejax.artifact.encode import quantize_leaf
-from freezejax.artifact.header import make_header
-from freezejax.artifact.tensors import CodecRules, seed_of, stored_leaves, stored_tensors
+from freezejax import models, roles
+from freezejax.artifact import container
+from freezejax.artifact.encode import ENCODINGS, dequantize, quantize_leaf
+from freezejax.artifact.header import Header, make_header
+from freezejax.artifact.tensors import CodecRules, Tensor, seed_leaves, seed_of, stored_leaves, stored_tensors
 from freezejax.data.atomic import atomic_file
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, leaf_paths
+from freezejax.paths import PyTree, nearest
+from freezejax.roles import Leaf, Role
+from freezejax.weights import drop_maps, maps_of
 
 Apply = Callable[..., jax.Array]
+
+_structure: Any = jax.tree.structure
 
 
 class Saved(NamedTuple):
@@ -54,12 +62,12 @@ def save(
       UserError: leaves that are not the model's, not finite or too large; unknown names; an unwritable file.
     """
     path = Path(path)
-    tensors = stored_tensors(params, codec)
-    seed = seed_of(params)
-    header = make_header(tensors, model, codec, compressor, tokenizer, notes, seeded=seed is not None)
-    rebuild.check_params(params, header)
-    leaves = [quantize_leaf(t, np.asarray(leaf.value)) for t, leaf in zip(tensors, stored_leaves(params), strict=True)]
-    content = container.to_bytes(header, seed, leaves)
+    header = make_header(params, model, codec, compressor, tokenizer, notes)
+    if header.model is not None:
+        _check_params(params, _model_of(header)[1])
+    pairs = zip(header.tensors, stored_leaves(params), strict=True)
+    leaves = [quantize_leaf(tensor, np.asarray(leaf.value)) for tensor, leaf in pairs]
+    content = container.to_bytes(header, seed_of(params), leaves)
     try:
         with atomic_file(path) as file:
             file.write(content)
@@ -76,7 +84,6 @@ def load(path: str | Path, *, like: PyTree | None = None) -> tuple[Apply, PyTree
     `read_metadata`.
 
     Args:
-      path: of the file.
       like: parameters (or their shapes) of a model of your own: what a file without a model's name is filled into.
         `apply` then refuses: the model is yours.
 
@@ -84,15 +91,23 @@ def load(path: str | Path, *, like: PyTree | None = None) -> tuple[Apply, PyTree
       UserError: missing, not an artifact, of another format, truncated, damaged, or not of the model it names or
         is shown.
     """
-    parts = container.read(path)
-    with container.naming(path):
-        model, shapes = rebuild.model_of(parts.header, like)
-        params = rebuild.fill(shapes, container.decode(parts), parts.seed)
-    return model.apply if model else _no_model, params, rebuild.metadata_of(parts, shapes)
+    with container.opened(path) as parts:
+        model, shapes = _model_of(parts.header, like)
+        params = _filled(shapes, container.decode(parts), parts.seed)
+    return model.apply if model else _no_model, params, _metadata(parts, shapes)
 
 
 def _no_model(*_: Any, **__: Any) -> jax.Array:
     raise UserError("the artifact holds parameters alone: apply your own model to them")
+
+
+def _filled(shapes: PyTree, weights: Mapping[str, np.ndarray], seed: tuple[int, int] | None) -> PyTree:
+    def value(leaf: Leaf) -> jax.Array:
+        if leaf.role is Role.SEED:
+            return jnp.asarray(np.array(seed, np.uint32))
+        return jnp.asarray(weights[leaf.path], leaf.value.dtype)
+
+    return roles.map_leaves(value, shapes)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -106,10 +121,27 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
       UserError: as `load`.
     """
-    parts = container.read(path)
-    with container.naming(path):
-        shapes = None if parts.header.model is None else rebuild.model_of(parts.header)[1]
-        return rebuild.metadata_of(parts, shapes)
+    with container.opened(path) as parts:
+        shapes = None if parts.header.model is None else _model_of(parts.header)[1]
+    return _metadata(parts, shapes)
+
+
+def _metadata(parts: container.Parts, shapes: PyTree) -> dict[str, Any]:
+    header = parts.header
+    tensors = [
+        {
+            **{**tensor._asdict(), "bytes": len(blob.data), "sqnr_db": quality},
+            "encoding": "small" if tensor.small else ENCODINGS[blob.encoding].format(header.compressor),
+        }
+        for tensor, blob, quality in zip(header.tensors, parts.blobs, parts.sqnr_db, strict=True)
+    ]
+    maps = [
+        {"path": m.name, "shape": m.shape, "distribution": m.distribution, "scale": m.scale, "portable": m.portable}
+        for m in (weight.map for weight in maps_of(shapes))
+    ]
+    kept = {name: getattr(header, name) for name in ("model", "tokenizer", "codec", "compressor", "notes")}
+    found = {"seed": parts.seed, "bytes": sum(parts.sizes.values()), "sizes": parts.sizes}
+    return {**kept, **found, "tensors": tensors, "maps": maps}
 
 
 def quantize(params: PyTree, codec: CodecRules = "int6") -> PyTree:
@@ -123,10 +155,78 @@ def quantize(params: PyTree, codec: CodecRules = "int6") -> PyTree:
     """
     tensors = {tensor.path: tensor for tensor in stored_tensors(params, codec)}
 
-    def restored(path: str, leaf: Any) -> Any:
-        if path not in tensors:
-            return leaf
-        return jnp.asarray(quantize_leaf(tensors[path], np.asarray(leaf)).values)
+    def restored(leaf: Leaf) -> Any:
+        if leaf.path not in tensors:
+            return leaf.value
+        found = quantize_leaf(tensors[leaf.path], np.asarray(leaf.value))
+        return jnp.asarray(dequantize(found.tensor, found.rows))
 
-    leaves = [restored(path, leaf) for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return roles.map_leaves(restored, params)
+
+
+def _model_of(header: Header, like: PyTree | None = None) -> tuple[models.Model | None, PyTree]:
+    """The model a header names, or None, and the abstract parameters that its tensors and seed fit exactly.
+
+    `like` stands for the parameters of a model that is not of a family, for a header that names none.
+    """
+    if header.model is None and like is None:
+        raise UserError("it holds parameters alone: show what they are filled into, load(path, like=params)")
+    if header.model is not None and like is not None:
+        raise UserError("it names its own model: load it without like=")
+    model, shapes = _build(json.dumps(header.model)) if like is None else (None, drop_maps(like))
+    _check_fit(header.tensors, shapes)
+    seeded = bool(seed_leaves(shapes))
+    if header.seeded != seeded:
+        wanted = "no base seed is stored" if seeded else "a base seed is stored, but nothing is seeded"
+        raise UserError(f"wrong model: {wanted}")
+    return model, shapes
+
+
+@functools.lru_cache(maxsize=8)  # saving, loading and describing one file build one model
+def _build(config: str) -> tuple[models.Model, PyTree]:
+    try:
+        model = models.build(**json.loads(config))
+        return model, jax.eval_shape(model.init, jax.random.key(0))
+    except UserError as error:
+        raise UserError(f"the model it names cannot be built: {error}") from None
+    except Exception as error:  # the config comes from a file: whatever it breaks is the file's fault
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the model it names cannot be built: {type(error).__name__}: {reason}") from None
+
+
+def _check_fit(tensors: list[Tensor], shapes: PyTree) -> None:
+    wanted = {leaf.path: tuple(leaf.value.shape) for leaf in stored_leaves(shapes)}
+    found = {tensor.path: tensor.shape for tensor in tensors}
+    for path, shape in wanted.items():
+        if path not in found:
+            raise UserError(f"wrong model: leaf {path!r} is missing; {nearest(path, found, count=1)}")
+        if found[path] != shape:
+            raise UserError(f"wrong model: leaf {path!r} has shape {found[path]}, the model asks for {shape}")
+    for path in sorted(found.keys() - wanted.keys()):
+        raise UserError(f"wrong model: it has no leaf {path!r}; {nearest(path, wanted, count=1)}")
+
+
+def _check_params(params: PyTree, shapes: PyTree) -> None:
+    """Refuses parameters that are not of a model with these shapes, random maps and adapters included."""
+    ours, named = _bare(params), _bare(shapes)
+    pairs = itertools.zip_longest(roles.weights(ours), roles.weights(named), fillvalue=("", None))
+    for (path, weight), (wanted_path, wanted) in pairs:
+        if path != wanted_path or _structure(weight) != _structure(wanted):
+            raise UserError(
+                f"wrong model: the parameters hold {_told(path, weight)}, the config {_told(wanted_path, wanted)}"
+            )
+    if _structure(ours) != _structure(named):
+        raise UserError("wrong model: the parameters' containers are not those of the config")
+
+
+def _bare(tree: PyTree) -> PyTree:
+    """The tree without drawn maps, and without how its weights lie on a mesh."""
+    placed: Any = None
+    return roles.map_weights(lambda _, weight: weight.placed(lambda shape: placed), drop_maps(tree))
+
+
+def _told(path: str, weight: Any) -> str:
+    if weight is None:
+        return "no such weight"
+    kinds = [type(weight).__name__, *(repr(m.map) for m in maps_of(weight))]
+    return f"{' of '.join(kinds)} at {path!r}"

@@ -2,15 +2,14 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from freezejax import roles
-from freezejax.artifact.codecs import CODECS, row_shape
-from freezejax.artifact.packing import bits_of, packed_size
+from freezejax.artifact.codecs import BITS, CODECS, row_axis
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, nearest
 from freezejax.roles import Leaf, Role
@@ -36,36 +35,30 @@ class Tensor(NamedTuple):
 
     @property
     def small(self) -> bool:
-        """Whether it lies in the one section of small tensors."""
-        return is_small(self.shape)
+        """Whether it lies in the one section of small tensors: fewer than two dims, or at most `SMALL` elements."""
+        return len(self.shape) < 2 or self.size <= SMALL
 
     @property
     def rows(self) -> int:
         """Number of scales."""
-        return 0 if self.codec == "float16" else row_shape(self.path, self.shape)[0]
+        return 0 if self.codec == "float16" else self.shape[row_axis(self.path)]
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of its codes before entropy coding."""
-        return packed_size(self.size, bits_of(self.codec))
+        return packed_size(self.size, BITS.get(self.codec, 16))
 
 
-def is_small(shape: tuple[int, ...]) -> bool:
-    """Fewer than two dims, or at most `SMALL` elements.
-
-    >>> is_small((4096,)), is_small((64, 64)), is_small((64, 65))
-    (True, True, False)
-    """
-    return len(shape) < 2 or math.prod(shape) <= SMALL
+def packed_size(count: int, bits: int) -> int:
+    """Bytes of `count` packed codes."""
+    return -(-count * bits // 8)
 
 
 def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
-    """The stored leaves in flattening order; seeds and drawn maps are not among them.
+    """The leaves of parameters, or of their shapes, in flattening order, without seeds and drawn maps.
 
-    Args:
-      params: arrays or `jax.ShapeDtypeStruct`s.
-      codec: a codec for everything, or ordered `(regex, codec)`; `re.fullmatch` on the path, first match wins. In
-        place of a regex "role=adapter" means all leaves of a role, see `freezejax.roles`.
+    `codec` is one for everything, or ordered `(regex, codec)`; `re.fullmatch` on the path, first match wins. In place
+    of a regex "role=adapter" means all leaves of a role, see `freezejax.roles`.
 
     Raises:
       UserError: an unknown codec or role, a bad regex, a leaf that no rule covers or that is not float.
@@ -73,54 +66,51 @@ def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
     >>> stored_tensors({"w": np.zeros((64, 128)), "scale": np.zeros(64)}, "int6")
     [Tensor(path='scale', shape=(64,), codec='float16'), Tensor(path='w', shape=(64, 128), codec='int6')]
     """
-    rules = check_codec(codec)
-    return [
-        Tensor(leaf.path, tuple(leaf.value.shape), "float16" if is_small(leaf.value.shape) else _find(leaf, rules))
-        for leaf in stored_leaves(params)
-    ]
+    rules, found = check_codec(codec), []
+    for leaf in stored_leaves(params):
+        tensor = Tensor(leaf.path, tuple(leaf.value.shape), "float16")
+        found.append(tensor if tensor.small else tensor._replace(codec=_find(leaf, rules)))
+    return found
 
 
 def check_codec(codec: CodecRules) -> list[tuple[str, str]]:
-    """The rules in their long form, checked.
-
-    >>> check_codec("int6")
-    [('.*', 'int6')]
-    >>> check_codec("int7")
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: there is no codec 'int7'; nearest: int8, int6, int5
-    """
-    rules = [(".*", codec)] if isinstance(codec, str) else _pairs(codec)
-    for pattern, name in rules:
-        if name not in CODECS:
-            raise UserError(f"there is no codec {name!r}; {nearest(str(name), CODECS)}")
-        if pattern.startswith(_ROLE) and pattern.removeprefix(_ROLE) not in list(Role):
-            raise UserError(f"codec rule {pattern!r}: no such role; {nearest(pattern.removeprefix(_ROLE), Role, 1)}")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"codec rule {pattern!r} is no regular expression: {error}") from None
-    return rules
-
-
-def _pairs(codec: Any) -> list[tuple[str, str]]:
-    def pair(rule: Any) -> tuple[str, str]:
-        match rule:
-            case [str(pattern), str(name)]:
-                return pattern, name
-        raise UserError(f"codec rule {rule!r}: write (pattern, codec), such as ('.*', 'int6')")
-
+    """The rules in their long form, checked."""
     if not isinstance(codec, Sequence):
         raise UserError(f"codec={codec!r}: give a codec, such as 'int6', or a list of (pattern, codec)")
-    return [pair(rule) for rule in codec]
+    return [_checked_rule(rule) for rule in ([(".*", codec)] if isinstance(codec, str) else codec)]
+
+
+def _checked_rule(rule: Any) -> tuple[str, str]:
+    match rule:
+        case [str(pattern), str(name)]:
+            check_known("codec", name, CODECS)
+        case _:
+            raise UserError(f"codec rule {rule!r}: write (pattern, codec), such as ('.*', 'int6')")
+    if pattern.startswith(_ROLE) and (role := pattern.removeprefix(_ROLE)) not in list(Role):
+        raise UserError(f"codec rule {pattern!r}: no such role; {nearest(role, Role, 1)}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"codec rule {pattern!r} is no regular expression: {error}") from None
+    return pattern, name
+
+
+def check_known(kind: str, name: Any, names: Iterable[str]) -> None:
+    """Refuses what is none of the names."""
+    if name not in list(names):
+        raise UserError(f"there is no {kind} {name!r}; {nearest(str(name), names)}")
+
+
+def _find(leaf: Leaf, rules: list[tuple[str, str]]) -> str:
+    for pattern, codec in rules:
+        if pattern == _ROLE + leaf.role if pattern.startswith(_ROLE) else re.fullmatch(pattern, leaf.path):
+            return codec
+    patterns = [pattern for pattern, _ in rules]
+    raise UserError(f"no codec rule covers leaf {leaf.path!r}; {nearest(leaf.path, patterns, count=1)}")
 
 
 def stored_leaves(params: PyTree) -> list[Leaf]:
-    """Every leaf whose bytes a file must hold: no seed, and nothing that was drawn from one.
-
-    Raises:
-      UserError: a leaf that is not float.
-    """
+    """Every leaf whose bytes a file must hold: no seed, and nothing drawn from one; a `UserError` if it is no float."""
     found = [leaf for leaf in roles.leaves(params) if not leaf.role.constant]
     for leaf in found:
         kind = getattr(leaf.value, "dtype", None)
@@ -131,30 +121,16 @@ def stored_leaves(params: PyTree) -> list[Leaf]:
     return found
 
 
+def seed_leaves(params: PyTree) -> list[Leaf]:
+    """Every leaf that holds a seed."""
+    return [leaf for leaf in roles.leaves(params) if leaf.role is Role.SEED]
+
+
 def seed_of(params: PyTree) -> tuple[int, int] | None:
-    """The words of the one base seed of a tree; None where nothing is seeded.
-
-    Raises:
-      UserError: two leaves have different seeds.
-
-    >>> seed_of({"b": np.zeros(3, np.float32)}) is None
-    True
-    """
-    seeds = {
-        leaf.path: tuple(np.asarray(leaf.value).tolist()) for leaf in roles.leaves(params) if leaf.role is Role.SEED
-    }
-    if not seeds:
-        return None
-    first = next(iter(seeds))
-    for path, words in seeds.items():
-        if words != seeds[first]:
-            raise UserError(f"seed {path!r} is {words}, but {first!r} is {seeds[first]}: a model has one base seed")
-    return seeds[first]
-
-
-def _find(leaf: Leaf, rules: list[tuple[str, str]]) -> str:
-    for pattern, codec in rules:
-        if pattern == _ROLE + leaf.role if pattern.startswith(_ROLE) else re.fullmatch(pattern, leaf.path):
-            return codec
-    patterns = [pattern for pattern, _ in rules]
-    raise UserError(f"no codec rule covers leaf {leaf.path!r}; {nearest(leaf.path, patterns, count=1)}")
+    """The words of the one base seed of a tree; None where nothing is seeded. Two seeds are a `UserError`."""
+    seeds = [(leaf.path, tuple(np.asarray(leaf.value).tolist())) for leaf in seed_leaves(params)]
+    first, seed = seeds[0] if seeds else ("", None)
+    for path, words in seeds:
+        if words != seed:
+            raise UserError(f"seed {path!r} is {words}, but {first!r} is {seed}: a model has one base seed")
+    return seed

@@ -1,17 +1,17 @@
-"""Text and tokens: corpora, tokenizers, FineWeb shards, batches, byte accounting. Arrays only, no JAX.
+"""Text and tokens: corpora, tokenizers, FineWeb shards, batches, byte accounting. Arrays only, no JAX."""
 
->>> import tempfile
->>> corpus = load(cache_dir=tempfile.mkdtemp())
->>> batch = next(train_iterator(corpus.train, batch_size=8, seq_len=128, seed=0))
->>> batch["inputs"].shape, corpus.tokenizer.decode(corpus.val[:0])
-((8, 128), '')
-"""
-
-from freezejax.data.byte_accounting import ByteTable, bits_per_byte, byte_counts
 from freezejax.data.corpus import Corpus, load
 from freezejax.data.iterators import Batch, eval_batches, train_iterator
 from freezejax.data.shards import ConcatenatedTokens, Tokens, read_shard, write_shard
-from freezejax.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer, train_bpe
+from freezejax.data.tokenizers import (
+    ByteTable,
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    bits_per_byte,
+    byte_counts,
+    train_bpe,
+)
 
 __all__ = [
     "Batch",

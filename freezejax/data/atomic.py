@@ -44,10 +44,8 @@ def write_atomically(path: Path, text: str) -> None:
 def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:
     """The folder, built by `build(empty folder)` unless it is there already.
 
-    Of several processes that build at once the first to finish wins; the others use its folder.
-
-    Raises:
-        UserError: the parent folder cannot be created or written, or its disk is full.
+    Of several processes that build at once the first to finish wins; the others use its folder. A `UserError` says
+    that the parent folder cannot be written, or its disk is full.
     """
     if folder.is_dir():
         return folder

@@ -18,23 +18,11 @@ _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")  # text or binary mode, which 
 
 
 class Damaged(UserError):
-    """A file is missing or not as it was listed, for certain: what to do about it may be said.
-
-    >>> isinstance(Damaged("a.bin: does not match"), UserError)
-    True
-    """
+    """A file is missing or not as it was listed, for certain: what to do about it may be said."""
 
 
 def write(folder: Path, *, everything: bool = False) -> None:
-    """Lists every shard, tokenizer and text of a folder, or with `everything` every file in and below it.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = (folder / "a.txt").write_text("abc")
-    >>> write(folder)
-    >>> (folder / NAME).read_text()
-    'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  a.txt\\n'
-    """
+    """Lists every shard, tokenizer and text of a folder, or with `everything` every file in and below it."""
     if everything:
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
     else:
@@ -48,9 +36,8 @@ def verify(folder: Path, remedy: str, *, everything: bool = False, only: str = "
     """Checks every shard, tokenizer and text that the folder's SHA256SUMS lists; without one checks nothing.
 
     Args:
-        folder: of the data.
-        remedy: what the user can do about a file that is missing or differs; ends the error's line. A file that cannot
-            be read (no permission, a disk that fails, one that is away) may be whole: there it is not said.
+        remedy: ends the error's line: what to do about a file that is missing or differs. A file that cannot be read
+            (no permission, a disk that fails, one that is away) may be whole: there it is not said.
         everything: checks files of every kind.
         only: checks no other shard and text than the one of this name; "" checks all.
 

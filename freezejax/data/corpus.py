@@ -9,19 +9,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from freezejax.data import checksums, shards, text
 from freezejax.data.atomic import cached_folder
+from freezejax.data.iterators import elements
 from freezejax.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer, train_bpe
 from freezejax.errors import UserError
 
 if TYPE_CHECKING:
-    import grain
+    from freezejax.data.builder import Splits
 
 CACHE_FORMAT = 1  # counted up when the same input would give other tokens
 
@@ -30,20 +31,14 @@ CACHE_FORMAT = 1  # counted up when the same input would give other tokens
 class Corpus:
     """Tokens to train on, tokens to validate on, and what is needed to account for them.
 
-    Attributes:
-        train: uint16 [N], of a vocabulary above 65,536 uint32, memory-mapped (one shard: a numpy.memmap; several:
-            `ConcatenatedTokens`).
-        val: uint16 [M], the same.
-        tokenizer: made the tokens.
-        fingerprint: sha256 hex over the tokens of both splits and the tokenizer.
-        source: what a person would call it.
+    Tokens are uint16, of a vocabulary above 65,536 uint32, and memory-mapped.
     """
 
-    train: shards.Tokens
-    val: shards.Tokens
-    tokenizer: Tokenizer
-    fingerprint: str
-    source: str
+    train: shards.Tokens  # [N]
+    val: shards.Tokens  # [M]
+    tokenizer: Tokenizer  # made the tokens
+    fingerprint: str  # sha256 hex over the tokens of both splits and the tokenizer
+    source: str  # what a person would call it
 
 
 def load(
@@ -53,7 +48,7 @@ def load(
 
     Args:
         path: "" for the embedded corpus (the Python language reference); a `.txt` file or a folder of them; a
-            folder of FineWeb shards `fineweb_{train,val}_*.bin`; or "tfds:NAME" (`tfds_corpora.CORPORA`).
+            folder of FineWeb shards `fineweb_{train,val}_*.bin`; or "tfds:NAME" (`builder.CORPORA`).
         tokenizer: "" for the folder's own `.model` with shards and for bytes with text; "bytes"; the path of
             a SentencePiece `.model`; "bpe:SIZE" to learn a vocabulary from the training text.
         val_fraction: the last part of each document, kept for validation. Shards and TFDS corpora come
@@ -74,38 +69,38 @@ def load(
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction={val_fraction}: must lie in (0, 1)")
     if path and not path.startswith("tfds:"):
-        place = Path(path)
-        if not (place.is_dir() or (place.is_file() and place.suffix in (".txt", *[".bin"] * (not to_train)))):
+        place, suffixes = Path(path), (".txt",) if to_train else (".txt", ".bin")
+        is_file = place.is_file()
+        if not (place.is_dir() or (is_file and place.suffix in suffixes)):
             one = "a .txt file" if to_train else "a .txt file, a shard"
             raise UserError(f"{path}: not a folder; give a folder, {one}, tfds:NAME, or nothing for embedded text")
-        folder = place if place.is_dir() else place.parent
-        # Of a folder that one file of is read, the others are nobody's business here.
-        checksums.verify(folder, "get it again, or list it anew with sha256sum", only=place.name * place.is_file())
-        if place.suffix == ".bin" or (place.is_dir() and any(place.glob("*.bin"))):
+        folder, only = (place.parent, place.name) if is_file else (place, "")
+        checksums.verify(folder, "get it again, or list it anew with sha256sum", only=only)
+        if any(file.suffix == ".bin" for file in ([place] if is_file else place.iterdir())):
             return _read(place, _shard_tokenizer(folder, tokenizer), source=path, to_train=to_train)
-    source = _text_source(path, val_fraction, Path(cache_dir))
-    recipe = _tokenizer_recipe(tokenizer)
-    key = hashlib.sha256(f"{CACHE_FORMAT} {source.fingerprint} {recipe.key}".encode()).hexdigest()
+    text_key, open_text = _text_source(path, val_fraction, Path(cache_dir))
+    tokenizer_key, make_tokenizer = _tokenizer_recipe(tokenizer)
+    key = hashlib.sha256(f"{CACHE_FORMAT} {text_key} {tokenizer_key}".encode()).hexdigest()
     folder = Path(cache_dir) / f"tokens-{key[:20]}"
-    cached_folder(folder, lambda fresh: _tokenize(source, recipe, fresh))
+    cached_folder(folder, lambda fresh: _tokenize(open_text, make_tokenizer, fresh))
     checksums.verify(folder, f"delete {folder}, it is made again")
-    return _read(folder, _folder_tokenizer(folder) or ByteTokenizer(), source=source.name)
+    source = path or "Python language reference (embedded)"
+    return _read(folder, _model_beside(folder) or ByteTokenizer(), source=source)
 
 
-class _TextSource(NamedTuple):
-    """Text before tokenization; `open(folder)` may write there and gives each split as texts (str)."""
-
-    name: str
-    fingerprint: str
-    open: Callable[[Path], Mapping[str, grain.MapDataset]]
+# Gives text before tokenization; may write in the folder.
+_OpenText = Callable[[Path], "Splits"]
+# Leaves the model of a tokenizer in a folder, learned from texts if need be; bytes have none.
+_MakeTokenizer = Callable[[Path, Iterable[str]], Any]
 
 
-def _text_source(path: str, val_fraction: float, cache_dir: Path) -> _TextSource:
+def _text_source(path: str, val_fraction: float, cache_dir: Path) -> tuple[str, _OpenText]:
+    """What tells the text from others, and how it is opened."""
     if path.startswith("tfds:"):
-        from freezejax.data import tfds_corpora  # imports TFDS, 0.4 s
+        from freezejax.data import builder  # imports TFDS, 0.4 s
 
-        corpus = tfds_corpora.open_tfds(path.removeprefix("tfds:"), cache_dir)
-        return _TextSource(path, corpus.fingerprint, lambda folder: corpus.splits)
+        splits, fingerprint = builder.open_tfds(path.removeprefix("tfds:"), cache_dir)
+        return fingerprint, lambda folder: splits
     documents = list(text.documents_at(path) if path else text.embedded_documents())
     if not documents:
         raise UserError(f"{path}: holds neither text in *.txt nor shards fineweb_{{train,val}}_*.bin")
@@ -114,68 +109,47 @@ def _text_source(path: str, val_fraction: float, cache_dir: Path) -> _TextSource
         for part in document:
             digest.update(hashlib.sha256(part.encode()).digest())
 
-    def prepare(folder: Path) -> Mapping[str, grain.MapDataset]:
-        from freezejax.data.builder import prepare_text  # imports TFDS, 0.4 s
+    def prepare(folder: Path) -> Splits:
+        from freezejax.data import builder  # imports TFDS, 0.4 s
 
-        return prepare_text(documents, val_fraction, folder)
+        return builder.prepare_text(documents, val_fraction, folder)
 
-    return _TextSource(path or "Python language reference (embedded)", digest.hexdigest(), prepare)
-
-
-class _TokenizerRecipe(NamedTuple):
-    """A tokenizer, perhaps to be learned; `make(folder, training texts)` leaves its model in the folder."""
-
-    key: str
-    make: Callable[[Path, Iterable[str]], Tokenizer]
+    return digest.hexdigest(), prepare
 
 
-def _tokenizer_recipe(spec: str) -> _TokenizerRecipe:
+def _tokenizer_recipe(spec: str) -> tuple[str, _MakeTokenizer]:
+    """What tells the tokenizer from others, and how it is made."""
     if spec in ("", "bytes"):
-        return _TokenizerRecipe("bytes", lambda folder, texts: ByteTokenizer())
+        return "bytes", lambda folder, texts: None
     if spec.startswith("bpe:"):
         size = int(spec.removeprefix("bpe:")) if spec.removeprefix("bpe:").isdecimal() else 0
         if not 0 < size < shards.MAX_VOCABULARY:
             raise UserError(f"tokenizer={spec}: bpe:SIZE takes a whole number below {shards.MAX_VOCABULARY}")
-        return _TokenizerRecipe(spec, lambda folder, texts: train_bpe(texts, size, folder / f"bpe{size}.model"))
-    tokenizer = SentencePieceTokenizer(spec)
+        return spec, lambda folder, texts: train_bpe(texts, size, folder / f"bpe{size}.model")
+    found = SentencePieceTokenizer(spec)
     # The name counts too: a copy of the same model under another name is reported under that name.
-    return _TokenizerRecipe(f"{tokenizer.name} {tokenizer.fingerprint}", _copier(tokenizer))
+    key = f"{found.name} {found.fingerprint}"
+    return key, lambda folder, texts: shutil.copyfile(found.path, folder / f"{found.name}.model")
 
 
-def _copier(tokenizer: SentencePieceTokenizer) -> Callable[[Path, Iterable[str]], Tokenizer]:
-    def make(folder: Path, texts: Iterable[str]) -> Tokenizer:
-        shutil.copyfile(tokenizer.path, folder / f"{tokenizer.name}.model")
-        return tokenizer
-
-    return make
-
-
-def _tokenize(source: _TextSource, recipe: _TokenizerRecipe, folder: Path) -> None:
+def _tokenize(open_text: _OpenText, make_tokenizer: _MakeTokenizer, folder: Path) -> None:
     """Writes the token shards of both splits, the tokenizer's model and their checksums into an empty folder."""
-    splits = source.open(folder)
-    tokenizer = recipe.make(folder, _elements(splits["train"]))
+    splits = open_text(folder)
+    make_tokenizer(folder, elements(splits["train"]))
+    tokenizer = _model_beside(folder) or ByteTokenizer()
+    start = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
+    dtype = shards.token_dtype(tokenizer.vocab_size)
+
+    def encode(document: str) -> np.ndarray:
+        return np.concatenate([start, tokenizer.encode(document)]).astype(dtype)
+
     for tfds_name, name in (("train", "train"), ("validation", "val")):
-        encoded = splits[tfds_name].map(lambda text: _encode_document(tokenizer, text))
-        shards.write_split(folder, name, _elements(encoded), vocab_size=tokenizer.vocab_size)
+        documents = elements(splits[tfds_name].map(encode))
+        shards.write_split(folder, name, documents, vocab_size=tokenizer.vocab_size)
     checksums.write(folder)
 
 
-def _encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """[n], in the dtype of shards: the document start, if the vocabulary has one, and the text."""
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return np.concatenate([np.array(start, np.int32), tokenizer.encode(text)]).astype(
-        shards.token_dtype(tokenizer.vocab_size)
-    )
-
-
-def _elements(dataset: grain.MapDataset) -> Iterator:
-    """One pass in order and in this thread: Grain's default would read 500 whole books ahead."""
-    import grain  # imports JAX, which reading of finished shards does without
-
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
-
-
-def _folder_tokenizer(folder: Path) -> SentencePieceTokenizer | None:
+def _model_beside(folder: Path) -> SentencePieceTokenizer | None:
     """The one `.model` of a folder of shards, if there is one."""
     models = sorted(folder.glob("*.model"))
     if len(models) > 1:
@@ -190,7 +164,7 @@ def _shard_tokenizer(folder: Path, spec: str) -> Tokenizer:
         return ByteTokenizer()
     if spec.startswith("bpe:"):
         raise UserError(f"tokenizer={spec}: {folder} holds tokens already; give the .model that made them")
-    tokenizer = SentencePieceTokenizer(spec) if spec else _folder_tokenizer(folder)
+    tokenizer = SentencePieceTokenizer(spec) if spec else _model_beside(folder)
     if tokenizer is None:
         raise UserError(f"{folder}: no .model beside the shards; name their tokenizer with tokenizer=FILE.model")
     return tokenizer
@@ -198,15 +172,16 @@ def _shard_tokenizer(folder: Path, spec: str) -> Tokenizer:
 
 def _read(place: Path, tokenizer: Tokenizer, *, source: str, to_train: bool = True) -> Corpus:
     """Memory-maps the shards of a folder, or one shard, whose tokens are then those to validate on."""
-    vocab_size, nothing = tokenizer.vocab_size, np.empty(0, np.uint16)
+    vocab_size = tokenizer.vocab_size
+    train: shards.Tokens = np.empty(0, np.uint16)
     if place.is_file():
-        splits: list[shards.Tokens] = [nothing, shards.read_shard(place, vocab_size=vocab_size)]
+        val: shards.Tokens = shards.read_shard(place, vocab_size=vocab_size)
     else:
-        train = shards.read_split(place, "train", vocab_size=vocab_size) if to_train else nothing
-        splits = [train, shards.read_split(place, "val", vocab_size=vocab_size)]
+        train = shards.read_split(place, "train", vocab_size=vocab_size) if to_train else train
+        val = shards.read_split(place, "val", vocab_size=vocab_size)
     digest = hashlib.sha256(tokenizer.fingerprint.encode())
-    for tokens in splits:
+    for tokens in (train, val):
         digest.update(f" {len(tokens)} ".encode())
         for start in range(0, len(tokens), 2**24):
             digest.update(np.ascontiguousarray(tokens[start : start + 2**24]).data)
-    return Corpus(splits[0], splits[1], tokenizer, digest.hexdigest(), source)
+    return Corpus(train, val, tokenizer, digest.hexdigest(), source)

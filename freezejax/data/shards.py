@@ -8,7 +8,7 @@ uint32, magic 20240801 and version 7, as llm.c writes them for Llama 3: exactly 
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,6 @@ SHARD_TOKENS = 100_000_000  # of a full training shard
 class ConcatenatedTokens:
     """Several token arrays seen as one, none of them read until sliced.
 
-    Has what readers of tokens use: `len`, `size`, `shape`, `dtype`, `[i]`, `[start:stop]`, `numpy.asarray`.
     A slice inside one part is a view of its memory map; a slice across parts is a copy of the slice alone.
 
     >>> tokens = ConcatenatedTokens([np.arange(3, dtype=np.uint16), np.arange(3, 5, dtype=np.uint16)])
@@ -57,10 +56,7 @@ class ConcatenatedTokens:
         if step != 1:
             return np.asarray(self)[index]
         touched = range(bisect.bisect_right(self._starts, start) - 1, bisect.bisect_left(self._starts, stop))
-        pieces = [
-            self.parts[k][max(0, start - self._starts[k]) : stop - self._starts[k]]
-            for k in (touched if stop > start else ())
-        ]
+        pieces = [self.parts[k][max(0, start - self._starts[k]) : stop - self._starts[k]] for k in touched]
         return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.dtype), *pieces])
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
@@ -72,26 +68,15 @@ Tokens = np.ndarray | ConcatenatedTokens
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Of the shards of a vocabulary: uint16 as long as it can hold every token.
-
-    >>> token_dtype(65536), token_dtype(128256)
-    (dtype('uint16'), dtype('uint32'))
-    """
+    """Of the shards of a vocabulary: uint16 as long as it can hold every token, else uint32."""
     return np.dtype("<u2" if vocab_size <= NARROW_VOCABULARY else "<u4")
 
 
 def read_shard(path: str | Path, *, vocab_size: int = MAX_VOCABULARY) -> np.ndarray:
-    """Memory-maps one shard after checking its header, its size and every token.
-
-    Args:
-        path: the `.bin` file.
-        vocab_size: every token must be below it.
-
-    Returns:
-        uint16 or uint32 [n], as its format says, read-only, memory-mapped.
+    """One shard, memory-mapped and read-only: uint16 or uint32 [n], as its format says.
 
     Raises:
-        UserError: missing, truncated, another format or version, or a token outside the vocabulary.
+        UserError: missing, truncated, another format or version, or a token not below `vocab_size`.
     """
     path = Path(path)
     try:
@@ -128,32 +113,21 @@ def read_split(folder: str | Path, split: str, *, vocab_size: int = MAX_VOCABULA
     Raises:
         UserError: there is none, they hold no token, one of them is damaged, or they are of two widths.
     """
-    paths = shard_paths(folder, split)
+    paths = sorted(Path(folder).glob(f"fineweb_{split}_*.bin"))
     if not paths:
         raise UserError(f"{folder}: no fineweb_{split}_*.bin in this folder")
     parts = [read_shard(path, vocab_size=vocab_size) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if part.dtype != parts[0].dtype:
-            raise UserError(
-                f"{path}: tokens of {part.dtype} beside {parts[0].dtype} in {paths[0].name}: shards of two vocabularies"
-            )
+            first = f"{parts[0].dtype} in {paths[0].name}"
+            raise UserError(f"{path}: tokens of {part.dtype} beside {first}: shards of two vocabularies")
     if not any(map(len, parts)):
         raise UserError(f"{folder}: its fineweb_{split}_*.bin hold no tokens")
     return parts[0] if len(parts) == 1 else ConcatenatedTokens(parts)
 
 
-def shard_paths(folder: str | Path, split: str) -> list[Path]:
-    """The shard files of a split, in the order of their names."""
-    return sorted(Path(folder).glob(f"fineweb_{split}_*.bin"))
-
-
 def write_shard(path: str | Path, tokens: np.ndarray, *, vocab_size: int = NARROW_VOCABULARY) -> None:
-    """Writes one shard; the file appears under its name only when it is complete.
-
-    Args:
-        path: the `.bin` file, replaced if it exists.
-        tokens: integers [n] below the vocabulary's size.
-        vocab_size: says whether tokens are uint16 or uint32, see `token_dtype`.
+    """Writes one shard of integers [n], whole or not at all, over what is there; for its dtype see `token_dtype`.
 
     Raises:
         UserError: a token is not in the vocabulary.
@@ -178,28 +152,18 @@ def write_split(
     vocab_size: int = NARROW_VOCABULARY,
     shard_tokens: int = SHARD_TOKENS,
 ) -> None:
-    """Writes tokenized documents one after another as shards of `shard_tokens`, the last one shorter.
+    """Writes tokenized documents, integers [n], one after another as `fineweb_{split}_000000.bin` and so on.
 
-    Args:
-        folder: gets `fineweb_{split}_000000.bin` and so on; always at least one.
-        split: "train" or "val".
-        documents: integer arrays [n]; only one shard's worth is held in memory.
-        vocab_size: see `write_shard`.
-        shard_tokens: tokens of a full shard.
+    Every shard, at least one, has `shard_tokens` tokens, the last one fewer; only one shard's worth is held in memory.
     """
-    for number, tokens in enumerate(_regrouped(documents, shard_tokens)):
-        write_shard(Path(folder) / f"fineweb_{split}_{number:06d}.bin", tokens, vocab_size=vocab_size)
-
-
-def _regrouped(documents: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same tokens in arrays of `size`; the last one is shorter, and the only one may be empty."""
-    held, n_held, n_yielded = [np.empty(0, np.uint16)], 0, 0
+    paths = (Path(folder) / f"fineweb_{split}_{number:06d}.bin" for number in itertools.count())
+    held, n_held, n_written = [np.empty(0, np.uint16)], 0, 0
     for document in documents:
         held.append(document)
         n_held += len(document)
-        while n_held >= size:
+        while n_held >= shard_tokens:
             tokens = np.concatenate(held)
-            yield tokens[:size]
-            held, n_held, n_yielded = [tokens[size:]], n_held - size, n_yielded + 1
-    if n_held or not n_yielded:
-        yield np.concatenate(held)
+            write_shard(next(paths), tokens[:shard_tokens], vocab_size=vocab_size)
+            held, n_held, n_written = [tokens[shard_tokens:]], n_held - shard_tokens, n_written + 1
+    if n_held or not n_written:
+        write_shard(next(paths), np.concatenate(held), vocab_size=vocab_size)

@@ -30,12 +30,7 @@ class Document(NamedTuple):
 
 
 def strip_gutenberg(text: str) -> str:
-    """The book alone: without Project Gutenberg's header and licence. Any other text is returned as it is.
-
-    >>> strip_gutenberg("Terms.\\n*** START OF THE PROJECT GUTENBERG EBOOK X ***\\nCall me Ishmael.\\n"
-    ...                 "*** END OF THE PROJECT GUTENBERG EBOOK X ***\\nLicence.")
-    '\\nCall me Ishmael.\\n'
-    """
+    """The book alone: without Project Gutenberg's header and licence. Any other text is returned as it is."""
     # The footer first: some old releases print the "small print" once more after the book.
     footer = _FOOTER.search(text)
     book = text[: footer.start()] if footer else text
@@ -43,11 +38,7 @@ def strip_gutenberg(text: str) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 text file (with or without BOM), line ends made Unix, without Project Gutenberg's frame.
-
-    Raises:
-        UserError: unreadable, or not UTF-8.
-    """
+    """A UTF-8 text file (with or without BOM), line ends made Unix, without Project Gutenberg's frame."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -59,11 +50,7 @@ def read_text(path: str | Path) -> str:
 
 
 def documents_at(path: str | Path) -> Iterator[Document]:
-    """The text of a file, or every non-empty `*.txt` of a folder, in the order of the file names.
-
-    Raises:
-        UserError: an unreadable or non-UTF-8 file.
-    """
+    """The text of a file, or every non-empty `*.txt` of a folder, in the order of the file names."""
     place = Path(path)
     for file in [place] if place.is_file() else sorted(place.glob("*.txt")):
         if text := read_text(file):
@@ -71,10 +58,7 @@ def documents_at(path: str | Path) -> Iterator[Document]:
 
 
 def embedded_documents() -> Iterator[Document]:
-    """The Python language reference that CPython ships as `pydoc_data.topics`: about 0.5 MB of English.
-
-    The same documents in the same order on every machine with the same Python version.
-    """
+    """The language reference in every CPython, `pydoc_data.topics`: 0.5 MB of English, in one order per version."""
     from pydoc_data import topics
 
     seen = set()  # two topics may share one text, and then a split could hold it twice

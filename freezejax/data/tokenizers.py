@@ -1,19 +1,23 @@
-"""Text to tokens and back: plain bytes, and any SentencePiece model."""
+"""Text to tokens and back, plain bytes or any SentencePiece model, and the UTF-8 bytes that each token stands for.
+
+Bytes are counted by the rule of the public Parameter Golf evaluation (openai/parameter-golf, `train_gpt.py`), so a
+figure computed here may stand beside a figure of its leaderboard. Sums are kept in float64 and int64.
+"""
 
 import hashlib
 import io
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import sentencepiece
 
 from freezejax.data.atomic import atomic_file
-from freezejax.data.byte_accounting import ByteTable
 from freezejax.errors import UserError
 
 SPACE = "\u2581"  # SentencePiece writes every space as this character
@@ -22,24 +26,21 @@ SPACE = "\u2581"  # SentencePiece writes every space as this character
 MAX_TRAINING_LINES = 2_000_000
 
 
+class ByteTable(NamedTuple):
+    """What each of the V tokens of a vocabulary contributes to the byte count."""
+
+    base_V: np.ndarray  # int64, UTF-8 bytes of the token without its leading space; 0 for a control token
+    leading_space_V: np.ndarray  # bool, whether the token starts with a space
+    boundary_V: np.ndarray  # bool, control, unknown or unused: no text, and a space that follows it is no text either
+
+
 class Tokenizer(Protocol):
     """What the rest of the data layer asks of a tokenizer."""
 
-    @property
-    def name(self) -> str:
-        """What a person would call it."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids; every id is below it."""
-
-    @property
-    def bos_id(self) -> int | None:
-        """The id put before each document, if the vocabulary has one."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for two tokenizers that encode alike."""
+    name: str  # what a person would call it
+    vocab_size: int  # every token id is below it
+    bos_id: int | None  # the id put before each document, if the vocabulary has one
+    fingerprint: str  # equal for two tokenizers that encode alike
 
     def encode(self, text: str) -> np.ndarray:
         """Text to int32 token ids [n], no special tokens added."""
@@ -54,11 +55,8 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """Every UTF-8 byte is a token: vocabulary 256, no special tokens, one byte each.
 
-    >>> tokenizer = ByteTokenizer()
-    >>> tokenizer.encode("hé")
+    >>> ByteTokenizer().encode("hé")
     array([104, 195, 169], dtype=int32)
-    >>> tokenizer.decode([104, 195, 169])
-    'hé'
     """
 
     name = "bytes"
@@ -83,21 +81,15 @@ class SentencePieceTokenizer:
     """A SentencePiece `.model` file (BPE or unigram), unchanged; its name is the file's."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Loads the model.
-
-        Raises:
-            UserError: the file is missing or is no SentencePiece model.
-        """
+        """Loads the model; a `UserError` says that there is none."""
         self.path = Path(path)
-        try:
-            model = self.path.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot read the tokenizer: {error.strerror}; give bytes, bpe:SIZE or a .model"
-            ) from None
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
+            model = self.path.read_bytes()
             self._processor.LoadFromSerializedProto(model)
+        except OSError as error:
+            fault = f"cannot read the tokenizer: {error.strerror}; give bytes, bpe:SIZE or a .model"
+            raise UserError(f"{self.path}: {fault}") from None
         except RuntimeError:
             raise UserError(f"{self.path}: not a SentencePiece model") from None
         self.name = self.path.stem
@@ -128,16 +120,39 @@ class SentencePieceTokenizer:
         return ByteTable(base_V, leading_space_V, boundary_V)
 
 
+def byte_counts(table: ByteTable, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The bytes of every target: `base[target] + (leading_space[target] & ~boundary[input])`.
+
+    Inputs are the tokens before the targets; both are int of one shape, which the int64 counts have too.
+
+    >>> table = ByteTable(np.array([0, 5]), np.array([False, True]), np.array([True, False]))
+    >>> byte_counts(table, np.array([0, 1]), np.array([1, 1]))  # token 0 is a document start
+    array([5, 6])
+    """
+    inputs, targets = np.asarray(inputs), np.asarray(targets)
+    space = table.leading_space_V[targets] & ~table.boundary_V[inputs]
+    return table.base_V[targets].astype(np.int64) + space.astype(np.int64)
+
+
+def bits_per_byte(sum_nats: float, n_bytes: int) -> float:
+    """A loss in nats, summed over targets, in bits per byte: `n_bytes` is the sum of their `byte_counts`.
+
+    Raises:
+        UserError: there are no bytes.
+
+    >>> bits_per_byte(math.log(2.0) * 8, 4)
+    2.0
+    """
+    if n_bytes <= 0:
+        raise UserError(f"n_bytes={n_bytes}: bits per byte needs at least one byte of text")
+    return float(sum_nats) / math.log(2.0) / int(n_bytes)
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> SentencePieceTokenizer:
     """Learns a SentencePiece BPE with the settings of the Parameter Golf tokenizers and writes it to `path`.
 
-    Those are: byte fallback, digits split, nmt_nfkc, no dummy prefix, pad/bos/eos/unk = 0/1/2/3, byte
-    pieces from id 4, character coverage 0.999. The same text gives the same file.
-
-    Args:
-        texts: documents; learned from line by line.
-        vocab_size: exact size of the vocabulary.
-        path: where the `.model` goes; replaced atomically.
+    The same text, read line by line, gives the same file, which replaces what is there when it is complete. Ids 4 to
+    259 are the byte pieces.
 
     Raises:
         UserError: the text cannot give a vocabulary of that size.

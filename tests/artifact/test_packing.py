@@ -7,11 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freezejax.artifact import packing
-from freezejax.artifact.codecs import BITS, Rows
-from freezejax.artifact.compress import COMPRESSORS, decompress
-from freezejax.artifact.encode import Blob, Quantized, decode_codes, decode_half, encode_codes, encode_half
-from freezejax.artifact.tensors import Tensor
+from freezejax.artifact import encode
+from freezejax.artifact.codecs import BITS
+from freezejax.artifact.encode import (
+    COMPRESSORS,
+    Blob,
+    decode_codes,
+    decode_half,
+    decompress,
+    encode_codes,
+    encode_half,
+)
+from freezejax.artifact.tensors import Tensor, packed_size
 
 CODERS = sorted(set(COMPRESSORS) - {"none"})
 
@@ -19,18 +26,18 @@ CODERS = sorted(set(COMPRESSORS) - {"none"})
 @given(st.integers(1, 8), st.integers(0, 2000), st.integers(0, 2**32))
 def test_packing_is_exact_and_as_small_as_it_can_be(bits, count, seed):
     values = np.random.default_rng(seed).integers(0, 2**bits, count, dtype=np.uint8)
-    packed = packing.pack(values, bits)
-    assert len(packed) == packing.packed_size(count, bits) == -(-count * bits // 8)
-    assert (packing.unpack(packed, count, bits) == values).all()
+    packed = encode.pack(values, bits)
+    assert len(packed) == packed_size(count, bits) == -(-count * bits // 8)
+    assert (encode.unpack(packed, count, bits) == values).all()
 
 
 @pytest.mark.parametrize("bits", [5, 6])
 def test_packing_across_blocks(bits, monkeypatch):
     values = np.random.default_rng(0).integers(0, 2**bits, 1003, dtype=np.uint8)
-    whole = packing.pack(values, bits)
-    monkeypatch.setattr(packing, "_BLOCK", 64)
-    assert packing.pack(values, bits) == whole
-    assert (packing.unpack(whole, 1003, bits) == values).all()
+    whole = encode.pack(values, bits)
+    monkeypatch.setattr(encode, "_BLOCK", 64)
+    assert encode.pack(values, bits) == whole
+    assert (encode.unpack(whole, 1003, bits) == values).all()
 
 
 def test_packed_bits_equal_those_of_one_long_number():
@@ -38,19 +45,19 @@ def test_packed_bits_equal_those_of_one_long_number():
     number = 0
     for value in values:
         number = number << 6 | int(value)
-    assert int.from_bytes(packing.pack(values, 6)) == number << 2
+    assert int.from_bytes(encode.pack(values, 6)) == number << 2
 
 
 @given(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False)))
 def test_shuffle_is_exact(numbers):
     half = np.array(numbers, np.float16)
-    assert packing.unshuffle(packing.shuffle(half)).tobytes() == half.tobytes()
+    assert encode.unshuffle(encode.shuffle(half)).tobytes() == half.tobytes()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_no_float16_of_a_file_is_infinite(value):
     with pytest.raises(ValueError, match="not finite"):
-        packing.unshuffle(packing.shuffle(np.array([1, value], np.float16)))
+        decode_half(Blob(0, encode.shuffle(np.array([1, value], np.float16))), 2, "none")
 
 
 @given(st.sampled_from(sorted(BITS)), st.sampled_from(sorted(COMPRESSORS)), st.integers(0, 2**32), st.booleans())
@@ -58,7 +65,7 @@ def test_codes_survive_every_encoding(codec, compressor, seed, narrow):
     limit = 1 if narrow else 2 ** (BITS[codec] - 1) - 1
     codes = np.random.default_rng(seed).integers(-limit, limit + 1, (65, 64)).astype(np.int8)
     tensor = Tensor("up/kernel", (64, 65), codec)
-    blob = encode_codes(Quantized(tensor, Rows(codes, np.ones(65, np.float16)), None, 0.0), compressor)
+    blob = encode_codes(tensor, codes, compressor)
     assert len(blob.data) <= tensor.packed_bytes
     assert (decode_codes(tensor, blob, compressor) == codes).all()
 
@@ -73,7 +80,7 @@ def test_half_survives_and_is_never_larger(compressor):
 
 def test_a_code_that_does_not_exist_is_refused():
     tensor = Tensor("up/kernel", (64, 65), "int6")
-    blob = Blob(0, packing.pack(np.full(64 * 65, 63, np.uint8), 6))
+    blob = Blob(0, encode.pack(np.full(64 * 65, 63, np.uint8), 6))
     with pytest.raises(ValueError, match="code 63 is above 62"):
         decode_codes(tensor, blob, "none")
 

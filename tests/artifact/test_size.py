@@ -7,7 +7,6 @@ import pytest
 from freezejax import artifact, models
 from freezejax.artifact import container, header
 from freezejax.artifact.encode import quantize_leaf
-from freezejax.artifact.tensors import stored_tensors
 from freezejax.weights import MapWeight, RandomMap
 
 RULES = [("role=adapter", "int8"), (".*", "int6")]
@@ -38,9 +37,8 @@ def test_entropy_coded_files_lie_in_the_interval(codec, compressor, tails):
     draw = rng.normal if tails == "normal" else lambda size: rng.standard_t(3, size)
     params = {"up": {"kernel": (draw(size=(256, 192)) / 16).astype(np.float32)}}
     predicted = artifact.predict_size(params, codec=codec, compressor=compressor)
-    tensors = stored_tensors(params, codec)
-    top = header.make_header(tensors, {"family": "geglu"}, codec, compressor, None, None, seeded=False)
-    leaves = [quantize_leaf(tensors[0], params["up"]["kernel"])]
+    top = header.make_header(params, {"family": "geglu"}, codec, compressor)
+    leaves = [quantize_leaf(top.tensors[0], params["up"]["kernel"])]
     size = len(container.to_bytes(top, None, leaves))
     assert predicted.low <= size <= predicted.high
     if tails == "normal" and (compressor, codec) not in {("zlib", "int5"), ("zstd", "float16")}:
@@ -69,11 +67,9 @@ def test_trained_then_frozen_is_billed_and_seeded_is_not(trained):
 
 
 def file_bytes(params, model):
-    tensors = stored_tensors(params, "int6")
-    seed = (0, 1) if model["weights"] else None
-    top = header.make_header(tensors, model, "int6", "none", None, None, seeded=seed is not None)
-    leaves = [quantize_leaf(t, np.asarray(params[t.path])) for t in tensors]
-    return len(container.to_bytes(top, seed, leaves))
+    top = header.make_header(params, model)
+    leaves = [quantize_leaf(t, np.asarray(params[t.path])) for t in top.tensors]
+    return len(container.to_bytes(top, (0, 1), leaves))
 
 
 def test_ten_maps_cost_sixteen_bytes_each_at_most_and_nothing_where_the_recipe_is_shared():

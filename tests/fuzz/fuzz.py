@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from freezejax.artifact import rebuild
+from freezejax.artifact import store
 from tests.fuzz.judges import Judge, Subject, subjects
 
 SECONDS, MEMORY = 120, 1 << 30  # that one file may take; the seconds are for a machine that does much else
@@ -62,13 +62,13 @@ def campaign(
 @contextlib.contextmanager
 def _quick_builds() -> Iterator[None]:
     """Models of one config are built once: most files name one of few, and building takes most of the time."""
-    build = rebuild._build
+    build = store._build
     cached = functools.lru_cache(maxsize=64)(lambda text: build(json.loads(text)))
-    rebuild._build = lambda config: cached(json.dumps(config))
+    store._build = lambda config: cached(json.dumps(config))
     try:
         yield
     finally:
-        rebuild._build = build
+        store._build = build
 
 
 def _outcome(judge: Judge, content: bytes) -> tuple[str, str]:

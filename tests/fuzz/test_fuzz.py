@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from freezejax.artifact import container, header, packing
+from freezejax.artifact import container, encode, header
 from freezejax.data import checksums
 from tests.fuzz import fuzz, judges, mutations, resealed
 
@@ -97,8 +97,8 @@ PLANTED = {
         "nothing was noticed",
     ),
     "expansion unread": ("resealed", ["bomb"], container, "MAX_EXPANSION", 10**9, "weights of"),
-    "a traceback": ("resealed", ["header fields"], header, "_codec", broken, "KeyError"),
-    "a hang": ("resealed", ["section"], packing, "from_values", endless, "no end after"),
+    "a traceback": ("resealed", ["header fields"], header, "check_known", broken, "KeyError"),
+    "a hang": ("resealed", ["section"], encode, "unpack", endless, "no end after"),
     "vocabulary unread": ("shard", ["numbers", "flip bits"], np, "memmap", Blind, "outside the vocabulary"),
     "list unread": (
         "listed shard",
@@ -124,8 +124,8 @@ def test_counterpart_a_planted_defect_is_found(name, subjects, monkeypatch):
 
 def test_counterpart_weights_that_are_not_the_files_are_found(subjects, monkeypatch):
     """The second reader does compare: every scale of a whole file read one step too large."""
-    unshuffle = packing.unshuffle
-    monkeypatch.setattr(packing, "unshuffle", lambda data: np.nextafter(unshuffle(data), np.float16(1)))
+    unshuffle = encode.unshuffle
+    monkeypatch.setattr(encode, "unshuffle", lambda data: np.nextafter(unshuffle(data), np.float16(1)))
     _, findings = fuzz.campaign([subjects[1]._replace(kinds={"none": lambda rng, one, two: one})], 6, seed=1)
     assert len(findings) == 6
     assert all("is not what the file says" in found.reason for found in findings)
