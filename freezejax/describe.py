@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import re
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,11 +22,7 @@ from freezejax.schedules import FreezeSchedule, Phase
 
 @dataclasses.dataclass(frozen=True)
 class GroupRow:
-    """One module group in one phase; `gradient_bytes` and `state_bytes` are 0 where frozen.
-
-    >>> GroupRow("mlp/up", 1, 64, 0, 256, 0, 0).trainable_share
-    0.0
-    """
+    """One module group in one phase; `gradient_bytes` and `state_bytes` are 0 where frozen."""
 
     group: str
     leaves: int
@@ -43,11 +40,7 @@ class GroupRow:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Rows per phase; `str()` is the table.
-
-    >>> Description(()).phases
-    ()
-    """
+    """Rows per phase; `str()` is the table."""
 
     phases: tuple[tuple[Phase, tuple[GroupRow, ...]], ...]
 
@@ -91,45 +84,25 @@ def describe(
     else:
         check_static(mask_or_schedule, params, whole=True)
         phases = [Phase(0, total_steps or 0, mask_or_schedule)]
-    leaves = _leaves(params, [phase.mask for phase in phases], optax.adamw(1e-3) if tx is None else tx)
+    states = _state_bytes(params, [phase.mask for phase in phases], optax.adamw(1e-3) if tx is None else tx)
+    leaves = [_figures(leaf, state) for leaf, state in zip(roles.leaves(params), states, strict=True)]
     return Description(tuple((phase, _rows(leaves, jax.tree.leaves(phase.mask))) for phase in phases))
 
 
-class _Leaf(NamedTuple):
-    group: str
-    parameters: int
-    weight_bytes: int
-    state_bytes: int  # while it trains
+def _figures(leaf: roles.Leaf, state_bytes: int) -> tuple[str, int, int, int]:
+    """Group, parameters, bytes, and bytes of optimizer state while it trains."""
+    path = leaf.path.rpartition("/")[0] if leaf.role is Role.SEED else leaf.path
+    group = re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path)
+    return group, roles.parameter_count(leaf), _bytes(leaf.value), state_bytes
 
 
-def _leaves(params: PyTree, masks: list[PyTree], tx: optax.GradientTransformation) -> list[_Leaf]:
-    found = []
-    for leaf, state in zip(roles.leaves(params), _state_bytes(params, masks, tx), strict=True):
-        path = leaf.path.rpartition("/")[0] if leaf.role is Role.SEED else leaf.path
-        group = re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path)
-        found.append(_Leaf(group, roles.parameter_count(leaf), _bytes(leaf.value), state))
-    return found
-
-
-def _rows(leaves: list[_Leaf], trainable: list[bool]) -> tuple[GroupRow, ...]:
-    members: dict[str, list[tuple[_Leaf, bool]]] = {}
-    for leaf, trains in zip(leaves, trainable, strict=True):
-        members.setdefault(leaf.group, []).append((leaf, trains))
-    members["total"] = list(zip(leaves, trainable, strict=True))
-    return tuple(_row(group, of_group) for group, of_group in members.items())
-
-
-def _row(group: str, members: list[tuple[_Leaf, bool]]) -> GroupRow:
-    live = [leaf for leaf, trains in members if trains]
-    return GroupRow(
-        group=group,
-        leaves=len(members),
-        parameters=sum(leaf.parameters for leaf, _ in members),
-        trainable_parameters=sum(leaf.parameters for leaf in live),
-        weight_bytes=sum(leaf.weight_bytes for leaf, _ in members),
-        gradient_bytes=sum(leaf.weight_bytes for leaf in live),
-        state_bytes=sum(leaf.state_bytes for leaf in live),
-    )
+def _rows(leaves: Sequence[tuple[str, int, int, int]], trainable: Sequence[bool]) -> tuple[GroupRow, ...]:
+    members: dict[str, list[tuple[int, ...]]] = {}
+    for (group, parameters, weights, state), trains in zip(leaves, trainable, strict=True):
+        figures = (1, parameters, parameters * trains, weights, weights * trains, state * trains)
+        members.setdefault(group, []).append(figures)
+    members["total"] = [figures for group in members.values() for figures in group]
+    return tuple(GroupRow(group, *map(sum, zip((0,) * 6, *figures))) for group, figures in members.items())
 
 
 def _state_bytes(params: PyTree, masks: list[PyTree], tx: optax.GradientTransformation) -> list[int]:
@@ -165,10 +138,10 @@ def _block(phase: Phase, rows: tuple[GroupRow, ...], titled: bool) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
     lines = [
-        "  ".join([line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)])
-        for line in cells
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(line, others, strict=True))])
+        for name, *line in cells
     ]
     return "\n".join([f"steps {phase.start} to {phase.stop}"] * titled + lines)
 

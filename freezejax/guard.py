@@ -41,10 +41,6 @@ def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
     Raises:
       UserError: (at update) `tx` multiplies a part made by `freezejax.rows` as a matrix. Muon does: it
         orthogonalizes a matrix as a whole, and has no update for some of its rows.
-
-    >>> tx = guarded(optax.sgd(1.0))
-    >>> tx.update({"w": 1.0}, tx.init({"w": 0.0}))[0]
-    {'w': -1.0}
     """
     tx = optax.with_extra_args_support(tx)
     checked = set()  # structures, so that a loop that is not compiled looks once
@@ -56,13 +52,11 @@ def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
             _check_rows_stay_apart(tx, shown, extra)
             checked.add(structure)
         new, state = tx.update(shown, state, shown_params, **extra)
-        return (new if shown is updates else _like(updates, new)), state
+        if shown is not updates:
+            new = jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(new))
+        return new, state
 
     return optax.GradientTransformationExtraArgs(lambda params: tx.init(fields(params)), update)
-
-
-def _like(tree: PyTree, of_fields: PyTree) -> PyTree:
-    return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(of_fields))
 
 
 def _check_rows_stay_apart(tx: Any, tree: PyTree, extra: dict[str, Any]) -> None:

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from freezejax.errors import UserError
 from freezejax.masks import check_static
-from freezejax.paths import PyTree, leaf_paths, nearest, path_string
+from freezejax.paths import PyTree, by_path, nearest, path_string
 
 
 def frozen_modules(mask: PyTree) -> Callable[[str | Sequence[Any]], bool]:
@@ -40,7 +38,7 @@ def frozen_modules(mask: PyTree) -> Callable[[str | Sequence[Any]], bool]:
     """
     check_static(mask, mask)
     trains: dict[str, bool] = {"": False}
-    for path, trainable in zip(leaf_paths(mask), jax.tree.leaves(mask), strict=True):
+    for path, trainable in by_path(mask).items():
         parts = path.split("/")
         for depth in range(len(parts) + 1):
             module = "/".join(parts[:depth])

@@ -12,7 +12,7 @@ from freezejax.guard import fields, guarded
 from freezejax.masks import check_shared_arrays, check_static
 from freezejax.owners import state_owners
 from freezejax.partition import partition
-from freezejax.paths import PyTree, leaf_paths
+from freezejax.paths import PyTree, by_path
 from freezejax.schedules import FreezeSchedule
 
 OnThaw = Literal["restart", "keep"]
@@ -51,7 +51,7 @@ def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTran
             return inner.update(updates, state, params, **extra)
         except (AttributeError, TypeError, ValueError):
             made = jax.eval_shape(inner.init, updates if params is None else params)
-            if set(leaf_paths(made)) == set(leaf_paths(state)):
+            if by_path(made).keys() == by_path(state).keys():
                 raise
             raise UserError(
                 "freeze: the optimizer state was made under another mask; at the boundary call freezejax.migrate("
@@ -67,13 +67,9 @@ def _set_to_negative_zero() -> optax.GradientTransformation:
 
 
 class ScheduledFreezeState(NamedTuple):
-    """State of `scheduled_freeze`: the step (int32 scalar) and the wrapped state of every leaf.
+    """State of `scheduled_freeze`: the step (int32 scalar) and the wrapped state of every leaf."""
 
-    >>> ScheduledFreezeState(step=0, inner=None).step
-    0
-    """
-
-    step: jax.Array | int
+    step: jax.Array
     inner: Any
 
 
@@ -118,28 +114,18 @@ def scheduled_freeze(
     ) -> tuple[PyTree, ScheduledFreezeState]:
         masks = schedule.masks(updates)
         mask = schedule.select(masks, state.step)
-        previous = schedule.select(masks, jnp.maximum(state.step - 1, 0))
-        thawed = jax.tree.map(lambda now, before: now & ~before, mask, previous)
-        shown_updates = _where(mask, updates, jax.tree.map(jnp.zeros_like, updates))
-        shown_params = None if params is None else _where(mask, params, jax.tree.map(jnp.zeros_like, params))
+        keeps = mask
+        if on_thaw == "restart":
+            before = schedule.select(masks, jnp.maximum(state.step - 1, 0))
+            keeps = jax.tree.map(jnp.logical_and, mask, before)
+        shown_updates = _or_fill(mask, updates, 0)
+        shown_params = None if params is None else _or_fill(mask, params, 0)
         fresh = tx.init(shown_updates if params is None else shown_params)
         owners = state_owners(tx, updates, fresh)
-        trains, thaws = jax.tree.leaves(mask), jax.tree.leaves(thawed)
-
-        def shown(owner: int | None, held: jax.Array, new: jax.Array) -> jax.Array:
-            if owner is None:
-                return held
-            keeps = trains[owner] & ~thaws[owner] if on_thaw == "restart" else trains[owner]
-            return jnp.where(keeps, held, new)
-
-        def held(owner: int | None, new: jax.Array, old: jax.Array) -> jax.Array:
-            return new if owner is None else jnp.where(trains[owner], new, old)
-
-        inner = _map_owned(shown, owners, state.inner, fresh)
+        inner = _where_owned(keeps, owners, state.inner, fresh)
         new_updates, inner = tx.update(shown_updates, inner, shown_params, **extra)
-        new_updates = _where(mask, new_updates, jax.tree.map(lambda u: jnp.full_like(u, -0.0), new_updates))
-        inner = _map_owned(held, owners, inner, state.inner)
-        return new_updates, ScheduledFreezeState(state.step + 1, inner)
+        inner = _where_owned(mask, owners, inner, state.inner)
+        return _or_fill(mask, new_updates, -0.0), ScheduledFreezeState(state.step + 1, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -165,7 +151,7 @@ def migrate(
       new_mask: mask of the phase that begins.
       tx: the wrapped transformation.
       params: the whole parameters at the boundary.
-      on_thaw: "restart" or "keep".
+      on_thaw: see above.
       kept: what the previous call returned: state held for frozen leaves under "keep". `{}` at the first
         boundary, where nothing was kept yet and a leaf that thaws has never trained.
 
@@ -183,21 +169,20 @@ def migrate(
     {'b': MaskedNode(), 'w': Array([0., 0.], dtype=float32)}
     """
     _check_on_thaw(on_thaw)
-    old, fresh_state = _by_path(opt_state), freeze(tx, new_mask).init(partition(params, new_mask)[0])
-    if _by_path(jax.eval_shape(freeze(tx, old_mask).init, params)).keys() != old.keys():
+    old, fresh_state = by_path(opt_state), freeze(tx, new_mask).init(partition(params, new_mask)[0])
+    if by_path(jax.eval_shape(freeze(tx, old_mask).init, params)).keys() != old.keys():
         raise UserError("migrate: opt_state is not a state of freeze(tx, old_mask): pass the mask it was made with")
     if on_thaw == "keep" and kept is None:
         _check_nothing_thaws(old_mask, new_mask)
     held = {**(kept or {}), **old} if on_thaw == "keep" else old
-    fresh = _by_path(fresh_state)
+    fresh = by_path(fresh_state)
     leaves = [held.get(path, leaf) for path, leaf in fresh.items()]
     released = {path: held[path] for path in sorted(held.keys() - fresh.keys())}
     return jax.tree.unflatten(jax.tree.structure(fresh_state), leaves), released if on_thaw == "keep" else {}
 
 
 def _check_nothing_thaws(old_mask: PyTree, new_mask: PyTree) -> None:
-    masks = zip(leaf_paths(new_mask), jax.tree.leaves(old_mask), jax.tree.leaves(new_mask), strict=True)
-    for path, before, now in masks:
+    for (path, now), before in zip(by_path(new_mask).items(), jax.tree.leaves(old_mask), strict=True):
         if now and not before:
             raise UserError(
                 f"migrate: leaf {path!r} thaws with on_thaw='keep', but kept is not given: pass the second value that "
@@ -205,18 +190,16 @@ def _check_nothing_thaws(old_mask: PyTree, new_mask: PyTree) -> None:
             )
 
 
-def _map_owned(fn: Any, owners: list[int | None], tree: Any, other: Any) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    pairs = zip(owners, leaves, jax.tree.leaves(other), strict=True)
-    return jax.tree.unflatten(structure, [fn(owner, leaf, rest) for owner, leaf, rest in pairs])
+def _where_owned(mask: PyTree, owners: list[int | None], yes: Any, no: Any) -> Any:
+    """Of two optimizer states: `yes` where a parameter's mask is True, and where a leaf belongs to none."""
+    trains, (leaves, structure) = jax.tree.leaves(mask), jax.tree.flatten(yes)
+    states = zip(owners, leaves, jax.tree.leaves(no), strict=True)
+    picked = [new if owner is None else jnp.where(trains[owner], new, old) for owner, new, old in states]
+    return jax.tree.unflatten(structure, picked)
 
 
-def _by_path(tree: Any) -> dict[str, jax.Array]:
-    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-
-
-def _where(mask: PyTree, yes: PyTree, no: PyTree) -> PyTree:
-    return jax.tree.map(jnp.where, mask, yes, no)
+def _or_fill(mask: PyTree, tree: PyTree, value: float) -> PyTree:
+    return jax.tree.map(lambda trains, leaf: jnp.where(trains, leaf, jnp.full_like(leaf, value)), mask, tree)
 
 
 def _check_on_thaw(on_thaw: str) -> None:

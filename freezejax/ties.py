@@ -1,15 +1,15 @@
 """One array at several leaves (a tied embedding) as one leaf: masked, trained, counted and stored once."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.masks import matcher
-from freezejax.paths import PyTree, leaf_paths, nearest, path_string
+from freezejax.masks import first_places, matcher
+from freezejax.paths import PyTree, by_path, check_known, path_string
 
 
 @jax.tree_util.register_static
@@ -45,9 +45,9 @@ def tie(params: PyTree, rules: Sequence[tuple[str, str]] | None = None) -> PyTre
     >>> sorted(tie({"embed": table, "head": table.copy()}, [("head", "embed")]))
     ['embed', 'head']
     """
-    paths, leaves = leaf_paths(params), jax.tree.leaves(params)
-    holder = _same_objects(paths, leaves) if rules is None else _by_rules(paths, leaves, rules)
-    tied = [Tied(holder[path]) if path in holder else leaf for path, leaf in zip(paths, leaves, strict=True)]
+    leaves = by_path(params)
+    holder = first_places(leaves) if rules is None else _by_rules(leaves, rules)
+    tied = [Tied(holder[path]) if path in holder else leaf for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(params), tied)
 
 
@@ -61,7 +61,7 @@ def untie(params: PyTree) -> PyTree:
     >>> untied["head"] is untied["embed"]
     True
     """
-    held = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    held = by_path(params)
 
     def put_back(path: Any, node: Any) -> Any:
         if not isinstance(node, Tied):
@@ -76,25 +76,13 @@ def untie(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(put_back, params, is_leaf=lambda node: isinstance(node, Tied))
 
 
-def _same_objects(paths: list[str], leaves: list[Any]) -> dict[str, str]:
-    first: dict[int, str] = {}
-    arrays = [pair for pair in zip(paths, leaves, strict=True) if isinstance(pair[1], jax.Array | np.ndarray)]
-    holder = {path: first.setdefault(id(leaf), path) for path, leaf in arrays}
-    return {path: held_by for path, held_by in holder.items() if path != held_by}
-
-
-def _by_rules(paths: list[str], leaves: list[Any], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
-    matched, leaf_at = matcher(paths), dict(zip(paths, leaves, strict=True))
-    holder: dict[str, str] = {}
+def _by_rules(leaves: Mapping[str, Any], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
+    matched, holder = matcher(list(leaves), "tie:"), dict[str, str]()
     for pattern, to in rules:
-        if to not in leaf_at:
-            raise UserError(f"tie: there is no leaf {to!r}; {nearest(to, paths)}")
-        found = matched(pattern)
-        if not found:
-            raise UserError(f"tie: {pattern!r} matches no leaf; {nearest(pattern, paths)}")
-        for path in found:
+        check_known(to, leaves, f"tie: there is no leaf {to!r}", count=3)
+        for path in matched(pattern):
             if path != to:
-                _check_equal(path, leaf_at[path], to, leaf_at[to])
+                _check_equal(path, leaves[path], to, leaves[to])
                 holder.setdefault(path, to)
     for path, to in holder.items():
         if to in holder:
