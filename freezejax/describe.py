@@ -102,7 +102,8 @@ def _rows(leaves: Sequence[tuple[str, int, int, int]], trainable: Sequence[bool]
         figures = (1, parameters, parameters * trains, weights, weights * trains, state * trains)
         members.setdefault(group, []).append(figures)
     members["total"] = [figures for group in members.values() for figures in group]
-    return tuple(GroupRow(group, *map(sum, zip((0,) * 6, *figures))) for group, figures in members.items())
+    sums = {group: map(sum, zip((0,) * 6, *figures, strict=True)) for group, figures in members.items()}
+    return tuple(GroupRow(group, *figures) for group, figures in sums.items())
 
 
 def _state_bytes(params: PyTree, masks: list[PyTree], tx: optax.GradientTransformation) -> list[int]:

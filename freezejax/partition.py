@@ -41,9 +41,8 @@ def combine(trainable: PyTree, frozen: PyTree) -> PyTree:
 
     def pick(path: Any, left: Any, right: Any) -> Any:
         if left is not None and right is not None:
-            raise UserError(
-                f"combine: both halves hold leaf {path_string(path)!r}; pass the two halves of one partition"
-            )
+            told = f"both halves hold leaf {path_string(path)!r}; pass the two halves of one partition"
+            raise UserError(f"combine: {told}")
         return right if left is None else left
 
     return jax.tree_util.tree_map_with_path(pick, trainable, frozen, is_leaf=lambda x: x is None)
@@ -61,9 +60,7 @@ def value_and_grad(
       loss: `loss(params, *args) -> scalar` (or `(scalar, aux)` with `has_aux`).
       mask: tree of Python bools like `params`, True = trainable.
 
-    >>> import jax.numpy as jnp
-    >>> loss = lambda p, x: p["w"] * x + p["b"]
-    >>> grad = value_and_grad(loss, {"w": True, "b": False})
+    >>> grad = value_and_grad(lambda p, x: p["w"] * x + p["b"], {"w": True, "b": False})
     >>> value, grads = grad({"w": jnp.float32(2), "b": jnp.float32(1)}, 3.0)
     >>> float(value), float(grads["w"]), grads["b"]
     (7.0, 3.0, None)
@@ -71,10 +68,7 @@ def value_and_grad(
 
     def differentiated(params: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
         trainable, frozen = partition(params, mask)
-
-        def loss_of_half(half: PyTree) -> Any:
-            return loss(combine(half, frozen), *args, **kwargs)
-
+        loss_of_half = lambda half: loss(combine(half, frozen), *args, **kwargs)  # noqa: E731
         return jax.value_and_grad(loss_of_half, has_aux=has_aux)(trainable)
 
     return differentiated

@@ -36,11 +36,7 @@ class Role(enum.StrEnum):
 
     @property
     def constant(self) -> bool:
-        """Whether such a leaf never trains and has no place in a checkpoint of what was learned.
-
-        >>> Role.SEED.constant, Role.KERNEL.constant
-        (True, False)
-        """
+        """Whether such a leaf never trains and has no place in a checkpoint of what was learned."""
         return self in (Role.SEED, Role.DRAWN)
 
 
@@ -51,9 +47,6 @@ class Weight:
     arrays, other weights, or static. `roles` says what each array is; the field of the kernel that an adapter stands
     over is a KERNEL. That field may hold another weight, and on a mesh it holds a kernel in shards: multiply with it
     through `freezejax.weights.linear`, and read it through `freezejax.weights.matrix`.
-
-    >>> Weight.roles
-    {}
     """
 
     roles: ClassVar[Mapping[str, Role]] = {}
@@ -81,11 +74,7 @@ class Weight:
 
 
 class Leaf(NamedTuple):
-    """One leaf of the parameters.
-
-    >>> Leaf("up/kernel/a", Role.ADAPTER, "up/kernel", None, None).role
-    <Role.ADAPTER: 'adapter'>
-    """
+    """One leaf of the parameters."""
 
     path: str
     role: Role
@@ -104,37 +93,25 @@ def leaves(tree: PyTree) -> list[Leaf]:
     ['vector', 'kernel']
     """
     found: list[Leaf] = []
-    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight):
-        name = path_string(path)
-        found += _of_weight(node, name, name) if is_weight(node) else [Leaf(name, _role(name), name, node, None)]
+    for key_path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight):
+        path = path_string(key_path)
+        found += _of_weight(node, path, path) if is_weight(node) else [Leaf(path, _role(path), path, node, None)]
     return found
 
 
 def map_leaves(fn: Callable[[Leaf], Any], tree: PyTree) -> PyTree:
-    """`jax.tree.map` whose function gets a `Leaf`.
-
-    >>> map_leaves(lambda leaf: leaf.role.value, {"up": {"kernel": 1.0}})
-    {'up': {'kernel': 'kernel'}}
-    """
+    """`jax.tree.map` whose function gets a `Leaf`."""
     return jax.tree.unflatten(jax.tree.structure(tree), [fn(leaf) for leaf in leaves(tree)])
 
 
 def weights(tree: PyTree) -> list[tuple[str, Weight]]:
-    """Path and value of every outermost `Weight` of a tree.
-
-    >>> weights({"w": 1.0})
-    []
-    """
+    """Path and value of every outermost `Weight` of a tree."""
     nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight)
     return [(path_string(path), node) for path, node in nodes if is_weight(node)]
 
 
 def map_weights(fn: Callable[[str, Weight], Any], tree: PyTree) -> PyTree:
-    """The tree with every `Weight`, inner ones first, put through a function of its kernel's path and itself.
-
-    >>> map_weights(lambda path, weight: path, {"w": 1.0})
-    {'w': 1.0}
-    """
+    """The tree with every `Weight`, inner ones first, put through a function of its kernel's path and itself."""
 
     def change(node: Any, kernel: str) -> Any:
         if not is_weight(node):
@@ -158,21 +135,12 @@ def checkpoint_mask(tree: PyTree) -> PyTree:
 
 
 def is_weight(node: Any) -> bool:
-    """Whether a node is a `Weight`.
-
-    >>> is_weight(1.0)
-    False
-    """
+    """Whether a node is a `Weight`."""
     return isinstance(node, Weight)
 
 
 def parameter_count(leaf: Leaf) -> int:
-    """Number of parameters a leaf stands for: a seed for the matrix drawn from it, what was drawn for none.
-
-    >>> import jax.numpy as jnp
-    >>> parameter_count(Leaf("b", Role.VECTOR, "b", jnp.zeros(3), None))
-    3
-    """
+    """Number of parameters a leaf stands for: a seed for the matrix drawn from it, what was drawn for none."""
     if leaf.role is Role.DRAWN:
         return 0
     if leaf.role is Role.SEED and leaf.owner is not None:
@@ -184,14 +152,14 @@ def _of_weight(weight: Weight, path: str, kernel: str) -> list[Leaf]:
     found: list[Leaf] = []
     nodes = jax.tree_util.tree_leaves_with_path(weight, is_leaf=lambda node: node is not weight and is_weight(node))
     for inner, node in nodes:
-        name = "/".join(part for part in (path, path_string(inner)) if part)
+        name = "/".join(filter(None, (path, path_string(inner))))
+        field = path_string(inner[:1])
         if is_weight(node):
             found += _of_weight(node, name, kernel)
-            continue
-        field = path_string(inner[:1])
-        if field not in weight.roles:
+        elif field in weight.roles:
+            found.append(Leaf(name, weight.roles[field], kernel, node, weight))
+        else:
             raise TypeError(f"{type(weight).__name__}.roles says nothing of its field {field!r}")
-        found.append(Leaf(name, weight.roles[field], kernel, node, weight))
     return found
 
 

@@ -27,9 +27,7 @@ class Rows:
 
     rest: Any
     rows: Any
-    edges: tuple[int, ...] = dataclasses.field(
-        metadata={"static": True}
-    )  # where the array was cut: rest, rows, rest...
+    edges: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # of the cuts: rest, rows, rest, ...
     axis: int = dataclasses.field(metadata={"static": True})
 
     def whole(self) -> jax.Array:

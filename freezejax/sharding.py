@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from freezejax import roles
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, map_with_paths
-from freezejax.roles import Leaf, Role, Weight
+from freezejax.roles import Leaf, Role
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # axes that split the rows of a batch
@@ -104,7 +104,6 @@ class Layout:
 
     @functools.cached_property
     def _stored(self) -> dict[tuple[str, tuple[int, ...]], NamedSharding]:
-        """Sharding by path and shape."""
         leaves = roles.leaves(self.params)
         return {(leaf.path, leaf.value.shape): NamedSharding(self.mesh, self.spec(leaf)) for leaf in leaves}
 
@@ -124,11 +123,8 @@ class Layout:
 
     def abstract(self, tree: PyTree) -> PyTree:
         """The shapes of a tree with their shardings."""
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            tree,
-            self.shardings(tree),
-        )
+        shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+        return jax.tree.map(shape, tree, self.shardings(tree))
 
     @property
     def batch(self) -> NamedSharding:
@@ -143,37 +139,29 @@ class Layout:
     def placed(self, params: PyTree) -> PyTree:
         """The tree in which each weight knows how its matrix is sharded where it is used: a map draws that shard."""
 
-        def one(path: str, weight: Weight) -> Weight:
-            return weight.placed(lambda shape: self._used(spec_of(path, shape, self.mesh, self.rules)))
+        def used(path: str, shape: Sequence[int]) -> NamedSharding:
+            return _used(NamedSharding(self.mesh, spec_of(path, shape, self.mesh, self.rules)))
 
-        return roles.map_weights(one, params)
+        return roles.map_weights(lambda path, weight: weight.placed(functools.partial(used, path)), params)
 
     def at_use(self, params: PyTree) -> PyTree:
         """The tree as layers use it: kernels gathered as they multiply, maps that draw their shard, the rest whole."""
 
         def one(leaf: Leaf) -> Any:
-            stored = self.spec(leaf)
-            if leaf.role is Role.DRAWN:
-                return leaf.value
+            stored = NamedSharding(self.mesh, self.spec(leaf))
             if leaf.role in (Role.KERNEL, Role.HEAD):
-                return ShardedKernel(leaf.value, NamedSharding(self.mesh, stored))
-            used = self._used(stored)
-            return leaf.value if stored == used.spec else _gathered(leaf.value, NamedSharding(self.mesh, stored), used)
+                return ShardedKernel(leaf.value, stored)
+            if leaf.role is Role.DRAWN or stored == _used(stored):
+                return leaf.value
+            return _gathered(leaf.value, stored)
 
         return roles.map_leaves(one, self.placed(params))
-
-    def _used(self, stored: P) -> NamedSharding:
-        return NamedSharding(self.mesh, used_spec(stored))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ShardedKernel:
-    """A kernel [in, out] in shards; called like a matrix product, see `freezejax.weights.linear`.
-
-    >>> ShardedKernel(jnp.ones((4, 6)), NamedSharding(make_mesh(), P("fsdp", "tensor")))(jnp.ones((2, 3, 4))).shape
-    (2, 3, 6)
-    """
+    """A kernel [in, out] in shards; called like a matrix product, see `freezejax.weights.linear`."""
 
     kernel: jax.Array
     stored: NamedSharding = dataclasses.field(metadata={"static": True})
@@ -184,7 +172,7 @@ class ShardedKernel:
 
     def materialize(self) -> jax.Array:
         """The kernel, whole but for the axis `tensor`."""
-        return _gathered(self.kernel, self.stored, NamedSharding(self.stored.mesh, used_spec(self.stored.spec)))
+        return _gathered(self.kernel, self.stored)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -192,20 +180,15 @@ class ShardedKernel:
         return self.kernel.shape
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(leaf: jax.Array, stored: NamedSharding, used: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(leaf, used)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(leaf: jax.Array, stored: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, _used(stored))
 
 
-def _gathered_forward(leaf: jax.Array, stored: NamedSharding, used: NamedSharding) -> tuple[jax.Array, None]:
-    return _gathered(leaf, stored, used), None
-
-
-def _gathered_backward(stored: NamedSharding, used: NamedSharding, saved: None, grad: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(grad, stored),)
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+_gathered.defvjp(
+    lambda leaf, stored: (_gathered(leaf, stored), None),
+    lambda stored, _, grad: (jax.lax.with_sharding_constraint(grad, stored),),
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -233,10 +216,14 @@ def _sharded_backward(stored: NamedSharding, saved: Any, grad: jax.Array) -> tup
 _sharded_matmul.defvjp(_sharded_forward, _sharded_backward)
 
 
+def _used(stored: NamedSharding) -> NamedSharding:
+    return NamedSharding(stored.mesh, used_spec(stored.spec))
+
+
 def _whole(kernel_IxO: jax.Array, stored: NamedSharding, dtype: Any) -> jax.Array:
     # Cast first: bfloat16 is half the bytes on the wire.
     shard = jax.lax.with_sharding_constraint(kernel_IxO.astype(dtype), stored)
-    return jax.lax.with_sharding_constraint(shard, NamedSharding(stored.mesh, used_spec(stored.spec)))
+    return jax.lax.with_sharding_constraint(shard, _used(stored))
 
 
 def _constrain_rows(x: jax.Array, stored: NamedSharding, last: Any) -> jax.Array:
