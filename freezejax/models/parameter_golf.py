@@ -16,9 +16,8 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
-from freezejax.fields import check_number, check_positive
 from freezejax.models import attention, layers
-from freezejax.models.config import check_dropout, check_heads, mlp_width
+from freezejax.models.config import check_sizes, mlp_width
 from freezejax.models.family import TORCH_NAMES, Family, InitRules
 
 
@@ -47,11 +46,7 @@ class ParameterGolfConfig:
     dropout: float = 0.0  # rate after the attention and MLP projections; the baseline has none
 
     def __post_init__(self) -> None:  # noqa: D105
-        check_positive(self, "vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads")
-        check_number(self, "rope_base", "norm_eps", "logit_softcap", "qk_gain_init", "tied_embed_init_std")
-        check_heads(self)
-        check_dropout(self)
-        mlp_width(self)
+        check_sizes(self)
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"ParameterGolfConfig.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
