@@ -16,12 +16,9 @@ from freezejax.rows import Rows
 def fields(tree: PyTree) -> PyTree:
     """A callable tree as the dict of its fields, an nnx state as the dict of its values; any other tree as it is.
 
-    optax calls a mask or a tree of labels that is callable, to get the tree that it returns. A module with
-    `__call__` is both a tree and callable. Leaf paths stay the same. `nnx.Optimizer` shows variables at init and
-    their values at update: both are the same dict, and so is a mask made of either.
+    optax calls a mask or a tree of labels that is callable, and a module with `__call__` is both. Leaf paths stay the
+    same. `nnx.Optimizer` shows variables at init and their values at update: both, and their masks, are the same dict.
 
-    >>> fields({"w": 1})
-    {'w': 1}
     >>> from flax import nnx
     >>> fields(nnx.State({"w": nnx.Param(1)}))
     {'w': 1}

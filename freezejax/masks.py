@@ -189,13 +189,9 @@ def intersection(mask: PyTree, other: PyTree) -> PyTree:
 
 
 def check_static(mask: PyTree, tree: PyTree, *, whole: bool = False) -> None:
-    """Checks that `mask` is a tree of Python bools with the leaves of `tree`.
+    """Checks that `mask` is a tree of Python bools with the leaves of `tree`: none missing or left over.
 
     A leaf of the mask may stand over None in the tree: that is the absent half of a partition. Not with `whole`.
-
-    Raises:
-      UserError: a leaf is missing, left over, or not a static bool (a traced mask belongs to
-        `scheduled_freeze`).
 
     >>> check_static({"a": True}, {"b": 1.0})
     Traceback (most recent call last):

@@ -14,8 +14,7 @@ from freezejax.paths import PyTree, path_string
 def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     """Splits `tree` into `(trainable, frozen)`; each holds None where the other holds the leaf.
 
-    `combine` is the inverse. None is an empty subtree to JAX, so an absent leaf has no buffer, no
-    gradient and no optimizer state.
+    None is an empty subtree to JAX: an absent leaf has no buffer, no gradient and no optimizer state.
 
     Raises:
       UserError: `mask` is not a tree of Python bools with the leaves of `tree`.
@@ -58,7 +57,7 @@ def value_and_grad(
 
     Args:
       loss: `loss(params, *args) -> scalar` (or `(scalar, aux)` with `has_aux`).
-      mask: tree of Python bools like `params`, True = trainable.
+      mask: tree of Python bools like `params`.
 
     >>> grad = value_and_grad(lambda p, x: p["w"] * x + p["b"], {"w": True, "b": False})
     >>> value, grads = grad({"w": jnp.float32(2), "b": jnp.float32(1)}, 3.0)
@@ -77,8 +76,7 @@ def value_and_grad(
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
     """`optax.apply_updates` for updates that hold None where a leaf is frozen: that leaf stays as it is.
 
-    An update that is zero leaves its weight as it is, too, which "plus zero" does not: `-0.0 + 0.0` is
-    `0.0`, and CPUs flush a subnormal sum to zero.
+    So does the weight of an update of zero: `-0.0 + 0.0` is `0.0`, and CPUs flush a subnormal sum to zero.
 
     >>> import numpy as np
     >>> apply_updates({"a": np.float32(1), "b": np.float32(2)}, {"a": np.float32(0.5), "b": None})

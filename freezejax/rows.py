@@ -42,18 +42,17 @@ class Rows:
 def rows(params: PyTree, rules: Sequence[tuple[str, Which]], *, axis: int = 0) -> PyTree:
     """Splits arrays in two leaves each, so that a mask can say of some of their rows whether they train.
 
-    The leaf `embed` becomes `embed/rows`, what `rules` name, and `embed/rest`. Masks, schedules, gradients,
-    optimizer state and `describe` treat the two like any other leaves: freeze `embed/rest` and the other rows keep
-    every bit and have neither gradient nor state. Put arrays together where they are used, inside the loss, with
-    `join_rows`.
+    The leaf `embed` becomes `embed/rows`, what `rules` name, and `embed/rest`, two leaves like any others: freeze
+    `embed/rest`, and the other rows keep every bit and have neither gradient nor state. Put arrays together where they
+    are used, inside the loss, with `join_rows`.
 
     Statistics of a leaf (Adafactor's factored moments, the norm of LAMB) are those of the part. An optimizer that
     multiplies a leaf as a matrix (Muon) is refused by `freeze` and `scheduled_freeze`.
 
     Args:
       params: arrays of any rank; a new tree is returned.
-      rules: ordered `(pattern, which)` pairs; the first pattern that matches a leaf path wins, and other leaves
-        stay whole. `which` is what NumPy takes as an index along `axis`: a slice, row numbers, bools.
+      rules: ordered `(pattern, which)` pairs; the first match of a leaf path wins, and other leaves stay whole.
+        `which` is what NumPy takes as an index along `axis`: a slice, row numbers, bools.
       axis: 0 for the rows of an embedding [vocabulary, features], 1 for the columns of a kernel [in, out].
 
     Raises:

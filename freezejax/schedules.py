@@ -39,10 +39,7 @@ class FreezeSchedule:
       UserError: no entries, a first start other than 0, a negative step, a fraction outside (0, 1), or
         starts that do not increase (phases would overlap).
 
-    >>> freeze_gate = [(".*/gate", False), (".*", True)]
-    >>> schedule = FreezeSchedule([(0, [(".*", True)]), (1 / 3, freeze_gate)]).resolve(300)
-    >>> [start for start, _ in schedule.entries]
-    [0, 100]
+    >>> schedule = FreezeSchedule([(0, [(".*", True)]), (1 / 3, [(".*/gate", False), (".*", True)])])
     >>> schedule.phases({"mlp": {"gate": 1.0, "up": 2.0}}, 300)[1]
     Phase(start=100, stop=300, mask={'mlp': {'gate': False, 'up': True}})
     """
@@ -53,13 +50,12 @@ class FreezeSchedule:
     disagreeing: frozenset[tuple[tuple[str, str], tuple[str, str]]] | None = None
 
     def __post_init__(self) -> None:
-        """Freezes the entries into tuples and checks their starts."""
+        """Freezes the entries into tuples and checks them."""
         try:
             entries = tuple((start, tuple(rules)) for start, rules in self.entries)
         except (TypeError, ValueError):
-            raise UserError(
-                f"schedule entries {self.entries!r}: each is (start, [(pattern, trainable), ...])"
-            ) from None
+            told = f"schedule entries {self.entries!r}: each is (start, [(pattern, trainable), ...])"
+            raise UserError(told) from None
         object.__setattr__(self, "entries", tuple((start, check_rules(rules)) for start, rules in entries))
         for start, _ in entries:
             _check_start(start)
@@ -160,8 +156,8 @@ def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Map
         groups of different events overlap, the latest event wins.
 
     Raises:
-      UserError: an event names an unknown group. When masks are made of the schedule: one event freezes one group
-        and thaws another, and they share a leaf, so that the event does not say what becomes of it.
+      UserError: an event names an unknown group; or (when masks are made) freezes one group and thaws another, and
+        they share a leaf.
 
     >>> schedule = by_groups({"gate": ".*/gate"}, [(10, {"gate": False}), (20, {"gate": True})])
     >>> [start for start, _ in schedule.entries]
@@ -184,11 +180,7 @@ def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Map
 
 
 def layer_by_layer(
-    params: PyTree,
-    starts: Sequence[int | float],
-    *,
-    pattern: str = r"blocks/(\d+)/.*",
-    order: str = "bottom",
+    params: PyTree, starts: Sequence[int | float], *, pattern: str = r"blocks/(\d+)/.*", order: str = "bottom"
 ) -> FreezeSchedule:
     """Freezes one layer more at each of `starts`, from the bottom (layer 0 first) or from the top.
 
@@ -199,8 +191,7 @@ def layer_by_layer(
       order: "bottom" or "top".
 
     Raises:
-      UserError: no leaf matches, the pattern's first group captures no number, more starts than layers, or
-        an unknown order.
+      UserError: no leaf matches, no number is captured, more starts than layers, or an unknown order.
 
     >>> params = {"blocks": {0: {"w": 1.0}, 1: {"w": 2.0}}}
     >>> schedule = layer_by_layer(params, [5], order="top")

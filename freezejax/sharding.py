@@ -110,8 +110,7 @@ class Layout:
     def shardings(self, tree: PyTree) -> PyTree:
         """Sharding of every leaf of parameters, or of any state that holds trees like them, or paths of such as keys.
 
-        A leaf whose path ends in that of a parameter of the same shape lies like it, all others on every device. One
-        look-up per end of a path: the time is linear in the number of leaves.
+        A leaf whose path ends in that of a parameter of the same shape lies like it, all others on every device.
         """
         stored, replicated = self._stored, self.replicated
 

@@ -23,9 +23,7 @@ def parameter(*shape: int) -> nnx.Param[Any]:
 
 
 class Linear(nnx.Module):
-    """`x @ kernel`, plus `bias` [out] where asked for; kernel [in, out], used in the dtype of `x`.
-
-    The kernel may be a random map or carry an adapter, see `freezejax.weights.linear`.
+    """`x @ kernel`, plus `bias` [out] where asked for; kernel [in, out] or any weight, see `freezejax.weights.linear`.
 
     >>> Linear(3, 2)(jnp.ones((1, 3))).shape
     (1, 2)
@@ -43,18 +41,11 @@ class Linear(nnx.Module):
 
 
 def head(
-    logits_of: Callable[[jax.Array], jax.Array],
-    x_BxTxD: jax.Array,
-    targets_BxT: jax.Array | None,
-    softcap: float = 0.0,
+    logits_of: Callable[[jax.Array], jax.Array], x_BxTxD: jax.Array, targets_BxT: jax.Array | None, softcap: float = 0.0
 ) -> jax.Array:
     """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T] where there are any.
 
-    Args:
-      logits_of: [B, T, D] -> [B, T, V]: a `Linear(D, V)`, or the product with the tied embedding.
-      x_BxTxD: normalised residual stream.
-      targets_BxT: integers in [0, V), or None.
-      softcap: see `cross_entropy`.
+    `logits_of` is a `Linear(D, V)`, or the product with the tied embedding; of `softcap` see `cross_entropy`.
 
     >>> head(Linear(3, 5), jnp.ones((2, 4, 3)), jnp.zeros((2, 4), jnp.int32)).shape
     (2, 4)
@@ -65,21 +56,13 @@ def head(
 
 
 class Positions(nnx.Module):
-    """A learned vector [D] for each of so many positions.
-
-    >>> Positions(8, 3)(5, jnp.float32).shape
-    (1, 5, 3)
-    """
+    """A learned vector [D] for each of so many positions."""
 
     def __init__(self, length: int, model_dim: int):
         self.embedding = parameter(length, model_dim)
 
     def __call__(self, length: int, dtype: DTypeLike) -> jax.Array:
-        """Those of the first T positions, [1, T, D].
-
-        Raises:
-          UserError: there are fewer.
-        """
+        """Those of the first T positions, [1, T, D]; UserError where there are fewer."""
         table = self.embedding[...]
         if length > len(table):
             raise UserError(f"a sequence of {length} tokens: this model has positions for {len(table)}")
@@ -107,11 +90,7 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """`rms_norm` with a learned scale [D].
-
-    >>> RMSNorm(4, eps=1e-6)(jnp.ones((1, 2, 4))).shape
-    (1, 2, 4)
-    """
+    """`rms_norm` with a learned scale [D]."""
 
     def __init__(self, dim: int, eps: float):
         self.scale = parameter(dim)
@@ -222,8 +201,8 @@ def rotary(x_BxTxHxD: jax.Array, base: float, dims: int, direction: int = 1) -> 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes each element with probability `rate` and divides the others by `1 - rate`.
 
-    `rate` is a Python float in [0, 1): at 0, or without a key, `x` itself is returned and nothing is
-    computed. The rate is realised to 1/65536, because half a word of random bits decides an element.
+    `rate` is a Python float in [0, 1), realised to 1/65536: half a word of random bits decides an element. At 0, or
+    without a key, `x` itself is returned and nothing is computed.
 
     >>> dropout(jnp.ones(3), 0.5, None)
     Array([1., 1., 1.], dtype=float32)
@@ -239,9 +218,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def named(key: jax.Array | None, name: str) -> jax.Array | None:
-    """The key of one dropout site, `fold_in(key, stable_hash(name))`, or none where there is none.
-
-    >>> named(None, "blocks/0") is None
-    True
-    """
+    """The key of one dropout site, see `named_key`, or none where there is none."""
     return None if key is None else named_key(key, name)

@@ -38,9 +38,3 @@ class GainWeight(Weight):
     def materialize(self) -> jax.Array:
         """The weights [in, out] as used, with their gain."""
         return matrix(self.base) * self.gain[None]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(in, out)`."""
-        found: tuple[int, int] = self.base.shape
-        return found

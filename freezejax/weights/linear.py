@@ -7,27 +7,19 @@ import jax.numpy as jnp
 
 
 def linear(x: jax.Array, weight: Any) -> jax.Array:
-    """`x @ weight`: [..., in] -> [..., out], in the dtype of `x`.
+    """`x @ weight`: [..., in] -> [..., out], in the dtype of `x` (float32 or bfloat16).
 
-    Args:
-      x: float32 or bfloat16 [..., in].
-      weight: an array [in, out], used in the dtype of `x`, or a callable pytree such as `MapWeight`.
+    `weight` is an array [in, out], or a callable pytree such as `MapWeight`.
 
     >>> linear(jnp.ones((1, 3)), jnp.ones((3, 2)))
     Array([[3., 3.]], dtype=float32)
     """
-    if callable(weight):
-        found: jax.Array = weight(x)
-        return found
-    return matmul(x, weight)
+    found: jax.Array = weight(x) if callable(weight) else matmul(x, weight)
+    return found
 
 
 def matrix(weight: Any) -> jax.Array:
-    """The matrix [in, out] of an array or of a weight of any kind.
-
-    >>> matrix(jnp.ones((1, 2)))
-    Array([[1., 1.]], dtype=float32)
-    """
+    """The matrix [in, out] of an array or of a weight of any kind."""
     found: jax.Array = weight.materialize() if hasattr(weight, "materialize") else weight
     return found
 
@@ -48,10 +40,6 @@ def matmul(x: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
     return x @ kernel_IxO.astype(x.dtype)
 
 
-def _matmul_forward(x, kernel_IxO):
-    return matmul(x, kernel_IxO), (x, kernel_IxO)
-
-
 def _matmul_backward(saved, grad):
     x, kernel_IxO = saved
     x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
@@ -59,4 +47,4 @@ def _matmul_backward(saved, grad):
     return (grad_NxO @ kernel_IxO.astype(x.dtype).T).reshape(x.shape), kernel_grad
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+matmul.defvjp(lambda x, kernel_IxO: (matmul(x, kernel_IxO), (x, kernel_IxO)), _matmul_backward)

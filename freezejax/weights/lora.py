@@ -64,8 +64,3 @@ class LoraWeight(Weight):
     def materialize(self) -> jax.Array:
         """The weights [in, out], adapter included."""
         return matrix(self.base) + self.alpha / self.a.shape[1] * self.a @ self.b
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(in, out)`."""
-        return self.a.shape[0], self.b.shape[1]

@@ -50,14 +50,9 @@ class MapWeight(Weight):
         scale: str | float | None = "fan_in",
         trained: bool = False,
     ) -> Any:
-        """Kind "map": a random map in place of the kernel, see `RandomMap`.
+        """Kind "map": a random map in place of the kernel, of which only the shape is read; options as of `RandomMap`.
 
-        Args:
-          kernel: what it replaces; only the shape is read.
-          site: where it stands.
-          distribution: of the map.
-          scale: of the map.
-          trained: the kernel only starts as this map, and is stored and trained: the control.
+        With `trained`, the control, the kernel only starts as this map, and is stored and trained.
         """
         if isinstance(kernel, Weight):
             raise UserError("a map takes the place of the kernel: let its rule stand before those of adapters")
@@ -98,31 +93,18 @@ class MapWeight(Weight):
 
 
 def maps_of(tree: PyTree) -> list[MapWeight]:
-    """Every random map in a tree of parameters.
-
-    >>> maps_of({"w": jnp.ones(2)})
-    []
-    """
+    """Every random map in a tree of parameters."""
     found = {id(leaf.owner): leaf.owner for leaf in leaves(tree)}
     return [owner for owner in found.values() if isinstance(owner, MapWeight)]
 
 
 def count_seeded(tree: PyTree) -> int:
-    """Number of weights that seeds stand for.
-
-    >>> count_seeded({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0)), "b": jnp.ones(2)})
-    8
-    """
+    """Number of weights that seeds stand for."""
     return sum(parameter_count(leaf) for leaf in leaves(tree) if leaf.role is Role.SEED)
 
 
 def as_matrices(tree: PyTree) -> PyTree:
-    """Shapes of a tree in which a seed has the shape of the matrix that it stands for.
-
-    >>> shapes = as_matrices({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))})
-    >>> shapes["w"].seed.shape
-    (4, 2)
-    """
+    """Shapes of a tree in which a seed has the shape of the matrix that it stands for."""
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         if leaf.role is Role.SEED:
@@ -142,17 +124,12 @@ def draw_maps(tree: PyTree) -> PyTree:
     >>> drawn["w"].levels.shape
     (4, 2)
     """
-    return _with_levels(
-        tree, lambda weight: weight.map.levels(weight.key, weight.sharding) if weight.seed is not None else None
-    )
+    drawn = lambda weight: None if weight.seed is None else weight.map.levels(weight.key, weight.sharding)  # noqa: E731
+    return _with_levels(tree, drawn)
 
 
 def drop_maps(tree: PyTree) -> PyTree:
-    """Inverse of `draw_maps`: maps are seeds again.
-
-    >>> drop_maps(draw_maps({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))}))["w"].levels is None
-    True
-    """
+    """Inverse of `draw_maps`: maps are seeds again."""
     return _with_levels(tree, lambda _: None)
 
 
