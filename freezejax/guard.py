@@ -2,7 +2,6 @@
 
 import collections
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -79,14 +78,7 @@ def _has_matrix_product(jaxpr: Any) -> bool:
         # A dot product of vectors is a norm of the whole tree, which is no business of one leaf.
         if equation.primitive.name == "dot_general" and any(value.aval.ndim > 1 for value in equation.invars):
             return True
-        if any(_has_matrix_product(inner) for inner in _inner_jaxprs(equation.params)):
+        inner = (getattr(param, "jaxpr", param) for param in jax.tree.leaves(equation.params))
+        if any(_has_matrix_product(program) for program in inner if hasattr(program, "eqns")):
             return True
     return False
-
-
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for inner in value if isinstance(value, tuple | list) else (value,):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield inner

@@ -41,7 +41,7 @@ def frozen_modules(mask: PyTree) -> Callable[[str | Sequence[Any]], bool]:
             trains[module] = trains.get(module, False) or bool(trainable)
 
     def frozen(path: str | Sequence[Any]) -> bool:
-        module = path if isinstance(path, str) else "/".join(map(_name, path))
+        module = path if isinstance(path, str) else path_string(tuple(path))
         while module not in trains:
             module = module.rpartition("/")[0]
         # A path spelt by hand is checked; one from a walk over modules may name a dropout at the top of the model.
@@ -50,7 +50,3 @@ def frozen_modules(mask: PyTree) -> Callable[[str | Sequence[Any]], bool]:
         return not trains[module]
 
     return frozen
-
-
-def _name(part: Any) -> str:
-    return str(part) if isinstance(part, str | int) else path_string((part,))

@@ -36,7 +36,9 @@ def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTran
     """
     check_static(mask, mask)
     labels = jax.tree.map(lambda m: "trainable" if m else "frozen", fields(mask))
-    inner = guarded(optax.multi_transform({"trainable": tx, "frozen": _set_to_negative_zero()}, labels))
+    # Not optax.set_to_zero, which adds +0.0 and turns a frozen -0.0 into 0.0: x + -0.0 is x, bit for bit.
+    frozen = optax.stateless(lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates))
+    inner = guarded(optax.multi_transform({"trainable": tx, "frozen": frozen}, labels))
 
     def init(params: PyTree) -> Any:
         check_static(fields(mask), fields(params))
@@ -55,11 +57,6 @@ def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTran
             ) from None
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _set_to_negative_zero() -> optax.GradientTransformation:
-    # optax.set_to_zero adds +0.0, which turns a frozen -0.0 into 0.0. x + -0.0 is x, bit for bit.
-    return optax.stateless(lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates))
 
 
 class ScheduledFreezeState(NamedTuple):

@@ -13,14 +13,11 @@ KeyPath = tuple[Any, ...]
 
 
 def state_owners(tx: optax.GradientTransformation, params: PyTree, state: Any) -> list[int | None]:
-    """For every leaf of an optimizer state, the number of the parameter leaf it belongs to.
+    """For every leaf of an optimizer state, the number of the parameter leaf it belongs to, or None.
 
     A state leaf belongs to the parameter with which it vanishes from `tx.init`; counts and schedules belong to
     none. Nearly every state holds trees like the parameters, so that the owner's path stands in the path of the state
     leaf; where it does not, owners are read off in binary, by log2 of the number of leaves calls of `tx.init`.
-
-    Returns:
-      One entry per leaf of `state`: None, or an index into `jax.tree.leaves(params)`. Nothing is computed.
 
     >>> params = {"b": jax.numpy.ones(1), "w": jax.numpy.ones(3)}
     >>> state_owners(optax.adam(0.1), params, optax.adam(0.1).init(params))

@@ -53,9 +53,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         raise UserError(f"train.mesh.{open_axes[1]}=-1: only one axis can be what the others leave")
     if len(devices) % known if open_axes else known != len(devices):
         product = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != -1)
-        raise UserError(
-            f"train.mesh: {product} {'does not divide' if open_axes else 'is not'} the {len(devices)} devices"
-        )
+        is_not = "does not divide" if open_axes else "is not"
+        raise UserError(f"train.mesh: {product} {is_not} the {len(devices)} devices")
     if open_axes:
         sizes[open_axes[0]] = len(devices) // known
     # Not jax.make_mesh: it knows no devices of a topology description, and its axes are Explicit by default.
@@ -76,23 +75,13 @@ def spec_of(kernel: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> P:
 
 
 def used_spec(spec: P) -> P:
-    """How a leaf stored as `spec` lies while it is used: gathered over `fsdp`.
-
-    >>> used_spec(P("fsdp", "tensor"))
-    P(None, 'tensor')
-    """
+    """How a leaf stored as `spec` lies while it is used: gathered over `fsdp`."""
     return P(*(None if axis == "fsdp" else axis for axis in spec))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A table of sharding rules applied to one tree of parameters on one mesh.
-
-    >>> params = {"up": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}}
-    >>> layout = Layout(make_mesh(), params, [("up/kernel", P("fsdp", "tensor"))])
-    >>> layout.shardings({"mu": {"up": {"kernel": jnp.ones((4, 6))}}})["mu"]["up"]["kernel"].spec
-    P('fsdp', 'tensor')
-    """
+    """A table of sharding rules applied to one tree of parameters on one mesh."""
 
     mesh: Mesh
     params: PyTree  # abstract, with maps that are stored where there are any

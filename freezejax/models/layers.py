@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from freezejax.errors import UserError
 from freezejax.models.loss import capped, head_cross_entropy
 from freezejax.paths import named_key
-from freezejax.weights.linear import linear, matmul
+from freezejax.weights.linear import linear, matmul, scaled
 
 
 def parameter(*shape: int) -> nnx.Param[Any]:
@@ -37,7 +37,9 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out], in the dtype of `x`."""
         y = linear(x, self.kernel.get_value())
-        return y + _along(self.bias[...].astype(y.dtype), y) if hasattr(self, "bias") else y
+        if hasattr(self, "bias"):
+            y = y + jnp.expand_dims(self.bias[...].astype(y.dtype), range(y.ndim - 1))
+        return y
 
 
 def head(
@@ -120,25 +122,17 @@ def _rms_norm(eps: float, x: jax.Array, scale_D: jax.Array | None) -> jax.Array:
 def _rms_norm_forward(eps, x, scale_D):
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    normed = _times(wide * inverse, scale_D)
+    normed = wide * inverse if scale_D is None else scaled(wide * inverse, scale_D)
     return normed.astype(x.dtype), (x, inverse, scale_D)
 
 
 def _rms_norm_backward(eps, saved, grad):
     x, inverse, scale_D = saved
     wide_grad, normed = grad.astype(jnp.float32), x.astype(jnp.float32) * inverse
-    dnormed = _times(wide_grad, scale_D)
+    dnormed = wide_grad if scale_D is None else scaled(wide_grad, scale_D)
     dx = inverse * (dnormed - normed * jnp.mean(dnormed * normed, axis=-1, keepdims=True))
     dscale_D = None if scale_D is None else jnp.sum(wide_grad * normed, axis=range(x.ndim - 1)).astype(scale_D.dtype)
     return dx.astype(x.dtype), dscale_D
-
-
-def _times(x, scale_D):
-    return x if scale_D is None else x * _along(scale_D.astype(x.dtype), x)
-
-
-def _along(vector_D, x):
-    return jnp.expand_dims(vector_D, range(x.ndim - 1))
 
 
 _rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)

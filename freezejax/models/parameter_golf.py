@@ -19,6 +19,7 @@ from freezejax.errors import UserError
 from freezejax.models import attention, layers
 from freezejax.models.config import check_sizes, mlp_width
 from freezejax.models.family import TORCH_NAMES, Family, InitRules
+from freezejax.weights.linear import scaled
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ class Block(nnx.Module):
         rate, eps = self.config.dropout, self.config.norm_eps
         attn_key, mlp_key = (layers.named(dropout_key, site) for site in ("attn", "mlp"))
         mix_2xD = self.resid_mix[...]
-        x = _channels(mix_2xD[0], x) * x + _channels(mix_2xD[1], x) * x0
-        attended = _channels(self.attn_scale[...], x) * self.attn(layers.rms_norm(x, eps))
+        x = scaled(x, mix_2xD[0]) + scaled(x0, mix_2xD[1])
+        attended = scaled(self.attn(layers.rms_norm(x, eps)), self.attn_scale[...])
         x = x + layers.dropout(attended, rate, attn_key)
-        mapped = _channels(self.mlp_scale[...], x) * self.mlp(layers.rms_norm(x, eps))
+        mapped = scaled(self.mlp(layers.rms_norm(x, eps)), self.mlp_scale[...])
         return x + layers.dropout(mapped, rate, mlp_key)
 
 
@@ -140,17 +141,13 @@ class ParameterGolf(nnx.Module):
             return [*stream, self.blocks[i](x, x0, dropout_key)], state
         pushed = stream[1:] if i == self.skips else stream[1:-1]
         if pushed:  # of an odd number of layers the last has nothing to pop
-            x = x + _channels(self.skip_weights[i - self.skips], x) * pushed.pop()
+            x = x + scaled(pushed.pop(), self.skip_weights[i - self.skips])
         return [x0, *pushed, self.blocks[i](x, x0, dropout_key)], state
 
     def head(self, stream: list[jax.Array], targets_BxT: jax.Array | None) -> jax.Array:
         """x [B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T]."""
         normed = layers.rms_norm(stream[-1], self.config.norm_eps)
         return self.tok_emb.head(normed, targets_BxT, self.config.logit_softcap)
-
-
-def _channels(weight_D: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
-    return weight_D.astype(x_BxTxD.dtype)[None, None]
 
 
 def _first_row_one(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:

@@ -38,20 +38,15 @@ class Site(NamedTuple):
 def attach(init: Init, rules: Any) -> Init:
     """A model's `init(key)` with weights of other kinds in place of the kernels that the rules name.
 
-    Args:
-      init: key -> parameters.
-      rules: mappings with `pattern` (of whole kernel paths), `kind` (of `KINDS`) and the options of that kind.
-
-    Returns:
-      `init(key, base_key=None)`; what is drawn from the base seed takes `base_key`, or the key where there is none.
+    A rule is a mapping: `pattern` (of whole kernel paths), `kind` (of `KINDS`) and the options of that kind. What is
+    drawn from the base seed takes the second argument of the `init(key, base_key=None)` that is returned, or the key.
 
     Raises:
       UserError: a rule with an unknown kind, option or value, or a pattern that matches no kernel.
 
-    >>> from freezejax import models
-    >>> model = models.build("geglu", num_layers=1, weights=[{"pattern": "blocks/0/mlp/up/kernel", "kind": "map"}])
-    >>> jax.eval_shape(model.init, jax.random.key(0))["blocks"][0]["mlp"]["up"]["kernel"].map.shape
-    (192, 384)
+    >>> init = attach(lambda key: {"up": {"kernel": jax.numpy.ones((3, 4))}}, [{"pattern": "up/.*", "kind": "map"}])
+    >>> init(jax.random.key(0))["up"]["kernel"].map.shape
+    (3, 4)
     """
     rules = () if rules is None else rules
     if isinstance(rules, str | Mapping) or not isinstance(rules, Sequence):

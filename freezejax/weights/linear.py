@@ -24,6 +24,11 @@ def matrix(weight: Any) -> jax.Array:
     return found
 
 
+def scaled(x: jax.Array, vector_D: jax.Array) -> jax.Array:
+    """`x` [..., D] times a vector [D], in the dtype of `x`."""
+    return x * jnp.expand_dims(vector_D.astype(x.dtype), range(x.ndim - 1))
+
+
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
     """`x @ kernel`: [..., in] -> [..., out], in the dtype of `x`; the kernel's gradient is of its own dtype throughout.
