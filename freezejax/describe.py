@@ -12,9 +12,8 @@ import optax
 
 from freezejax import roles
 from freezejax.errors import UserError
-from freezejax.guard import guarded
+from freezejax.guard import guarded, state_owners
 from freezejax.masks import check_static
-from freezejax.owners import state_owners
 from freezejax.paths import PyTree
 from freezejax.roles import Role
 from freezejax.schedules import FreezeSchedule, Phase

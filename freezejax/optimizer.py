@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from freezejax.errors import UserError
-from freezejax.guard import fields, guarded
+from freezejax.guard import fields, guarded, state_owners
 from freezejax.masks import check_shared_arrays, check_static
-from freezejax.owners import state_owners
 from freezejax.partition import partition
 from freezejax.paths import PyTree, by_path
 from freezejax.schedules import FreezeSchedule

@@ -14,7 +14,7 @@
 
 import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -92,11 +92,23 @@ def leaves(tree: PyTree) -> list[Leaf]:
     >>> [leaf.role.value for leaf in leaves({"up": {"kernel": 1.0}, "ln": {"scale": 2.0}})]
     ['vector', 'kernel']
     """
-    found: list[Leaf] = []
-    for key_path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight):
-        path = path_string(key_path)
-        found += _of_weight(node, path, path) if is_weight(node) else [Leaf(path, _role(path), path, node, None)]
-    return found
+    return list(_leaves(tree, "", None, None))
+
+
+def _leaves(tree: PyTree, path: str, kernel: str | None, owner: Weight | None) -> Iterator[Leaf]:
+    """Those of a tree, or of the weight `owner` that stands at `path`."""
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not owner and is_weight(node))
+    for key_path, node in nodes:
+        name = "/".join(filter(None, (path, path_string(key_path))))
+        of_kernel = name if kernel is None else kernel
+        if is_weight(node):
+            yield from _leaves(node, name, of_kernel, node)
+        elif owner is None:
+            yield Leaf(name, _role(name), name, node, None)
+        elif (field := path_string(key_path[:1])) in owner.roles:
+            yield Leaf(name, owner.roles[field], of_kernel, node, owner)
+        else:
+            raise TypeError(f"{type(owner).__name__}.roles says nothing of its field {field!r}")
 
 
 def map_leaves(fn: Callable[[Leaf], Any], tree: PyTree) -> PyTree:
@@ -146,21 +158,6 @@ def parameter_count(leaf: Leaf) -> int:
     if leaf.role is Role.SEED and leaf.owner is not None:
         return math.prod(leaf.owner.shape)
     return math.prod(leaf.value.shape)
-
-
-def _of_weight(weight: Weight, path: str, kernel: str) -> list[Leaf]:
-    found: list[Leaf] = []
-    nodes = jax.tree_util.tree_leaves_with_path(weight, is_leaf=lambda node: node is not weight and is_weight(node))
-    for inner, node in nodes:
-        name = "/".join(filter(None, (path, path_string(inner))))
-        field = path_string(inner[:1])
-        if is_weight(node):
-            found += _of_weight(node, name, kernel)
-        elif field in weight.roles:
-            found.append(Leaf(name, weight.roles[field], kernel, node, weight))
-        else:
-            raise TypeError(f"{type(weight).__name__}.roles says nothing of its field {field!r}")
-    return found
 
 
 def _role(path: str) -> Role:

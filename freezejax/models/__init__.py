@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.fields import make_config
+from freezejax.masks import count_parameters as count
 from freezejax.models import geglu, importers, parameter_golf
 from freezejax.models.attention import causal_attention
-from freezejax.models.base import Model, count, functional
+from freezejax.models.base import Model, functional
+from freezejax.models.config import make_config
 from freezejax.models.family import Family, Params
 from freezejax.models.geglu import GegluConfig
 from freezejax.models.loss import cross_entropy

@@ -186,8 +186,3 @@ def _restored(hidden: Any, embedded: Stream) -> Stream:
     leaves = jax.tree.leaves(embedded)
     is_place = lambda node: isinstance(node, _Embedded)  # noqa: E731
     return jax.tree.map(lambda node: leaves[node.index] if is_place(node) else node, hidden, is_leaf=is_place)
-
-
-def count(params: Params) -> int:
-    """Number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

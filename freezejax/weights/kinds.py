@@ -10,6 +10,7 @@ rules of one kind the first that matches a kernel's whole path counts.
 """
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,16 @@ Rules = Sequence[Mapping[str, Any]]
 Init = Callable[..., PyTree]
 # kind -> `make(kernel or inner weight, site, **options) -> weight`; the options and their defaults are its keywords.
 KINDS: dict[str, Callable[..., Any]] = {}
+
+
+def is_count(value: Any) -> bool:
+    """Whether an option is an integer of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_positive(value: Any) -> bool:
+    """Whether an option is a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 class Site(NamedTuple):

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from freezejax.errors import UserError
-from freezejax.fields import is_count, is_positive
 from freezejax.paths import named_key
 from freezejax.roles import Role, Weight
-from freezejax.weights.kinds import Site
+from freezejax.weights.kinds import Site, is_count, is_positive
 from freezejax.weights.linear import linear, matrix
 
 
@@ -39,11 +38,7 @@ class LoraWeight(Weight):
     def make(cls, base: Any, site: Site, *, rank: int = 16, alpha: float | None = None) -> Self:
         """Kind "lora": an adapter over `base`; `a` is N(0, 1/sqrt(in)) from the key folded with its path.
 
-        Args:
-          base: an array [in, out] or a weight.
-          site: where it stands.
-          rank: of the adapter, at most the larger side of the kernel; above the smaller one it adds nothing.
-          alpha: scale times rank; None = rank.
+        `alpha` is scale times rank, and the rank if None. A rank above the kernel's smaller side adds nothing.
         """
         if not is_count(rank):
             raise UserError(f"rank={rank!r} must be an integer of at least 1")
