@@ -19,11 +19,7 @@ _GPU_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # th
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of accelerator: what one device of it can do at most, and how it is compiled for.
-
-    >>> HARDWARE["h100"].flops["bfloat16"] / HARDWARE["v5e"].flops["bfloat16"] > 5
-    True
-    """
+    """One kind of accelerator: what one device of it can do at most, and how it is compiled for."""
 
     name: str
     flops: Mapping[str, float]  # dense matmul FLOP/s by compute dtype; float32 as JAX multiplies it by default
@@ -41,13 +37,8 @@ class Chip:
     def limit(self) -> int:
         """Bytes per device that a program may take.
 
-        Of a GPU JAX takes 0.75, or `$XLA_CLIENT_MEM_FRACTION`; the rest is for NCCL, cuDNN and the driver.
-
-        Raises:
-          UserError: that variable is not a number in (0, 1].
-
-        >>> HARDWARE["v5e"].limit / GIB
-        15.75
+        Of a GPU JAX takes 0.75, or `$XLA_CLIENT_MEM_FRACTION` (a UserError if that is not a number in (0, 1]); the rest
+        is for NCCL, cuDNN and the driver.
         """
         if self.platform != "cuda":
             return self.program_bytes
@@ -82,10 +73,7 @@ CHIPS = {name: chip for name, chip in HARDWARE.items() if chip.program_bytes}  #
 
 
 def hardware_named(name: str) -> Chip:
-    """The accelerator of a name.
-
-    Raises:
-      UserError: an unknown name, told with the nearest.
+    """The accelerator of a name; an unknown one is told with the nearest.
 
     >>> hardware_named("h10")
     Traceback (most recent call last):

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -58,13 +57,8 @@ def describe(
     """What trains when, and the bytes of weights, gradients and optimizer state it takes.
 
     Leaves that differ only in their numbers (`blocks/0/...`, `blocks/1/...`) share a row. A random map counts as
-    the parameters it stands for and as the 8 bytes of its seed.
-
-    Args:
-      params: arrays or `jax.ShapeDtypeStruct`s.
-      mask_or_schedule: a tree of bools, or a schedule.
-      total_steps: length of the run in steps; needed for a schedule.
-      tx: the optimizer whose state is counted; AdamW (two moments) if not given.
+    the parameters it stands for and as the 8 bytes of its seed. `params` may be shapes, a schedule needs `total_steps`,
+    and the state counted is that of `tx`, or of AdamW (two moments).
 
     Raises:
       UserError: a schedule without `total_steps`, or a mask or schedule that does not fit `params`.
@@ -107,10 +101,9 @@ def _rows(leaves: Sequence[tuple[str, int, int, int]], trainable: Sequence[bool]
 
 def _state_bytes(params: PyTree, masks: list[PyTree], tx: optax.GradientTransformation) -> list[int]:
     leaves, structure = jax.tree.flatten(params)
-    live = [at for at, trains in enumerate(zip(*map(jax.tree.leaves, masks), strict=True)) if any(trains)]
-    shown: list[Any] = [optax.MaskedNode()] * len(leaves)
-    for at in live:
-        shown[at] = leaves[at]
+    ever = [any(trains) for trains in zip(*map(jax.tree.leaves, masks), strict=True)]
+    live = [at for at, trains in enumerate(ever) if trains]
+    shown = [leaf if trains else optax.MaskedNode() for leaf, trains in zip(leaves, ever, strict=True)]
     tree, tx = jax.tree.unflatten(structure, shown), guarded(tx)
     state = jax.eval_shape(tx.init, tree)
     total = [0] * len(leaves)

@@ -20,10 +20,6 @@ def fields(tree: PyTree) -> PyTree:
 
     optax calls a mask or a tree of labels that is callable, and a module with `__call__` is both. Leaf paths stay the
     same. `nnx.Optimizer` shows variables at init and their values at update: both, and their masks, are the same dict.
-
-    >>> from flax import nnx
-    >>> fields(nnx.State({"w": nnx.Param(1)}))
-    {'w': 1}
     """
     nnx: Any = sys.modules.get("flax.nnx")  # the core does not import it: whoever has such a state has it, too
     if nnx is not None and isinstance(tree, nnx.State):
@@ -35,11 +31,9 @@ def fields(tree: PyTree) -> PyTree:
 
 
 def guarded(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`tx`, which sees the `fields` of a callable tree and refuses parts of an array that it would mix.
+    """`tx`, which sees the `fields` of a callable tree and refuses `Rows` of an array that it multiplies as a matrix.
 
-    Raises:
-      UserError: (at update) `tx` multiplies a part made by `freezejax.rows` as a matrix. Muon does: it
-        orthogonalizes a matrix as a whole, and has no update for some of its rows.
+    Muon does: it orthogonalizes a matrix as a whole, and has no update for some of its rows.
     """
     tx = optax.with_extra_args_support(tx)
     checked = set()  # structures, so that a loop that is not compiled looks once
@@ -93,10 +87,6 @@ def state_owners(tx: optax.GradientTransformation, params: PyTree, state: Any) -
     A state leaf belongs to the parameter with which it vanishes from `tx.init`; counts and schedules belong to
     none. Nearly every state holds trees like the parameters, so that the owner's path stands in the path of the state
     leaf; where it does not, owners are read off in binary, by log2 of the number of leaves calls of `tx.init`.
-
-    >>> params = {"b": jax.numpy.ones(1), "w": jax.numpy.ones(3)}
-    >>> state_owners(optax.adam(0.1), params, optax.adam(0.1).init(params))
-    [None, 0, 1, 0, 1]
     """
     params = fields(params)
     leaves, structure = jax.tree.flatten(params)

@@ -20,10 +20,8 @@ Rules = Sequence[Rule]
 def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
     """Tree of bools like `params`: True where a leaf is trainable. The seed of a random map never is.
 
-    Args:
-      params: any pytree; no value is read, so shapes or tracers do as well as arrays.
-      rules: ordered `(pattern, trainable)` pairs. `re.fullmatch` is applied to the leaf path and the
-        first match wins.
+    `rules` are ordered `(pattern, trainable)` pairs: `re.fullmatch` is applied to the leaf path, and the first match
+    wins. No value of `params` is read, so shapes or tracers do as well as arrays.
 
     Raises:
       UserError: a rule is not a `(pattern, bool)` pair, a pattern is not a regular expression or matches no leaf, or
@@ -81,11 +79,10 @@ def _check_is_heard(rule: Rule, found: Sequence[str], claimed: Mapping[str, Rule
 
 
 def matcher(paths: Sequence[str], where: str) -> Callable[[str], list[str]]:
-    """Function from a pattern to the leaf paths that it matches whole, each pattern worked out once.
+    """Function from a pattern to the leaf paths that it matches whole; a pattern that matches none is refused.
 
-    A pattern that is one leaf path, or several joined by `|`, is looked up and not searched for: a rule per leaf
-    of a large tree takes one pass. The function raises UserError, and says `where`, for what is no regular
-    expression or matches no path.
+    Each is worked out once, and one that is a leaf path, or several joined by `|`, is looked up and not searched for:
+    a rule per leaf of a large tree takes one pass.
 
     >>> matcher(["mlp/down", "mlp/gate", "norm"], "rule")("mlp/.*")
     ['mlp/down', 'mlp/gate']
@@ -113,12 +110,7 @@ _LITERAL = re.compile(r"(?:[\w/-]|\\\W)+")
 
 
 def first_places(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """Of every path at which the same array (by identity) stands as at an earlier path: that path.
-
-    >>> shared = np.zeros(2)
-    >>> first_places({"embed": shared, "head": shared})
-    {'head': 'embed'}
-    """
+    """Of every path at which the same array (by identity) stands as at an earlier path: that path."""
     first: dict[int, str] = {}
     arrays = ((path, leaf) for path, leaf in leaves.items() if isinstance(leaf, jax.Array | np.ndarray))
     places = {path: first.setdefault(id(leaf), path) for path, leaf in arrays}
@@ -126,14 +118,7 @@ def first_places(leaves: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_shared_arrays(params: PyTree, masks: Sequence[PyTree]) -> None:
-    """Refuses a mask under which one array trains at one leaf and is frozen at another; tracers say nothing.
-
-    >>> shared = np.zeros(2)
-    >>> check_shared_arrays({"embed": shared, "head": shared}, [{"embed": False, "head": True}])
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: leaves 'embed' and 'head' are one array, but only 'head' trains: ...
-    """
+    """Refuses a mask under which one array trains at one leaf and is frozen at another; tracers say nothing."""
     held = by_path(params)
     tied = first_places(held)
     for mask in masks if tied else ():

@@ -73,12 +73,7 @@ def scheduled_freeze(
     For sweeps with `vmap`, and to check static phases against: every gradient is computed and every leaf keeps its
     state. To `tx` a frozen leaf looks like a zero weight with a zero gradient and fresh state, so statistics that *sum*
     over leaves (norms, clips) see trainable leaves only. What depends on their *number* (the key that
-    `optax.add_noise` splits) differs from `freeze`.
-
-    Args:
-      tx: any optax transformation.
-      schedule: its step is the number of updates so far.
-      on_thaw: "restart" gives a thawed leaf fresh state, "keep" the state it was frozen with.
+    `optax.add_noise` splits) differs from `freeze`. A step of the schedule is an update; of `on_thaw` see `migrate`.
 
     Raises:
       UserError: the schedule holds fractions; resolve it first.
@@ -131,19 +126,11 @@ def migrate(
     """State of `freeze(tx, new_mask)` made from that of `freeze(tx, old_mask)`, at the boundary of two phases.
 
     Survivors keep their moments, frozen leaves release theirs, step counts run on. A thawed leaf starts
-    afresh (`on_thaw="restart"`) or with the state it was frozen with (`"keep"`).
-
-    Args:
-      opt_state: state of `freeze(tx, old_mask)`.
-      old_mask: mask of the phase that ends.
-      new_mask: mask of the phase that begins.
-      tx: the wrapped transformation.
-      params: the whole parameters at the boundary.
-      on_thaw: see above.
-      kept: under "keep" the second value that the call before returned; `{}` at the first boundary.
+    afresh (`on_thaw="restart"`) or with the state it was frozen with (`"keep"`). `params` are the whole parameters.
 
     Returns:
-      The new state, and the held state of frozen leaves by state path (empty under "restart").
+      The new state, and under "keep" the held state of frozen leaves by state path: the argument `kept` of the next
+      call. At the first boundary `kept` is `{}`.
 
     Raises:
       UserError: `opt_state` is not a state of `freeze(tx, old_mask)`, a mask does not fit `params`, or a leaf

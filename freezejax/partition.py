@@ -40,8 +40,8 @@ def combine(trainable: PyTree, frozen: PyTree) -> PyTree:
 
     def pick(path: Any, left: Any, right: Any) -> Any:
         if left is not None and right is not None:
-            told = f"both halves hold leaf {path_string(path)!r}; pass the two halves of one partition"
-            raise UserError(f"combine: {told}")
+            name = path_string(path)
+            raise UserError(f"combine: both halves hold leaf {name!r}; pass the two halves of one partition")
         return right if left is None else left
 
     return jax.tree_util.tree_map_with_path(pick, trainable, frozen, is_leaf=lambda x: x is None)
@@ -50,14 +50,10 @@ def combine(trainable: PyTree, frozen: PyTree) -> PyTree:
 def value_and_grad(
     loss: Callable[..., Any], mask: PyTree, *, has_aux: bool = False
 ) -> Callable[..., tuple[Any, PyTree]]:
-    """Like `jax.value_and_grad`, but differentiates the trainable half of the first argument only.
+    """Like `jax.value_and_grad` of `loss(params, *args)`, but differentiates the trainable half of `params` only.
 
     The gradient holds None for frozen leaves, so nothing downstream (a norm, a clip, a log line) can
     bring their matmuls back. `freeze(tx, mask).update` and `apply_updates` take it as it is.
-
-    Args:
-      loss: `loss(params, *args) -> scalar` (or `(scalar, aux)` with `has_aux`).
-      mask: tree of Python bools like `params`.
 
     >>> grad = value_and_grad(lambda p, x: p["w"] * x + p["b"], {"w": True, "b": False})
     >>> value, grads = grad({"w": jnp.float32(2), "b": jnp.float32(1)}, 3.0)

@@ -14,11 +14,7 @@ PyTree = Any
 
 
 def path_string(key_path: tuple[Any, ...]) -> str:
-    """`/`-joined name of one `jax.tree_util` key path.
-
-    >>> path_string((jax.tree_util.DictKey("mlp"), jax.tree_util.SequenceKey(3)))
-    'mlp/3'
-    """
+    """`/`-joined name of one `jax.tree_util` key path, as `mlp/3`."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
@@ -45,20 +41,12 @@ def leaf_paths(tree: PyTree) -> list[str]:
 
 
 def map_with_paths(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """`jax.tree.map` whose function also gets the leaf's path.
-
-    >>> map_with_paths(lambda path, leaf: f"{path}={leaf}", {"a": {"b": 1}})
-    {'a': {'b': 'a/b=1'}}
-    """
+    """`jax.tree.map` whose function also gets the leaf's path."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: fn(path_string(path), *leaves), tree, *rest)
 
 
 def nearest(wanted: str, known: Iterable[str], count: int = 3) -> str:
-    """The known names closest to `wanted`, as the end of an error message.
-
-    >>> nearest("blocks/0/mlp/gat", ["blocks/0/mlp/gate", "tok_emb"], count=1)
-    'nearest: blocks/0/mlp/gate'
-    """
+    """The known names closest to `wanted`, as the end of an error message."""
     found = difflib.get_close_matches(wanted, list(known), n=count, cutoff=0.0)
     return f"nearest: {', '.join(found)}" if found else "there are none"
 

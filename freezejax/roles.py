@@ -62,14 +62,10 @@ class Weight:
     @property
     def shape(self) -> tuple[int, int]:
         """`(in, out)`."""
-        found = jax.eval_shape(type(self).materialize, self).shape
-        return found[0], found[1]
+        return jax.eval_shape(type(self).materialize, self).shape
 
     def placed(self, used: Callable[[tuple[int, int]], jax.sharding.NamedSharding]) -> Self:
-        """This weight, knowing how a matrix of a given shape is sharded where it is used; most kinds need not know.
-
-        A kind that makes its matrix itself needs to, so that each device makes its own shard only: see `MapWeight`.
-        """
+        """This weight, told how a matrix of its shape is sharded where it is used: see `MapWeight`, which makes one."""
         return self
 
 

@@ -49,11 +49,9 @@ def rows(params: PyTree, rules: Sequence[tuple[str, Which]], *, axis: int = 0) -
     Statistics of a leaf (Adafactor's factored moments, the norm of LAMB) are those of the part. An optimizer that
     multiplies a leaf as a matrix (Muon) is refused by `freeze` and `scheduled_freeze`.
 
-    Args:
-      params: arrays of any rank; a new tree is returned.
-      rules: ordered `(pattern, which)` pairs; the first match of a leaf path wins, and other leaves stay whole.
-        `which` is what NumPy takes as an index along `axis`: a slice, row numbers, bools.
-      axis: 0 for the rows of an embedding [vocabulary, features], 1 for the columns of a kernel [in, out].
+    `rules` are ordered `(pattern, which)` pairs; the first match of a leaf path wins, and other leaves stay whole.
+    `which` is what NumPy takes as an index along `axis` (a slice, row numbers, bools): 0 for the rows of an embedding
+    [vocabulary, features], 1 for the columns of a kernel [in, out].
 
     Raises:
       UserError: a pattern matches no leaf, a leaf has no such axis or rows, or none or all of its rows are named.

@@ -73,8 +73,7 @@ class FreezeSchedule:
         """The same schedule with every fraction turned into a step of a run of `total_steps`.
 
         Raises:
-          UserError: a length that is not a positive int, a start at or beyond the end of the run, or two
-            entries on one step.
+          UserError: a length that is no positive int, a start beyond the end of the run, or two entries on one step.
         """
         if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or total_steps < 1:
             raise UserError(f"schedule: total_steps={total_steps!r} is not a positive number of steps")
@@ -96,11 +95,7 @@ class FreezeSchedule:
         return dataclasses.replace(self, entries=entries)
 
     def phases(self, params: PyTree, total_steps: int) -> list[Phase]:
-        """Static phases of a run: what the training loop compiles, one after the other.
-
-        Raises:
-          UserError: what `resolve` raises of starts and `trainable_mask` of rules.
-        """
+        """Static phases of a run: what the loop compiles, in order; raises what `resolve` and `masks` raise."""
         resolved = self.resolve(total_steps)
         starts = [int(start) for start, _ in resolved.entries]
         masks = resolved.masks(params)
@@ -108,11 +103,7 @@ class FreezeSchedule:
         return list(map(Phase, starts, [*starts[1:], total_steps], masks))
 
     def masks(self, params: PyTree) -> list[PyTree]:
-        """The mask of each entry, whatever its start.
-
-        Raises:
-          UserError: what `trainable_mask` raises of rules, or two groups of one event that disagree share a leaf.
-        """
+        """The mask of each entry, whatever its start; raises what `trainable_mask` and `by_groups` raise of rules."""
         if self.disagreeing:
             _check_apart(self.disagreeing, leaf_paths(params))
         rule_sets = [rules for _, rules in self.entries]
@@ -123,9 +114,7 @@ class FreezeSchedule:
 
         Past the last start the last entry holds for ever. A start may be an integer array too, traced or
         not, so that a sweep over freeze steps is one `vmap` (then starts are taken to increase, unchecked).
-
-        Raises:
-          UserError: the schedule holds fractions; call `resolve` first.
+        Fractions have to be resolved first.
 
         >>> at = lambda start: FreezeSchedule([(0, [("w", True)]), (start, [("w", False)])]).mask_at({"w": 1.0}, 3)["w"]
         >>> jax.vmap(at)(jnp.array([2, 3, 4]))
@@ -150,10 +139,8 @@ class FreezeSchedule:
 def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Mapping[str, bool]]]) -> FreezeSchedule:
     """Schedule over named module groups: everything trains until an event says otherwise.
 
-    Args:
-      groups: name -> pattern of leaf paths.
-      events: `(start, {group: trainable})`, in order. A group keeps its state until an event names it. Where
-        groups of different events overlap, the latest event wins.
+    `groups` are patterns of leaf paths by name, `events` are `(start, {group: trainable})` in order. A group keeps its
+    state until an event names it. Where groups of different events overlap, the latest event wins.
 
     Raises:
       UserError: an event names an unknown group; or (when masks are made) freezes one group and thaws another, and
@@ -184,11 +171,8 @@ def layer_by_layer(
 ) -> FreezeSchedule:
     """Freezes one layer more at each of `starts`, from the bottom (layer 0 first) or from the top.
 
-    Args:
-      params: tree whose leaf paths hold the layers.
-      starts: steps or fractions, increasing, at most one per layer.
-      pattern: regular expression whose first group captures the layer number.
-      order: "bottom" or "top".
+    `starts` are steps or fractions, increasing, at most one per layer; the first group of `pattern` captures the layer
+    number in a leaf path; `order` is "bottom" or "top".
 
     Raises:
       UserError: no leaf matches, no number is captured, more starts than layers, or an unknown order.

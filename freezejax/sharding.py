@@ -2,8 +2,7 @@
 
 A kernel is stored in shards over `fsdp` and `tensor`. Where it is used it is gathered over `fsdp`, in the forward
 pass and again in the backward pass; the gradient of a trainable one is summed over `data` and `fsdp` and kept as a
-shard. A frozen kernel has no gradient, so nothing of it is ever summed. A random map is drawn where it is needed: never
-gathered.
+shard. A frozen kernel has no gradient. A random map is drawn where it is needed: never gathered.
 """
 
 import dataclasses
@@ -195,13 +194,17 @@ def _sharded_backward(stored: NamedSharding, saved: Any, grad: jax.Array) -> tup
     kernel_IxO, grad = jax.lax.optimization_barrier((kernel_IxO, grad))
     x_grad = grad @ _whole(kernel_IxO, stored, x.dtype).T
     x_grad = _constrain_rows(x_grad, stored, used_spec(stored.spec)[:1])
-    x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    # Summed over devices in float32 whatever the compute dtype. Dead code, and dropped, where the kernel is frozen.
-    kernel_grad = jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32).astype(kernel_IxO.dtype)
+    kernel_grad = kernel_gradient(x, grad).astype(kernel_IxO.dtype)
     return x_grad, jax.lax.with_sharding_constraint(kernel_grad, stored)
 
 
 _sharded_matmul.defvjp(_sharded_forward, _sharded_backward)
+
+
+def kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
+    """`x.T @ grad` over all rows, in float32 whatever the compute dtype; dead code, and dropped, of a frozen kernel."""
+    x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    return jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32)
 
 
 def _used(stored: NamedSharding) -> NamedSharding:

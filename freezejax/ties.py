@@ -26,10 +26,8 @@ def tie(params: PyTree, rules: Sequence[tuple[str, str]] | None = None) -> PyTre
     The other places hold no leaf then: rules, masks, gradients, optimizer state, `describe` and counts see the
     array once. The gradients of all its uses add up.
 
-    Args:
-      params: parameters; a new tree is returned.
-      rules: ordered `(pattern, path)` pairs: leaves that match the pattern are the array at `path`. Needed for equal
-        copies, as a checkpoint gives them back; without rules, an array that is one object is tied to its first place.
+    `rules` are ordered `(pattern, path)` pairs: leaves that match the pattern are the array at `path`. Equal copies, as
+    a checkpoint gives them back, need them; without rules, an array that is one object is tied to its first place.
 
     Raises:
       UserError: a pattern matches no leaf, `path` is none, or the arrays differ in shape, dtype or values.

@@ -37,12 +37,9 @@ FAMILIES: dict[str, Family] = {"geglu": geglu.FAMILY, "parameter_golf": paramete
 
 
 def build(family: str, *, weights: Rules = (), **config: Any) -> Model:
-    """The model of a family, with the family's defaults for every key not given.
+    """The model of a family in `FAMILIES`, such as 'geglu'; `config` are fields of its config, such as `GegluConfig`.
 
-    Args:
-      family: a name in `FAMILIES`, such as 'geglu'.
-      weights: which kernels are weights of another kind, see `freezejax.weights.kinds`; plain mappings, as in a config.
-      **config: fields of the family's config, such as `GegluConfig`.
+    `weights` says which kernels are weights of another kind, see `freezejax.weights.kinds`.
 
     Raises:
       UserError: an unknown family or key, a value that no model can have, or a pattern that matches no kernel.
@@ -61,15 +58,10 @@ def build(family: str, *, weights: Rules = (), **config: Any) -> Model:
 def from_torch(
     family: str, state: Mapping[str, np.ndarray], config: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], Params]:
-    """A model trained in PyTorch, from its state dict as numpy arrays and its config.
+    """A model trained in PyTorch: `(apply, params)`, `apply(params, tokens_BxT) -> logits [B, T, V]`, see `Model`.
 
-    Args:
-      family: a name in `FAMILIES`.
-      state: arrays by the names that the family has in PyTorch, see `Family.names`.
-      config: as for `build`; keys such as `tie_embeddings` are checked and dropped.
-
-    Returns:
-      `(apply, params)` with `apply(params, tokens_BxT) -> logits [B, T, V]`, see `Model`.
+    `state` are numpy arrays by the names that the family has in PyTorch, see `Family.names`. `config` is as for
+    `build`; keys such as `tie_embeddings` are checked and dropped.
 
     Raises:
       UserError: a missing or left-over name, a wrong shape, or anything `build` refuses.

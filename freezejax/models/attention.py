@@ -27,10 +27,7 @@ def causal_attention(q_BxTxHxD: jax.Array, k_BxTxKxD: jax.Array, v_BxTxKxD: jax.
         return blocked_attention(q_BxTxHxD, k_BxTxKxD, v_BxTxKxD)
     # The program may be lowered for another platform than the one this process has.
     fused = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    found: jax.Array = jax.lax.platform_dependent(
-        q_BxTxHxD, k_BxTxKxD, v_BxTxKxD, cuda=fused, default=blocked_attention
-    )
-    return found
+    return jax.lax.platform_dependent(q_BxTxHxD, k_BxTxKxD, v_BxTxKxD, cuda=fused, default=blocked_attention)
 
 
 def fused_applies(platform_version: str, dtype: jax.typing.DTypeLike, head_dim: int) -> bool:

@@ -23,11 +23,9 @@ Stream = Any  # a tree of [B, T, D]; its last leaf is the residual stream
 class Model(NamedTuple):
     """A model: its family and config, `init(key) -> params` and `apply(params, tokens) -> logits`.
 
-    `init(key, base_key=None)` takes a typed PRNG key, and the base key of the model's random maps if it has any
-    (default: the first), and returns a nested dict of float32 arrays; list-like levels have int
-    keys (`params["blocks"][3]["mlp"]["up"]["kernel"]`, path `blocks/3/mlp/up/kernel`), kernels are
-    [in, out]. Every leaf is drawn from the key folded with its own path, so adding a layer changes no
-    other leaf.
+    `init(key, base_key=None)` takes a typed PRNG key, and the base key of the model's random maps (default: the first),
+    and returns a nested dict of float32 arrays; list-like levels have int keys (path `blocks/3/mlp/up/kernel`), kernels
+    are [in, out]. Every leaf is drawn from the key folded with its own path, so adding a layer changes no other leaf.
 
     `apply(params, tokens_BxT)` takes int32 tokens in [0, vocab_size) and returns float32 logits [B, T, V]. A token
     out of range gives NaN. Its options:
@@ -45,10 +43,9 @@ class Model(NamedTuple):
     [B, T, D] in the compute dtype, without what the embedding gave and no block changed.
 
     >>> from freezejax import models
-    >>> model = models.build("geglu", vocab_size=11, num_layers=1, model_dim=32, num_heads=2)
-    >>> params = model.init(jax.random.key(0))
-    >>> model.apply(params, jnp.zeros((2, 5), jnp.int32)).shape
-    (2, 5, 11)
+    >>> model = models.build("geglu", num_layers=1)
+    >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 5), jnp.int32)).shape
+    (2, 5, 256)
     """
 
     family: Family
@@ -62,12 +59,7 @@ class Model(NamedTuple):
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def check(self, params: Params) -> None:
-        """Refuses parameters that are not this model's. Any float dtype will do.
-
-        Raises:
-          UserError: naming a leaf that is missing, left over, or of another shape or kind of number.
-
-        """
+        """Refuses parameters that are not this model's, and names the leaf. Any float dtype will do."""
         wanted = self.abstract_params()
         found, known = by_path(params), by_path(wanted)
         for path, leaf in known.items():
@@ -84,9 +76,6 @@ class Model(NamedTuple):
 
     def frozen_blocks(self, mask: Params) -> int:
         """The largest k such that nothing that the embedding and the first k blocks read trains; 0 if there is none.
-
-        Args:
-          mask: tree of bools like the parameters, True = trainable.
 
         >>> from freezejax import models
         >>> model = models.build("geglu", num_layers=3)
@@ -121,7 +110,7 @@ def _reads(init: Callable[..., Params], apply: Callable[..., Any], blocks: int) 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Embedded:
-    """Stands where an array is leaf `index` of what `embed` gave."""
+    """Stands where an array is this leaf of what `embed` gave."""
 
     index: int
 

@@ -27,10 +27,7 @@ _BY_TYPE: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_sizes(config: Any) -> None:
-    """Refuses a config with a field, head, dropout rate or MLP width that no model can have.
-
-    A field is judged by its declared type, int, float, bool or a Literal.
-    """
+    """Refuses a config with a field (by its declared type), head, dropout rate or MLP width that no model can have."""
     dim, heads, rate, told = config.model_dim, config.num_heads, config.dropout, type(config).__name__
     for name, declared in typing.get_type_hints(type(config)).items():
         value, choices = getattr(config, name), typing.get_args(declared)

@@ -46,16 +46,8 @@ class Family:
 def make_init(shapes: Params, rules: InitRules) -> Callable[..., Params]:
     """`init(key) -> params`, which draws every leaf from the first rule whose regex matches its whole path.
 
-    A leaf gets `fold_in(key, stable_hash(path))`, so that no other leaf can change its values.
-
-    Raises:
-      UserError: a leaf of `shapes` (a tree of `jax.ShapeDtypeStruct`) that no rule covers.
-
-    >>> shapes = {"norm": {"scale": jax.ShapeDtypeStruct((2,), 'float32')}}
-    >>> make_init(shapes, [(".*/kernel", jax.nn.initializers.ones)])
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: no initial distribution for leaf 'norm/scale'; nearest: .*/kernel
+    A leaf gets `fold_in(key, stable_hash(path))`, so that no other leaf can change its values. A leaf of `shapes` that
+    no rule covers is a UserError.
     """
 
     def find(path: str, _: Any) -> Initializer:

@@ -23,10 +23,9 @@ from freezejax.models.family import TORCH_NAMES, Family, InitRules
 
 @dataclass(frozen=True)
 class GegluConfig:
-    """Sizes of a GEGLU model. Defaults: the seed's small model on bytes.
+    """Sizes of a GEGLU model; a value that no model can have is a UserError that names its field.
 
-    Raises:
-      UserError: a value that no model can have, named with its field.
+    Defaults: the seed's small model on bytes.
 
     >>> GegluConfig(model_dim=64, num_heads=4).num_layers
     6

@@ -23,11 +23,7 @@ def parameter(*shape: int) -> nnx.Param[Any]:
 
 
 class Linear(nnx.Module):
-    """`x @ kernel`, plus `bias` [out] where asked for; kernel [in, out] or any weight, see `freezejax.weights.linear`.
-
-    >>> Linear(3, 2)(jnp.ones((1, 3))).shape
-    (1, 2)
-    """
+    """`x @ kernel`, plus `bias` [out] where asked for; kernel [in, out] or any weight, see `weights.linear`."""
 
     def __init__(self, in_dim: int, out_dim: int, bias: bool = False):
         self.kernel = parameter(in_dim, out_dim)
@@ -72,11 +68,7 @@ class Positions(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token embedding [V, D], which can be used a second time as the output head (tied).
-
-    >>> Embedding(5, 3)(jnp.zeros((2, 4), jnp.int32), jnp.float32).shape
-    (2, 4, 3)
-    """
+    """Token embedding [V, D], which can be used a second time as the output head (tied)."""
 
     def __init__(self, vocab_size: int, model_dim: int):
         self.embedding = parameter(vocab_size, model_dim)

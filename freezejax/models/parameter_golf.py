@@ -24,10 +24,9 @@ from freezejax.weights.linear import scaled
 
 @dataclass(frozen=True)
 class ParameterGolfConfig:
-    """Sizes of a Parameter Golf model. Defaults: the published baseline, 17,059,912 parameters.
+    """Sizes of a Parameter Golf model; a value that no model can have is a UserError that names its field.
 
-    Raises:
-      UserError: a value that no model can have, named with its field.
+    Defaults: the published baseline, 17,059,912 parameters.
 
     >>> ParameterGolfConfig(num_layers=3).num_kv_heads
     4
@@ -150,15 +149,11 @@ class ParameterGolf(nnx.Module):
         return self.tok_emb.head(normed, targets_BxT, self.config.logit_softcap)
 
 
-def _first_row_one(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-    return jnp.zeros(shape, dtype).at[0].set(1)
-
-
 def _init_rules(config: ParameterGolfConfig) -> InitRules:
     return [
         (r"tok_emb/embedding", initializers.normal(config.tied_embed_init_std)),
         (r"skip_weights|.*/(attn|mlp)_scale", initializers.ones),
-        (r".*/resid_mix", _first_row_one),
+        (r".*/resid_mix", lambda key, shape, dtype: jnp.zeros(shape, dtype).at[0].set(1)),
         (r".*/q_gain", initializers.constant(config.qk_gain_init)),
         (r".*/proj/kernel", initializers.zeros),
         (r".*/kernel", initializers.variance_scaling(1 / 3, "fan_in", "uniform")),  # U(+-1/sqrt(in))

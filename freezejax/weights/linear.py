@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from freezejax.sharding import kernel_gradient
+
 
 def linear(x: jax.Array, weight: Any) -> jax.Array:
     """`x @ weight`: [..., in] -> [..., out], in the dtype of `x` (float32 or bfloat16).
@@ -14,14 +16,12 @@ def linear(x: jax.Array, weight: Any) -> jax.Array:
     >>> linear(jnp.ones((1, 3)), jnp.ones((3, 2)))
     Array([[3., 3.]], dtype=float32)
     """
-    found: jax.Array = weight(x) if callable(weight) else matmul(x, weight)
-    return found
+    return weight(x) if callable(weight) else matmul(x, weight)
 
 
 def matrix(weight: Any) -> jax.Array:
     """The matrix [in, out] of an array or of a weight of any kind."""
-    found: jax.Array = weight.materialize() if hasattr(weight, "materialize") else weight
-    return found
+    return weight.materialize() if hasattr(weight, "materialize") else weight
 
 
 def scaled(x: jax.Array, vector_D: jax.Array) -> jax.Array:
@@ -47,9 +47,8 @@ def matmul(x: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
 
 def _matmul_backward(saved, grad):
     x, kernel_IxO = saved
-    x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    kernel_grad = jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32).astype(kernel_IxO.dtype)
-    return (grad_NxO @ kernel_IxO.astype(x.dtype).T).reshape(x.shape), kernel_grad
+    x_grad = grad.reshape(-1, grad.shape[-1]) @ kernel_IxO.astype(x.dtype).T
+    return x_grad.reshape(x.shape), kernel_gradient(x, grad).astype(kernel_IxO.dtype)
 
 
 matmul.defvjp(lambda x, kernel_IxO: (matmul(x, kernel_IxO), (x, kernel_IxO)), _matmul_backward)

@@ -21,10 +21,8 @@ class LoraWeight(Weight):
 
     `b` starts at zero, so that the model starts as its base. Source: Hu et al. 2021, arXiv:2106.09685.
 
-    >>> site = Site("mlp/up/kernel", jax.random.key(0), jax.random.key(0))
-    >>> weight = LoraWeight.make(jnp.ones((4, 2)), site, rank=1)
-    >>> weight(jnp.ones((1, 4)))
-    Array([[4., 4.]], dtype=float32)
+    >>> LoraWeight(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones((1, 2)), alpha=0.5)(jnp.ones((1, 4)))
+    Array([[6., 6.]], dtype=float32)
     """
 
     roles: ClassVar = {"base": Role.KERNEL, "a": Role.ADAPTER, "b": Role.ADAPTER}

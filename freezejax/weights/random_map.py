@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from freezejax.errors import UserError
 from freezejax.paths import check_known, named_key
+from freezejax.sharding import kernel_gradient
 from freezejax.weights.recipes import RECIPES
 
 Sharding = NamedSharding | None
@@ -22,15 +23,13 @@ Sharding = NamedSharding | None
 class RandomMap:
     """A matrix [in, out] of fixed random numbers of mean zero, regenerated from a key inside jit.
 
-    The same (base key, name) gives the same bits in jit and eager, on one device and any mesh.
-    Source: docs/random_maps.md.
+    The same (base key, name) gives the same bits in jit and eager, on one device and any mesh; see docs/random_maps.md.
 
     Args:
       shape: `(in, out)`.
       distribution: 'normal', 'uniform', 'rademacher' or 'hadamard', which are integer recipes and portable;
         'normal_f32' or 'orthogonal_qr', for comparison, which are not.
-      scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'none' or None = 1, or a number in
-        (1e-30, 1e30).
+      scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'none' or None = 1, or a number.
       name: leaf path; the map's key is the base key with the hash of this name folded in.
 
     Raises:
@@ -86,10 +85,8 @@ class RandomMap:
         """
         check_key(key)
         if sharding is not None and any(kind != AxisType.Auto for kind in sharding.mesh.axis_types):
-            raise UserError(
-                f"random map {self.name!r}: its mesh has axes that are not automatic; make it with "
-                "jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto, ...))"
-            )
+            wanted = "make it with jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto, ...))"
+            raise UserError(f"random map {self.name!r}: its mesh has axes that are not automatic; {wanted}")
         drawn = RECIPES[self.distribution].levels(named_key(key, self.name), self.shape, sharding)
         return drawn if sharding is None else jax.lax.with_sharding_constraint(drawn, sharding)
 
@@ -98,14 +95,10 @@ class RandomMap:
         return self.levels(key, sharding) * jnp.float32(self.step)
 
     def apply(self, x: jax.Array, key: jax.Array, *, sharding: Sharding = None) -> jax.Array:
-        """`x @ materialize(key)`: [..., in] -> [..., out] in the dtype of `x`, drawn again in the backward pass.
+        """`x @ materialize(key)`: [..., in] -> [..., out] in the dtype of `x` (float32 or bfloat16), summed in float32.
 
-        Nothing of the map is kept between the passes, and nothing is differentiated but `x`.
-
-        Args:
-          x: float32 or bfloat16 [..., in]. Products are summed in float32.
-          key: base key, typed threefry2x32.
-          sharding: how the map is laid out over a mesh; each device draws its own shard only.
+        The map is drawn again in the backward pass, nothing of it is kept between the passes, and nothing is
+        differentiated but `x`. With a `sharding` each device draws its own shard only.
 
         Raises:
           UserError: what `check_input` raises of `x`, and `levels` of the rest.
@@ -156,10 +149,7 @@ def scaled_product(x: jax.Array, levels: jax.Array, step: float) -> jax.Array:
 
 def _scaled_backward(step: float, saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, levels = saved
-    x_NxI, grad_NxO = x.reshape(-1, levels.shape[0]), grad.reshape(-1, levels.shape[1])
-    # Dead code, and dropped, wherever levels do not train.
-    levels_grad = jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32) * jnp.float32(step)
-    return scaled_product(grad, levels.T, step), levels_grad
+    return scaled_product(grad, levels.T, step), kernel_gradient(x, grad) * jnp.float32(step)
 
 
 scaled_product.defvjp(lambda x, levels, step: (scaled_product(x, levels, step), (x, levels)), _scaled_backward)

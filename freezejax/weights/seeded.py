@@ -42,13 +42,7 @@ class MapWeight(Weight):
 
     @classmethod
     def make(
-        cls,
-        kernel: Any,
-        site: Site,
-        *,
-        distribution: str = "normal",
-        scale: str | float | None = "fan_in",
-        trained: bool = False,
+        cls, kernel: Any, site: Site, *, distribution: str = "normal", scale: Any = "fan_in", trained: bool = False
     ) -> Any:
         """Kind "map": a random map in place of the kernel, of which only the shape is read; options as of `RandomMap`.
 
@@ -81,9 +75,8 @@ class MapWeight(Weight):
 
     def materialize(self) -> jax.Array:
         """The weights, float32 [in, out]."""
-        if self.levels is not None:
-            return self.levels * jnp.float32(self.map.step)
-        return self.map.materialize(self.key, self.sharding)
+        levels = self.map.levels(self.key, self.sharding) if self.levels is None else self.levels
+        return levels * jnp.float32(self.map.step)
 
     def placed(self, used: Callable[[tuple[int, int]], NamedSharding]) -> Self:
         """The map told which shard each device draws; a drawn one is laid out so."""
@@ -120,8 +113,7 @@ def draw_maps(tree: PyTree) -> PyTree:
     Applied once, before a run, the maps are stored: arguments of the step. Applied at the start of a step they
     are drawn once per step. Without it a map is drawn in each layer and pass. All three give the same bits.
 
-    >>> drawn = draw_maps({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))})
-    >>> drawn["w"].levels.shape
+    >>> draw_maps({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))})["w"].levels.shape
     (4, 2)
     """
     drawn = lambda weight: None if weight.seed is None else weight.map.levels(weight.key, weight.sharding)  # noqa: E731
