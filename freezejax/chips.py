@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from freezejax.errors import UserError
-from freezejax.paths import nearest
+from freezejax.paths import check_known
 
 GIB = 2**30
 _GPU_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is the first's old name
@@ -19,11 +19,7 @@ _GPU_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # th
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of accelerator: what one device of it can do at most, and how it is compiled for.
-
-    >>> HARDWARE["h100"].flops["bfloat16"] / HARDWARE["v5e"].flops["bfloat16"] > 5
-    True
-    """
+    """One kind of accelerator: what one device of it can do at most, and how it is compiled for."""
 
     name: str
     flops: Mapping[str, float]  # dense matmul FLOP/s by compute dtype; float32 as JAX multiplies it by default
@@ -41,13 +37,8 @@ class Chip:
     def limit(self) -> int:
         """Bytes per device that a program may take.
 
-        Of a GPU JAX takes 0.75, or `$XLA_CLIENT_MEM_FRACTION`; the rest is for NCCL, cuDNN and the driver.
-
-        Raises:
-          UserError: that variable is not a number in (0, 1].
-
-        >>> HARDWARE["v5e"].limit / GIB
-        15.75
+        Of a GPU JAX takes 0.75, or `$XLA_CLIENT_MEM_FRACTION` (a UserError if that is not a number in (0, 1]); the rest
+        is for NCCL, cuDNN and the driver.
         """
         if self.platform != "cuda":
             return self.program_bytes
@@ -62,43 +53,32 @@ class Chip:
 _NVIDIA = "NVIDIA {} Tensor Core GPU data sheet, SXM, without sparsity; float32 as TF32; NVLink in one direction"
 _GOOGLE = "https://cloud.google.com/tpu/docs/{}; float32 in one bfloat16 pass; ICI in one direction"
 _HOPPER = {"bfloat16": 989.4e12, "float32": 494.7e12}
-_TOPOLOGY: Mapping[str, tuple[int, int, str, Sequence[str]]] = {
-    "h100": (
-        84_942_979_072,
-        3,
-        "slices x hosts x GPUs, as h100:1x1x8",
-        ("jax_plugins.xla_cuda12", "nvidia.cuda_nvcc"),
-    ),
-    "v5e": (int(15.75 * GIB), 2, "chips x chips, as v5e:2x4", ("libtpu",)),
-    "v5p": (int(95.73 * GIB), 3, "chips x chips x chips, as v5p:4x4x4", ("libtpu",)),
-}
+_CUDA = ("slices x hosts x GPUs, as h100:1x1x8", ("jax_plugins.xla_cuda12", "nvidia.cuda_nvcc"))
+
+
+def _tpu(name: str, flops: float, memory: float, rate: float, link: float, usable: float, topology: str) -> Chip:
+    both = dict.fromkeys(_HOPPER, flops)
+    source, axes = _GOOGLE.format(name), topology.count("x") + 1
+    shape = f"{' x '.join(['chips'] * axes)}, as {name}:{topology}"
+    return Chip(name, both, memory, rate, link, source, "tpu", int(usable * GIB), axes, shape, ("libtpu",))
+
+
 HARDWARE: Mapping[str, Chip] = {
-    chip.name: chip
-    for chip in (
-        Chip("h100", _HOPPER, 80e9, 3.35e12, 450e9, _NVIDIA.format("H100"), "cuda", *_TOPOLOGY["h100"]),
-        Chip("h200", _HOPPER, 141e9, 4.8e12, 450e9, _NVIDIA.format("H200"), "cuda"),
-        Chip(
-            "v5e", dict.fromkeys(_HOPPER, 197e12), 16e9, 819e9, 200e9, _GOOGLE.format("v5e"), "tpu", *_TOPOLOGY["v5e"]
-        ),
-        Chip(
-            "v5p", dict.fromkeys(_HOPPER, 459e12), 95e9, 2765e9, 600e9, _GOOGLE.format("v5p"), "tpu", *_TOPOLOGY["v5p"]
-        ),
-    )
+    "h100": Chip("h100", _HOPPER, 80e9, 3.35e12, 450e9, _NVIDIA.format("H100"), "cuda", 84_942_979_072, 3, *_CUDA),
+    "h200": Chip("h200", _HOPPER, 141e9, 4.8e12, 450e9, _NVIDIA.format("H200"), "cuda"),
+    "v5e": _tpu("v5e", 197e12, 16e9, 819e9, 200e9, 15.75, "2x4"),
+    "v5p": _tpu("v5p", 459e12, 95e9, 2765e9, 600e9, 95.73, "4x4x4"),
 }
-CHIPS = {name: HARDWARE[name] for name in _TOPOLOGY}  # those that programs can be compiled for
+CHIPS = {name: chip for name, chip in HARDWARE.items() if chip.program_bytes}  # those that programs can be compiled for
 
 
 def hardware_named(name: str) -> Chip:
-    """The accelerator of a name.
-
-    Raises:
-      UserError: an unknown name, told with the nearest.
+    """The accelerator of a name; an unknown one is told with the nearest.
 
     >>> hardware_named("h10")
     Traceback (most recent call last):
     ...
     freezejax.errors.UserError: there is no hardware 'h10'; nearest: h100, h200
     """
-    if name not in HARDWARE:
-        raise UserError(f"there is no hardware {name!r}; {nearest(name, HARDWARE, 2)}")
+    check_known(name, HARDWARE, f"there is no hardware {name!r}", count=2)
     return HARDWARE[name]

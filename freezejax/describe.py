@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -11,9 +11,8 @@ import optax
 
 from freezejax import roles
 from freezejax.errors import UserError
-from freezejax.guard import guarded
+from freezejax.guard import guarded, state_owners
 from freezejax.masks import check_static
-from freezejax.owners import state_owners
 from freezejax.paths import PyTree
 from freezejax.roles import Role
 from freezejax.schedules import FreezeSchedule, Phase
@@ -21,11 +20,7 @@ from freezejax.schedules import FreezeSchedule, Phase
 
 @dataclasses.dataclass(frozen=True)
 class GroupRow:
-    """One module group in one phase; `gradient_bytes` and `state_bytes` are 0 where frozen.
-
-    >>> GroupRow("mlp/up", 1, 64, 0, 256, 0, 0).trainable_share
-    0.0
-    """
+    """One module group in one phase; `gradient_bytes` and `state_bytes` are 0 where frozen."""
 
     group: str
     leaves: int
@@ -43,11 +38,7 @@ class GroupRow:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Rows per phase; `str()` is the table.
-
-    >>> Description(()).phases
-    ()
-    """
+    """Rows per phase; `str()` is the table."""
 
     phases: tuple[tuple[Phase, tuple[GroupRow, ...]], ...]
 
@@ -66,13 +57,8 @@ def describe(
     """What trains when, and the bytes of weights, gradients and optimizer state it takes.
 
     Leaves that differ only in their numbers (`blocks/0/...`, `blocks/1/...`) share a row. A random map counts as
-    the parameters it stands for and as the 8 bytes of its seed.
-
-    Args:
-      params: arrays or `jax.ShapeDtypeStruct`s.
-      mask_or_schedule: a tree of bools, or a schedule.
-      total_steps: length of the run in steps; needed for a schedule.
-      tx: the optimizer whose state is counted; AdamW (two moments) if not given.
+    the parameters it stands for and as the 8 bytes of its seed. `params` may be shapes, a schedule needs `total_steps`,
+    and the state counted is that of `tx`, or of AdamW (two moments).
 
     Raises:
       UserError: a schedule without `total_steps`, or a mask or schedule that does not fit `params`.
@@ -91,53 +77,33 @@ def describe(
     else:
         check_static(mask_or_schedule, params, whole=True)
         phases = [Phase(0, total_steps or 0, mask_or_schedule)]
-    leaves = _leaves(params, [phase.mask for phase in phases], optax.adamw(1e-3) if tx is None else tx)
+    states = _state_bytes(params, [phase.mask for phase in phases], optax.adamw(1e-3) if tx is None else tx)
+    leaves = [_figures(leaf, state) for leaf, state in zip(roles.leaves(params), states, strict=True)]
     return Description(tuple((phase, _rows(leaves, jax.tree.leaves(phase.mask))) for phase in phases))
 
 
-class _Leaf(NamedTuple):
-    group: str
-    parameters: int
-    weight_bytes: int
-    state_bytes: int  # while it trains
+def _figures(leaf: roles.Leaf, state_bytes: int) -> tuple[str, int, int, int]:
+    """Group, parameters, bytes, and bytes of optimizer state while it trains."""
+    path = leaf.path.rpartition("/")[0] if leaf.role is Role.SEED else leaf.path
+    group = re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path)
+    return group, roles.parameter_count(leaf), _bytes(leaf.value), state_bytes
 
 
-def _leaves(params: PyTree, masks: list[PyTree], tx: optax.GradientTransformation) -> list[_Leaf]:
-    found = []
-    for leaf, state in zip(roles.leaves(params), _state_bytes(params, masks, tx), strict=True):
-        path = leaf.path.rpartition("/")[0] if leaf.role is Role.SEED else leaf.path
-        group = re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path)
-        found.append(_Leaf(group, roles.parameter_count(leaf), _bytes(leaf.value), state))
-    return found
-
-
-def _rows(leaves: list[_Leaf], trainable: list[bool]) -> tuple[GroupRow, ...]:
-    members: dict[str, list[tuple[_Leaf, bool]]] = {}
-    for leaf, trains in zip(leaves, trainable, strict=True):
-        members.setdefault(leaf.group, []).append((leaf, trains))
-    members["total"] = list(zip(leaves, trainable, strict=True))
-    return tuple(_row(group, of_group) for group, of_group in members.items())
-
-
-def _row(group: str, members: list[tuple[_Leaf, bool]]) -> GroupRow:
-    live = [leaf for leaf, trains in members if trains]
-    return GroupRow(
-        group=group,
-        leaves=len(members),
-        parameters=sum(leaf.parameters for leaf, _ in members),
-        trainable_parameters=sum(leaf.parameters for leaf in live),
-        weight_bytes=sum(leaf.weight_bytes for leaf, _ in members),
-        gradient_bytes=sum(leaf.weight_bytes for leaf in live),
-        state_bytes=sum(leaf.state_bytes for leaf in live),
-    )
+def _rows(leaves: Sequence[tuple[str, int, int, int]], trainable: Sequence[bool]) -> tuple[GroupRow, ...]:
+    members: dict[str, list[tuple[int, ...]]] = {}
+    for (group, parameters, weights, state), trains in zip(leaves, trainable, strict=True):
+        figures = (1, parameters, parameters * trains, weights, weights * trains, state * trains)
+        members.setdefault(group, []).append(figures)
+    members["total"] = [figures for group in members.values() for figures in group]
+    sums = {group: map(sum, zip((0,) * 6, *figures, strict=True)) for group, figures in members.items()}
+    return tuple(GroupRow(group, *figures) for group, figures in sums.items())
 
 
 def _state_bytes(params: PyTree, masks: list[PyTree], tx: optax.GradientTransformation) -> list[int]:
     leaves, structure = jax.tree.flatten(params)
-    live = [at for at, trains in enumerate(zip(*map(jax.tree.leaves, masks), strict=True)) if any(trains)]
-    shown: list[Any] = [optax.MaskedNode()] * len(leaves)
-    for at in live:
-        shown[at] = leaves[at]
+    ever = [any(trains) for trains in zip(*map(jax.tree.leaves, masks), strict=True)]
+    live = [at for at, trains in enumerate(ever) if trains]
+    shown = [leaf if trains else optax.MaskedNode() for leaf, trains in zip(leaves, ever, strict=True)]
     tree, tx = jax.tree.unflatten(structure, shown), guarded(tx)
     state = jax.eval_shape(tx.init, tree)
     total = [0] * len(leaves)
@@ -165,10 +131,10 @@ def _block(phase: Phase, rows: tuple[GroupRow, ...], titled: bool) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
     lines = [
-        "  ".join([line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)])
-        for line in cells
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(line, others, strict=True))])
+        for name, *line in cells
     ]
     return "\n".join([f"steps {phase.start} to {phase.stop}"] * titled + lines)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, leaf_paths, nearest, path_string
+from freezejax.paths import PyTree, by_path, check_known, leaf_paths, nearest, path_string
 from freezejax.roles import leaves
 
 Rule = tuple[str, bool]
@@ -20,17 +20,13 @@ Rules = Sequence[Rule]
 def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
     """Tree of bools like `params`: True where a leaf is trainable. The seed of a random map never is.
 
-    Args:
-      params: any pytree; no value is read, so shapes or tracers do as well as arrays.
-      rules: ordered `(pattern, trainable)` pairs. `re.fullmatch` is applied to the leaf path and the
-        first match wins.
+    `rules` are ordered `(pattern, trainable)` pairs: `re.fullmatch` is applied to the leaf path, and the first match
+    wins. No value of `params` is read, so shapes or tracers do as well as arrays.
 
     Raises:
-      UserError: a rule is not a `(pattern, bool)` pair, a pattern is not a regular expression or matches
-        no leaf, or a leaf is covered by no rule. The message names it and the nearest alternatives. Earlier
-        rules have decided all leaves of a rule, and otherwise: it comes too late. (One that matches every leaf,
-        such as a final `(".*", True)`, may have nothing left to say.) A leaf is a function. One array stands at
-        two leaves, and the rules split them (see `tie`).
+      UserError: a rule is not a `(pattern, bool)` pair, a pattern is not a regular expression or matches no leaf, or
+        a leaf is covered by no rule. A rule comes too late: earlier ones have decided all of its leaves otherwise
+        (a final rule of every leaf may). A leaf is a function, or rules split one array at two leaves (see `tie`).
 
     >>> params = {"mlp": {"gate": 1.0, "down": 2.0}}
     >>> trainable_mask(params, [("mlp/gate", False), (".*", True)])
@@ -42,24 +38,16 @@ def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
 
 
 def masks_of(params: PyTree, rule_sets: Sequence[Rules], *, overruled: bool = False) -> list[PyTree]:
-    """One mask per rule set. Each pattern is tried on the leaf paths once, however many sets hold it.
-
-    With `overruled` a rule may come too late to decide anything.
-
-    >>> masks_of({"w": 1.0}, [[("w", True)], [(".*", False)]])
-    [{'w': True}, {'w': False}]
-    """
+    """One mask per rule set, whose rules may come too late if `overruled`; each pattern is tried on the paths once."""
     paths, structure = leaf_paths(params), jax.tree.structure(params)
     _check_no_functions(paths, params)
-    matched, learned = matcher(paths), [not leaf.role.constant for leaf in leaves(params)]
+    matched, learned = matcher(paths, "rule"), [not leaf.role.constant for leaf in leaves(params)]
 
     def mask_of(rules: Rules) -> PyTree:
         claimed: dict[str, Rule] = {}
         for rule in rules:
             found = matched(rule[0])
-            if not found:
-                raise UserError(f"rule {rule[0]!r} matches no leaf; {nearest(rule[0], paths)}")
-            if not overruled and len(found) < len(paths) and all(path in claimed for path in found):
+            if not overruled and len(found) < len(paths):
                 _check_is_heard(rule, found, claimed)
             for path in found:
                 claimed.setdefault(path, rule)
@@ -82,24 +70,21 @@ def _check_no_functions(paths: Sequence[str], params: PyTree) -> None:
 
 def _check_is_heard(rule: Rule, found: Sequence[str], claimed: Mapping[str, Rule]) -> None:
     """Refuses a rule whose every leaf has been decided otherwise before."""
-    if any(claimed[path][1] == rule[1] for path in found):
-        return
-    raise UserError(
-        f"rule {rule!r} decides nothing: {claimed[found[0]]!r} comes before it and decides {found[0]!r} otherwise; "
-        "the first match wins, so put the special rule before the general one"
-    )
+    before = [claimed.get(path, rule) for path in found]
+    if all(trains != rule[1] for _, trains in before):
+        raise UserError(
+            f"rule {rule!r} decides nothing: {before[0]!r} comes before it and decides {found[0]!r} otherwise; "
+            "the first match wins, so put the special rule before the general one"
+        )
 
 
-def matcher(paths: Sequence[str]) -> Callable[[str], list[str]]:
-    """Function from a pattern to the leaf paths that it matches whole, each pattern worked out once.
+def matcher(paths: Sequence[str], where: str) -> Callable[[str], list[str]]:
+    """Function from a pattern to the leaf paths that it matches whole; a pattern that matches none is refused.
 
-    A pattern that is one leaf path, or several joined by `|`, is looked up and not searched for: a rule per leaf
-    of a large tree takes one pass.
+    Each is worked out once, and one that is a leaf path, or several joined by `|`, is looked up and not searched for:
+    a rule per leaf of a large tree takes one pass.
 
-    Raises:
-      UserError: (when called) the pattern is not a regular expression.
-
-    >>> matcher(["mlp/down", "mlp/gate", "norm"])("mlp/.*")
+    >>> matcher(["mlp/down", "mlp/gate", "norm"], "rule")("mlp/.*")
     ['mlp/down', 'mlp/gate']
     """
     known = dict.fromkeys(paths)
@@ -108,9 +93,14 @@ def matcher(paths: Sequence[str]) -> Callable[[str], list[str]]:
     def matched(pattern: str) -> list[str]:
         alternatives = pattern.split("|")
         if all(_LITERAL.fullmatch(alternative) for alternative in alternatives):
-            return [path for path in map(_unescaped, alternatives) if path in known]
-        compiled = compile_pattern(pattern)
-        return [path for path in paths if compiled.fullmatch(path)]
+            unescaped = (re.sub(r"\\(\W)", r"\1", alternative) for alternative in alternatives)
+            found = [path for path in unescaped if path in known]
+        else:
+            compiled = compile_pattern(pattern)
+            found = [path for path in paths if compiled.fullmatch(path)]
+        if not found:
+            raise UserError(f"{where} {pattern!r} matches no leaf; {nearest(pattern, paths)}")
+        return found
 
     return matched
 
@@ -119,46 +109,31 @@ def matcher(paths: Sequence[str]) -> Callable[[str], list[str]]:
 _LITERAL = re.compile(r"(?:[\w/-]|\\\W)+")
 
 
-def _unescaped(literal: str) -> str:
-    return re.sub(r"\\(\W)", r"\1", literal)
+def first_places(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Of every path at which the same array (by identity) stands as at an earlier path: that path."""
+    first: dict[int, str] = {}
+    arrays = ((path, leaf) for path, leaf in leaves.items() if isinstance(leaf, jax.Array | np.ndarray))
+    places = {path: first.setdefault(id(leaf), path) for path, leaf in arrays}
+    return {path: place for path, place in places.items() if path is not place}
 
 
 def check_shared_arrays(params: PyTree, masks: Sequence[PyTree]) -> None:
-    """Refuses a mask under which one array trains at one leaf and is frozen at another.
-
-    Only whole arrays (`jax.Array`, `np.ndarray`) are compared, by identity; tracers say nothing.
-
-    Raises:
-      UserError: naming both leaves.
-
-    >>> shared = np.zeros(2)
-    >>> check_shared_arrays({"embed": shared, "head": shared}, [{"embed": False, "head": True}])
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: leaves 'embed' and 'head' are one array, but only 'head' trains: ...
-    """
-    places: dict[int, list[tuple[int, str]]] = {}
-    for index, (path, leaf) in enumerate(zip(leaf_paths(params), jax.tree.leaves(params), strict=True)):
-        if isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, jax.core.Tracer):
-            places.setdefault(id(leaf), []).append((index, path))
-    shared = [leaves for leaves in places.values() if len(leaves) > 1]
-    for mask in masks if shared else ():
-        trains = jax.tree.leaves(mask)
-        for (first, one), *others in shared:
-            for index, other in others:
-                if trains[index] != trains[first]:
-                    only = one if trains[first] else other
-                    raise UserError(
-                        f"leaves {one!r} and {other!r} are one array, but only {only!r} trains: make them one leaf "
-                        "with freezejax.tie(params), give both the same rule, or copy the array if they are two weights"
-                    )
+    """Refuses a mask under which one array trains at one leaf and is frozen at another; tracers say nothing."""
+    held = by_path(params)
+    tied = first_places(held)
+    for mask in masks if tied else ():
+        trains = dict(zip(held, jax.tree.leaves(mask), strict=True))
+        for path, first in tied.items():
+            if trains[path] != trains[first] and not isinstance(held[path], jax.core.Tracer):
+                only = first if trains[first] else path
+                raise UserError(
+                    f"leaves {first!r} and {path!r} are one array, but only {only!r} trains: make them one leaf "
+                    "with freezejax.tie(params), give both the same rule, or copy the array if they are two weights"
+                )
 
 
 def check_rules(rules: Rules) -> tuple[Rule, ...]:
-    """The rules as a tuple, each a `(pattern, bool)` pair.
-
-    Raises:
-      UserError: a rule is something else. `bool("frozen")` is True, so nothing is converted.
+    """The rules as a tuple of `(pattern, bool)` pairs; `bool("frozen")` is True, so nothing is converted.
 
     >>> check_rules([(".*", "frozen")])
     Traceback (most recent call last):
@@ -176,13 +151,7 @@ def check_rules(rules: Rules) -> tuple[Rule, ...]:
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """`re.compile` that tells a user what is wrong.
-
-    >>> compile_pattern("mlp/(gate")
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: rule 'mlp/(gate' is not a regular expression: missing ), ... at position 4
-    """
+    """`re.compile` that tells a user what is wrong."""
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -190,40 +159,24 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def invert(mask: PyTree) -> PyTree:
-    """The mask that is True where `mask` is False.
-
-    >>> invert({"a": True, "b": False})
-    {'a': False, 'b': True}
-    """
+    """The mask that is True where `mask` is False."""
     return jax.tree.map(lambda m: not m, mask)
 
 
 def union(mask: PyTree, other: PyTree) -> PyTree:
-    """True where either mask is True.
-
-    >>> union({"a": True, "b": False}, {"a": False, "b": False})
-    {'a': True, 'b': False}
-    """
+    """True where either mask is True."""
     return jax.tree.map(lambda m, n: m or n, mask, other)
 
 
 def intersection(mask: PyTree, other: PyTree) -> PyTree:
-    """True where both masks are True.
-
-    >>> intersection({"a": True, "b": True}, {"a": False, "b": True})
-    {'a': False, 'b': True}
-    """
+    """True where both masks are True."""
     return jax.tree.map(lambda m, n: m and n, mask, other)
 
 
 def check_static(mask: PyTree, tree: PyTree, *, whole: bool = False) -> None:
-    """Checks that `mask` is a tree of Python bools with the leaves of `tree`.
+    """Checks that `mask` is a tree of Python bools with the leaves of `tree`: none missing or left over.
 
     A leaf of the mask may stand over None in the tree: that is the absent half of a partition. Not with `whole`.
-
-    Raises:
-      UserError: a leaf is missing, left over, or not a static bool (a traced mask belongs to
-        `scheduled_freeze`).
 
     >>> check_static({"a": True}, {"b": 1.0})
     Traceback (most recent call last):
@@ -240,14 +193,11 @@ def check_static(mask: PyTree, tree: PyTree, *, whole: bool = False) -> None:
     if structure == jax.tree.structure(tree):
         return
     with_absent = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None and not whole)
-    mask_paths = dict.fromkeys(leaf_paths(mask))
-    tree_paths = dict.fromkeys(path_string(key_path) for key_path, _ in with_absent)
+    in_mask, in_tree = by_path(mask), {path_string(key_path) for key_path, _ in with_absent}
     for path in leaf_paths(tree):
-        if path not in mask_paths:
-            raise UserError(f"mask has no leaf {path!r}; {nearest(path, mask_paths)}")
-    for path in mask_paths:
-        if path not in tree_paths:
-            raise UserError(f"mask leaf {path!r} is not in the tree; {nearest(path, tree_paths)}")
+        check_known(path, in_mask, f"mask has no leaf {path!r}", count=3)
+    for path in in_mask:
+        check_known(path, in_tree, f"mask leaf {path!r} is not in the tree", count=3)
     try:
         jax.tree.map(lambda *_: None, mask, tree)
     except ValueError:
@@ -260,10 +210,8 @@ def check_static(mask: PyTree, tree: PyTree, *, whole: bool = False) -> None:
 def count_parameters(params: PyTree, mask: PyTree | None = None) -> int:
     """Number of scalars in the leaves where `mask` is True (in all leaves without a mask).
 
-    >>> import jax.numpy as jnp
-    >>> count_parameters({"a": jnp.zeros((2, 3)), "b": jnp.zeros(4)}, {"a": True, "b": False})
+    >>> count_parameters({"a": np.zeros((2, 3)), "b": np.zeros(4)}, {"a": True, "b": False})
     6
     """
     mask = jax.tree.map(lambda _: True, params) if mask is None else mask
-    sizes = jax.tree.map(lambda m, p: math.prod(np.shape(p)) if m else 0, mask, params)
-    return sum(jax.tree.leaves(sizes))
+    return sum(jax.tree.leaves(jax.tree.map(lambda m, p: math.prod(np.shape(p)) if m else 0, mask, params)))

@@ -3,19 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from freezejax.errors import UserError
 from freezejax.masks import check_static
-from freezejax.paths import PyTree, leaf_paths, nearest, path_string
+from freezejax.paths import PyTree, by_path, nearest, path_string
 
 
 def frozen_modules(mask: PyTree) -> Callable[[str | Sequence[Any]], bool]:
     """Function from the path of a module to whether the mask freezes all of it.
 
-    A mask says what becomes of parameters. A frozen BatchNorm goes on updating its running statistics and
-    normalizes by those of the batch, and a frozen layer goes on dropping units, until the module is put in the
-    inference mode of its framework. This function says of which modules to do so:
+    A mask speaks of parameters alone: a frozen BatchNorm goes on updating its running statistics and normalizes by
+    those of the batch, and a frozen layer goes on dropping units, until it is in its framework's inference mode:
 
     - Flax linen: `nn.BatchNorm(use_running_average=not train or frozen("params/stem"))`, `nn.Dropout(...,
       deterministic=not train or frozen("params/stem"))`.
@@ -24,15 +21,12 @@ def frozen_modules(mask: PyTree) -> Callable[[str | Sequence[Any]], bool]:
 
     A module without parameters, such as a dropout, is as frozen as the module that it stands in.
 
-    Args:
-      mask: tree of Python bools, True = trainable.
-
     Returns:
       `frozen(path)`: the path is a string joined by `/`, a tuple of names and numbers, or a JAX key path.
 
     Raises:
-      UserError: the mask holds other things than Python bools; (when called) a path in one string that names
-        no module of the mask, nor anything in one.
+      UserError: the mask is no tree of Python bools; (when called) a path in one string that names no module of it,
+        nor anything in one.
 
     >>> frozen = frozen_modules({"stem": {"kernel": False, "bias": False}, "head": {"kernel": True, "bias": False}})
     >>> frozen("stem"), frozen("stem/dropout"), frozen(("head",))
@@ -40,14 +34,14 @@ def frozen_modules(mask: PyTree) -> Callable[[str | Sequence[Any]], bool]:
     """
     check_static(mask, mask)
     trains: dict[str, bool] = {"": False}
-    for path, trainable in zip(leaf_paths(mask), jax.tree.leaves(mask), strict=True):
+    for path, trainable in by_path(mask).items():
         parts = path.split("/")
         for depth in range(len(parts) + 1):
             module = "/".join(parts[:depth])
             trains[module] = trains.get(module, False) or bool(trainable)
 
     def frozen(path: str | Sequence[Any]) -> bool:
-        module = path if isinstance(path, str) else "/".join(map(_name, path))
+        module = path if isinstance(path, str) else path_string(tuple(path))
         while module not in trains:
             module = module.rpartition("/")[0]
         # A path spelt by hand is checked; one from a walk over modules may name a dropout at the top of the model.
@@ -56,7 +50,3 @@ def frozen_modules(mask: PyTree) -> Callable[[str | Sequence[Any]], bool]:
         return not trains[module]
 
     return frozen
-
-
-def _name(part: Any) -> str:
-    return str(part) if isinstance(part, str | int) else path_string((part,))

@@ -14,8 +14,7 @@ from freezejax.paths import PyTree, path_string
 def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     """Splits `tree` into `(trainable, frozen)`; each holds None where the other holds the leaf.
 
-    `combine` is the inverse. None is an empty subtree to JAX, so an absent leaf has no buffer, no
-    gradient and no optimizer state.
+    None is an empty subtree to JAX: an absent leaf has no buffer, no gradient and no optimizer state.
 
     Raises:
       UserError: `mask` is not a tree of Python bools with the leaves of `tree`.
@@ -41,9 +40,8 @@ def combine(trainable: PyTree, frozen: PyTree) -> PyTree:
 
     def pick(path: Any, left: Any, right: Any) -> Any:
         if left is not None and right is not None:
-            raise UserError(
-                f"combine: both halves hold leaf {path_string(path)!r}; pass the two halves of one partition"
-            )
+            name = path_string(path)
+            raise UserError(f"combine: both halves hold leaf {name!r}; pass the two halves of one partition")
         return right if left is None else left
 
     return jax.tree_util.tree_map_with_path(pick, trainable, frozen, is_leaf=lambda x: x is None)
@@ -52,18 +50,12 @@ def combine(trainable: PyTree, frozen: PyTree) -> PyTree:
 def value_and_grad(
     loss: Callable[..., Any], mask: PyTree, *, has_aux: bool = False
 ) -> Callable[..., tuple[Any, PyTree]]:
-    """Like `jax.value_and_grad`, but differentiates the trainable half of the first argument only.
+    """Like `jax.value_and_grad` of `loss(params, *args)`, but differentiates the trainable half of `params` only.
 
     The gradient holds None for frozen leaves, so nothing downstream (a norm, a clip, a log line) can
     bring their matmuls back. `freeze(tx, mask).update` and `apply_updates` take it as it is.
 
-    Args:
-      loss: `loss(params, *args) -> scalar` (or `(scalar, aux)` with `has_aux`).
-      mask: tree of Python bools like `params`, True = trainable.
-
-    >>> import jax.numpy as jnp
-    >>> loss = lambda p, x: p["w"] * x + p["b"]
-    >>> grad = value_and_grad(loss, {"w": True, "b": False})
+    >>> grad = value_and_grad(lambda p, x: p["w"] * x + p["b"], {"w": True, "b": False})
     >>> value, grads = grad({"w": jnp.float32(2), "b": jnp.float32(1)}, 3.0)
     >>> float(value), float(grads["w"]), grads["b"]
     (7.0, 3.0, None)
@@ -71,10 +63,7 @@ def value_and_grad(
 
     def differentiated(params: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
         trainable, frozen = partition(params, mask)
-
-        def loss_of_half(half: PyTree) -> Any:
-            return loss(combine(half, frozen), *args, **kwargs)
-
+        loss_of_half = lambda half: loss(combine(half, frozen), *args, **kwargs)  # noqa: E731
         return jax.value_and_grad(loss_of_half, has_aux=has_aux)(trainable)
 
     return differentiated
@@ -83,8 +72,7 @@ def value_and_grad(
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
     """`optax.apply_updates` for updates that hold None where a leaf is frozen: that leaf stays as it is.
 
-    An update that is zero leaves its weight as it is, too, which "plus zero" does not: `-0.0 + 0.0` is
-    `0.0`, and CPUs flush a subnormal sum to zero.
+    So does the weight of an update of zero: `-0.0 + 0.0` is `0.0`, and CPUs flush a subnormal sum to zero.
 
     >>> import numpy as np
     >>> apply_updates({"a": np.float32(1), "b": np.float32(2)}, {"a": np.float32(0.5), "b": None})

@@ -14,7 +14,7 @@
 
 import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -36,11 +36,7 @@ class Role(enum.StrEnum):
 
     @property
     def constant(self) -> bool:
-        """Whether such a leaf never trains and has no place in a checkpoint of what was learned.
-
-        >>> Role.SEED.constant, Role.KERNEL.constant
-        (True, False)
-        """
+        """Whether such a leaf never trains and has no place in a checkpoint of what was learned."""
         return self in (Role.SEED, Role.DRAWN)
 
 
@@ -51,9 +47,6 @@ class Weight:
     arrays, other weights, or static. `roles` says what each array is; the field of the kernel that an adapter stands
     over is a KERNEL. That field may hold another weight, and on a mesh it holds a kernel in shards: multiply with it
     through `freezejax.weights.linear`, and read it through `freezejax.weights.matrix`.
-
-    >>> Weight.roles
-    {}
     """
 
     roles: ClassVar[Mapping[str, Role]] = {}
@@ -69,23 +62,15 @@ class Weight:
     @property
     def shape(self) -> tuple[int, int]:
         """`(in, out)`."""
-        found = jax.eval_shape(type(self).materialize, self).shape
-        return found[0], found[1]
+        return jax.eval_shape(type(self).materialize, self).shape
 
     def placed(self, used: Callable[[tuple[int, int]], jax.sharding.NamedSharding]) -> Self:
-        """This weight, knowing how a matrix of a given shape is sharded where it is used; most kinds need not know.
-
-        A kind that makes its matrix itself needs to, so that each device makes its own shard only: see `MapWeight`.
-        """
+        """This weight, told how a matrix of its shape is sharded where it is used: see `MapWeight`, which makes one."""
         return self
 
 
 class Leaf(NamedTuple):
-    """One leaf of the parameters.
-
-    >>> Leaf("up/kernel/a", Role.ADAPTER, "up/kernel", None, None).role
-    <Role.ADAPTER: 'adapter'>
-    """
+    """One leaf of the parameters."""
 
     path: str
     role: Role
@@ -103,38 +88,38 @@ def leaves(tree: PyTree) -> list[Leaf]:
     >>> [leaf.role.value for leaf in leaves({"up": {"kernel": 1.0}, "ln": {"scale": 2.0}})]
     ['vector', 'kernel']
     """
-    found: list[Leaf] = []
-    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight):
-        name = path_string(path)
-        found += _of_weight(node, name, name) if is_weight(node) else [Leaf(name, _role(name), name, node, None)]
-    return found
+    return list(_leaves(tree, "", None, None))
+
+
+def _leaves(tree: PyTree, path: str, kernel: str | None, owner: Weight | None) -> Iterator[Leaf]:
+    """Those of a tree, or of the weight `owner` that stands at `path`."""
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not owner and is_weight(node))
+    for key_path, node in nodes:
+        name = "/".join(filter(None, (path, path_string(key_path))))
+        of_kernel = name if kernel is None else kernel
+        if is_weight(node):
+            yield from _leaves(node, name, of_kernel, node)
+        elif owner is None:
+            yield Leaf(name, _role(name), name, node, None)
+        elif (field := path_string(key_path[:1])) in owner.roles:
+            yield Leaf(name, owner.roles[field], of_kernel, node, owner)
+        else:
+            raise TypeError(f"{type(owner).__name__}.roles says nothing of its field {field!r}")
 
 
 def map_leaves(fn: Callable[[Leaf], Any], tree: PyTree) -> PyTree:
-    """`jax.tree.map` whose function gets a `Leaf`.
-
-    >>> map_leaves(lambda leaf: leaf.role.value, {"up": {"kernel": 1.0}})
-    {'up': {'kernel': 'kernel'}}
-    """
+    """`jax.tree.map` whose function gets a `Leaf`."""
     return jax.tree.unflatten(jax.tree.structure(tree), [fn(leaf) for leaf in leaves(tree)])
 
 
 def weights(tree: PyTree) -> list[tuple[str, Weight]]:
-    """Path and value of every outermost `Weight` of a tree.
-
-    >>> weights({"w": 1.0})
-    []
-    """
+    """Path and value of every outermost `Weight` of a tree."""
     nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight)
     return [(path_string(path), node) for path, node in nodes if is_weight(node)]
 
 
 def map_weights(fn: Callable[[str, Weight], Any], tree: PyTree) -> PyTree:
-    """The tree with every `Weight`, inner ones first, put through a function of its kernel's path and itself.
-
-    >>> map_weights(lambda path, weight: path, {"w": 1.0})
-    {'w': 1.0}
-    """
+    """The tree with every `Weight`, inner ones first, put through a function of its kernel's path and itself."""
 
     def change(node: Any, kernel: str) -> Any:
         if not is_weight(node):
@@ -158,41 +143,17 @@ def checkpoint_mask(tree: PyTree) -> PyTree:
 
 
 def is_weight(node: Any) -> bool:
-    """Whether a node is a `Weight`.
-
-    >>> is_weight(1.0)
-    False
-    """
+    """Whether a node is a `Weight`."""
     return isinstance(node, Weight)
 
 
 def parameter_count(leaf: Leaf) -> int:
-    """Number of parameters a leaf stands for: a seed for the matrix drawn from it, what was drawn for none.
-
-    >>> import jax.numpy as jnp
-    >>> parameter_count(Leaf("b", Role.VECTOR, "b", jnp.zeros(3), None))
-    3
-    """
+    """Number of parameters a leaf stands for: a seed for the matrix drawn from it, what was drawn for none."""
     if leaf.role is Role.DRAWN:
         return 0
     if leaf.role is Role.SEED and leaf.owner is not None:
         return math.prod(leaf.owner.shape)
     return math.prod(leaf.value.shape)
-
-
-def _of_weight(weight: Weight, path: str, kernel: str) -> list[Leaf]:
-    found: list[Leaf] = []
-    nodes = jax.tree_util.tree_leaves_with_path(weight, is_leaf=lambda node: node is not weight and is_weight(node))
-    for inner, node in nodes:
-        name = "/".join(part for part in (path, path_string(inner)) if part)
-        if is_weight(node):
-            found += _of_weight(node, name, kernel)
-            continue
-        field = path_string(inner[:1])
-        if field not in weight.roles:
-            raise TypeError(f"{type(weight).__name__}.roles says nothing of its field {field!r}")
-        found.append(Leaf(name, weight.roles[field], kernel, node, weight))
-    return found
 
 
 def _role(path: str) -> Role:

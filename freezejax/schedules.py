@@ -12,7 +12,7 @@ import numpy as np
 
 from freezejax.errors import UserError
 from freezejax.masks import Rules, check_rules, check_shared_arrays, compile_pattern, masks_of, matcher
-from freezejax.paths import PyTree, leaf_paths, nearest
+from freezejax.paths import PyTree, check_known, leaf_paths, nearest
 
 
 class Phase(NamedTuple):
@@ -39,34 +39,30 @@ class FreezeSchedule:
       UserError: no entries, a first start other than 0, a negative step, a fraction outside (0, 1), or
         starts that do not increase (phases would overlap).
 
-    >>> freeze_gate = [(".*/gate", False), (".*", True)]
-    >>> schedule = FreezeSchedule([(0, [(".*", True)]), (1 / 3, freeze_gate)]).resolve(300)
-    >>> [start for start, _ in schedule.entries]
-    [0, 100]
+    >>> schedule = FreezeSchedule([(0, [(".*", True)]), (1 / 3, [(".*/gate", False), (".*", True)])])
     >>> schedule.phases({"mlp": {"gate": 1.0, "up": 2.0}}, 300)[1]
     Phase(start=100, stop=300, mask={'mlp': {'gate': False, 'up': True}})
     """
 
     entries: Sequence[tuple[int | float | jax.Array, Rules]]
-    # Pairs of (name, pattern) of groups that one event sends different ways, so that no leaf may be in both.
-    disagreeing: frozenset[tuple[tuple[str, str], tuple[str, str]]] = frozenset()
-    overruled: bool = False  # of `by_groups`: a later event may decide all that an earlier one had decided
+    # Of `by_groups`, where a later event may decide all that an earlier one had decided: pairs of (name, pattern) of
+    # groups that one event sends different ways, so that no leaf may be in both.
+    disagreeing: frozenset[tuple[tuple[str, str], tuple[str, str]]] | None = None
 
     def __post_init__(self) -> None:
-        """Freezes the entries into tuples and checks their starts."""
+        """Freezes the entries into tuples and checks them."""
         try:
             entries = tuple((start, tuple(rules)) for start, rules in self.entries)
         except (TypeError, ValueError):
-            raise UserError(
-                f"schedule entries {self.entries!r}: each is (start, [(pattern, trainable), ...])"
-            ) from None
+            told = f"schedule entries {self.entries!r}: each is (start, [(pattern, trainable), ...])"
+            raise UserError(told) from None
         object.__setattr__(self, "entries", tuple((start, check_rules(rules)) for start, rules in entries))
         for start, _ in entries:
             _check_start(start)
         if not entries or isinstance(entries[0][0], jax.Array) or entries[0][0] != 0:
             raise UserError("schedule: the first entry must start at step 0, to say what trains at first")
         if self.resolved:
-            _check_increasing([start for start, _ in entries], "")
+            _check_increasing(entries, "")
 
     @property
     def resolved(self) -> bool:
@@ -77,35 +73,29 @@ class FreezeSchedule:
         """The same schedule with every fraction turned into a step of a run of `total_steps`.
 
         Raises:
-          UserError: a length that is not a positive int, a start at or beyond the end of the run, or two
-            entries on one step.
-
-        >>> FreezeSchedule([(0, [("w", True)]), (0.5, [("w", False)])]).resolve(7).entries[1][0]
-        4
+          UserError: a length that is no positive int, a start beyond the end of the run, or two entries on one step.
         """
         if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or total_steps < 1:
             raise UserError(f"schedule: total_steps={total_steps!r} is not a positive number of steps")
-        if any(isinstance(start, jax.Array) for start, _ in self.entries):
-            raise UserError("schedule: a start that is an array has no static phase; give ints, or scheduled_freeze it")
-        entries = [
-            (round(start * total_steps) if isinstance(start, float) else start, rules) for start, rules in self.entries
-        ]
-        for (start, _), (given, _) in zip(entries, self.entries, strict=True):
+        entries = []
+        for given, rules in self.entries:
+            if isinstance(given, jax.Array):
+                raise UserError(
+                    "schedule: a start that is an array has no static phase; give ints, or scheduled_freeze it"
+                )
+            start = round(given * total_steps) if isinstance(given, float) else given
             if start >= total_steps:
                 at = f"{given}, step {start}," if isinstance(given, float) else f"{given}"
                 raise UserError(
                     f"schedule: start {at} lies beyond the run of {total_steps} steps; "
                     f"the last usable step is {total_steps - 1}"
                 )
-        _check_increasing([start for start, _ in entries], f" in a run of {total_steps} steps")
+            entries.append((start, rules))
+        _check_increasing(entries, f" in a run of {total_steps} steps")
         return dataclasses.replace(self, entries=entries)
 
     def phases(self, params: PyTree, total_steps: int) -> list[Phase]:
-        """Static phases of a run: what the training loop compiles, one after the other.
-
-        >>> FreezeSchedule([(0, [("w", True)]), (3, [("w", False)])]).phases({"w": 1.0}, 10)
-        [Phase(start=0, stop=3, mask={'w': True}), Phase(start=3, stop=10, mask={'w': False})]
-        """
+        """Static phases of a run: what the loop compiles, in order; raises what `resolve` and `masks` raise."""
         resolved = self.resolve(total_steps)
         starts = [int(start) for start, _ in resolved.entries]
         masks = resolved.masks(params)
@@ -113,30 +103,19 @@ class FreezeSchedule:
         return list(map(Phase, starts, [*starts[1:], total_steps], masks))
 
     def masks(self, params: PyTree) -> list[PyTree]:
-        """The mask of each entry, whatever its start.
-
-        Raises:
-          UserError: what `trainable_mask` raises of rules, or two groups of one event that disagree share a leaf.
-
-        >>> FreezeSchedule([(0, [("w", True)]), (0.5, [("w", False)])]).masks({"w": 1.0})
-        [{'w': True}, {'w': False}]
-        """
+        """The mask of each entry, whatever its start; raises what `trainable_mask` and `by_groups` raise of rules."""
         if self.disagreeing:
             _check_apart(self.disagreeing, leaf_paths(params))
-        return masks_of(params, [rules for _, rules in self.entries], overruled=self.overruled)
+        rule_sets = [rules for _, rules in self.entries]
+        return masks_of(params, rule_sets, overruled=self.disagreeing is not None)
 
     def mask_at(self, params: PyTree, step: Any) -> PyTree:
         """Mask at `step` as a tree of bool scalars; `step` may be traced (jit, scan, vmap).
 
         Past the last start the last entry holds for ever. A start may be an integer array too, traced or
         not, so that a sweep over freeze steps is one `vmap` (then starts are taken to increase, unchecked).
+        Fractions have to be resolved first.
 
-        Raises:
-          UserError: the schedule holds fractions; call `resolve` first.
-
-        >>> schedule = FreezeSchedule([(0, [("w", True)]), (3, [("w", False)])])
-        >>> [bool(schedule.mask_at({"w": 1.0}, step)["w"]) for step in (0, 2, 3)]
-        [True, True, False]
         >>> at = lambda start: FreezeSchedule([(0, [("w", True)]), (start, [("w", False)])]).mask_at({"w": 1.0}, 3)["w"]
         >>> jax.vmap(at)(jnp.array([2, 3, 4]))
         Array([False, False,  True], dtype=bool)
@@ -146,12 +125,7 @@ class FreezeSchedule:
         return self.select(masks, step)
 
     def select(self, masks: Sequence[PyTree], step: Any) -> PyTree:
-        """Of what `masks` returns, the mask at `step`, as `mask_at` gives it.
-
-        >>> schedule = FreezeSchedule([(0, [("w", True)]), (3, [("w", False)])])
-        >>> bool(schedule.select(schedule.masks({"w": 1.0}), 3)["w"])
-        False
-        """
+        """Of what `masks` returns, the mask at `step`, as `mask_at` gives it."""
         if not self.resolved:
             raise UserError("schedule holds fractions of a run: call schedule.resolve(total_steps) first")
         starts = jnp.stack([jnp.asarray(start, dtype=jnp.int32) for start, _ in self.entries])
@@ -165,54 +139,43 @@ class FreezeSchedule:
 def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Mapping[str, bool]]]) -> FreezeSchedule:
     """Schedule over named module groups: everything trains until an event says otherwise.
 
-    Args:
-      groups: name -> pattern of leaf paths.
-      events: `(start, {group: trainable})`, in order. A group keeps its state until an event names it. Where
-        groups of different events overlap, the latest event wins.
+    `groups` are patterns of leaf paths by name, `events` are `(start, {group: trainable})` in order. A group keeps its
+    state until an event names it. Where groups of different events overlap, the latest event wins.
 
     Raises:
-      UserError: an event names an unknown group. When masks are made of the schedule: one event freezes one group
-        and thaws another, and they share a leaf, so that the event does not say what becomes of it.
+      UserError: an event names an unknown group; or (when masks are made) freezes one group and thaws another, and
+        they share a leaf.
 
     >>> schedule = by_groups({"gate": ".*/gate"}, [(10, {"gate": False}), (20, {"gate": True})])
     >>> [start for start, _ in schedule.entries]
     [0, 10, 20]
     """
-    rules: list[tuple[str, bool]] = [(".*", True)]
+    trains = {".*": True}  # the pattern named last stands last, and comes first among the rules
     entries: list[tuple[int | float, Rules]] = []
     disagreeing = set()
     for start, changes in events:
         for name, trainable in changes.items():
-            if name not in groups:
-                raise UserError(f"schedule: no group is named {name!r}; {nearest(name, groups)}")
-            others = [rule for rule in rules if rule[0] != groups[name]]
-            rules = [(groups[name], trainable), *others]
-        entries.append((start, tuple(rules)))
+            check_known(name, groups, f"schedule: no group is named {name!r}", count=3)
+            trains.pop(groups[name], None)
+            trains[groups[name]] = trainable
+        entries.append((start, list(reversed(trains.items()))))
         pairs = itertools.combinations(sorted((name, groups[name]) for name in changes), 2)
         disagreeing |= {(one, other) for one, other in pairs if changes[one[0]] != changes[other[0]]}
     if not entries or entries[0][0] != 0:
-        entries.insert(0, (0, ((".*", True),)))
-    return FreezeSchedule(entries, frozenset(disagreeing), overruled=True)
+        entries.insert(0, (0, [(".*", True)]))
+    return FreezeSchedule(entries, frozenset(disagreeing))
 
 
 def layer_by_layer(
-    params: PyTree,
-    starts: Sequence[int | float],
-    *,
-    pattern: str = r"blocks/(\d+)/.*",
-    order: str = "bottom",
+    params: PyTree, starts: Sequence[int | float], *, pattern: str = r"blocks/(\d+)/.*", order: str = "bottom"
 ) -> FreezeSchedule:
     """Freezes one layer more at each of `starts`, from the bottom (layer 0 first) or from the top.
 
-    Args:
-      params: tree whose leaf paths hold the layers.
-      starts: steps or fractions, increasing, at most one per layer.
-      pattern: regular expression whose first group captures the layer number.
-      order: "bottom" or "top".
+    `starts` are steps or fractions, increasing, at most one per layer; the first group of `pattern` captures the layer
+    number in a leaf path; `order` is "bottom" or "top".
 
     Raises:
-      UserError: no leaf matches, the pattern's first group captures no number, more starts than layers, or
-        an unknown order.
+      UserError: no leaf matches, no number is captured, more starts than layers, or an unknown order.
 
     >>> params = {"blocks": {0: {"w": 1.0}, 1: {"w": 2.0}}}
     >>> schedule = layer_by_layer(params, [5], order="top")
@@ -221,32 +184,32 @@ def layer_by_layer(
     """
     if order not in ("bottom", "top"):
         raise UserError(f"layer_by_layer: order={order!r}; use 'bottom' or 'top'")
-    layer_of = _layer_numbers(leaf_paths(params), pattern)
-    layers = sorted(set(layer_of.values()), reverse=order == "top")
+    members = _paths_by_layer(leaf_paths(params), pattern)
+    layers = sorted(members, reverse=order == "top")
     if len(starts) > len(layers):
         raise UserError(f"layer_by_layer: {len(starts)} starts for {len(layers)} layers; give at most one each")
-    groups = dict.fromkeys(map(str, layers), "")
-    for path, layer in layer_of.items():
-        groups[str(layer)] += f"|{re.escape(path)}" if groups[str(layer)] else re.escape(path)
+    groups = {str(layer): "|".join(map(re.escape, members[layer])) for layer in layers}
     return by_groups(groups, [(at, {str(n): False}) for at, n in zip(starts, layers, strict=False)])
 
 
-def _layer_numbers(paths: list[str], pattern: str) -> dict[str, int]:
-    compiled = compile_pattern(pattern)
-    captured = {path: match.groups() for path in paths if (match := compiled.fullmatch(path))}
-    if not captured:
+def _paths_by_layer(paths: list[str], pattern: str) -> dict[int, list[str]]:
+    compiled, members = compile_pattern(pattern), dict[int, list[str]]()
+    for path in paths:
+        if match := compiled.fullmatch(path):
+            number = match[1] if compiled.groups else None
+            if not (number and number.isdecimal()):
+                raise UserError(
+                    f"layer_by_layer: pattern {pattern!r} must capture the layer number in its first group; "
+                    f"it does not in leaf {path!r}"
+                )
+            members.setdefault(int(number), []).append(path)
+    if not members:
         raise UserError(f"layer_by_layer: pattern {pattern!r} matches no leaf; {nearest(pattern, paths)}")
-    for path, found in captured.items():
-        if not (found and str(found[0]).isdecimal()):
-            raise UserError(
-                f"layer_by_layer: pattern {pattern!r} must capture the layer number in its first group; "
-                f"it does not in leaf {path!r}"
-            )
-    return {path: int(found[0]) for path, found in captured.items()}
+    return members
 
 
 def _check_apart(pairs: Iterable[tuple[tuple[str, str], tuple[str, str]]], paths: Sequence[str]) -> None:
-    matched = matcher(paths)
+    matched = matcher(paths, "rule")
     for (one, pattern), (other, other_pattern) in sorted(pairs):
         shared = sorted(set(matched(pattern)) & set(matched(other_pattern)))
         if shared:
@@ -267,8 +230,8 @@ def _check_start(start: Any) -> None:
         raise UserError(f"schedule: step {start} is negative; the run begins at step 0")
 
 
-def _check_increasing(starts: Sequence[Any], where: str) -> None:
-    for earlier, later in itertools.pairwise(starts):
+def _check_increasing(entries: Sequence[tuple[Any, Rules]], where: str) -> None:
+    for (earlier, _), (later, _) in itertools.pairwise(entries):
         if not isinstance(earlier, jax.Array) and not isinstance(later, jax.Array) and later <= earlier:
             raise UserError(
                 f"schedule: phases overlap{where}: an entry starts at {later} after one at {earlier}; "

@@ -2,8 +2,7 @@
 
 A kernel is stored in shards over `fsdp` and `tensor`. Where it is used it is gathered over `fsdp`, in the forward
 pass and again in the backward pass; the gradient of a trainable one is summed over `data` and `fsdp` and kept as a
-shard. A frozen kernel has no gradient, so nothing of it is ever summed. A random map is drawn where it is needed: never
-gathered.
+shard. A frozen kernel has no gradient. A random map is drawn where it is needed: never gathered.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from freezejax import roles
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, map_with_paths
-from freezejax.roles import Leaf, Role, Weight
+from freezejax.roles import Leaf, Role
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # axes that split the rows of a batch
@@ -53,9 +52,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         raise UserError(f"train.mesh.{open_axes[1]}=-1: only one axis can be what the others leave")
     if len(devices) % known if open_axes else known != len(devices):
         product = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != -1)
-        raise UserError(
-            f"train.mesh: {product} {'does not divide' if open_axes else 'is not'} the {len(devices)} devices"
-        )
+        is_not = "does not divide" if open_axes else "is not"
+        raise UserError(f"train.mesh: {product} {is_not} the {len(devices)} devices")
     if open_axes:
         sizes[open_axes[0]] = len(devices) // known
     # Not jax.make_mesh: it knows no devices of a topology description, and its axes are Explicit by default.
@@ -76,23 +74,13 @@ def spec_of(kernel: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> P:
 
 
 def used_spec(spec: P) -> P:
-    """How a leaf stored as `spec` lies while it is used: gathered over `fsdp`.
-
-    >>> used_spec(P("fsdp", "tensor"))
-    P(None, 'tensor')
-    """
+    """How a leaf stored as `spec` lies while it is used: gathered over `fsdp`."""
     return P(*(None if axis == "fsdp" else axis for axis in spec))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A table of sharding rules applied to one tree of parameters on one mesh.
-
-    >>> params = {"up": {"kernel": jax.ShapeDtypeStruct((4, 6), jnp.float32)}}
-    >>> layout = Layout(make_mesh(), params, [("up/kernel", P("fsdp", "tensor"))])
-    >>> layout.shardings({"mu": {"up": {"kernel": jnp.ones((4, 6))}}})["mu"]["up"]["kernel"].spec
-    P('fsdp', 'tensor')
-    """
+    """A table of sharding rules applied to one tree of parameters on one mesh."""
 
     mesh: Mesh
     params: PyTree  # abstract, with maps that are stored where there are any
@@ -104,15 +92,13 @@ class Layout:
 
     @functools.cached_property
     def _stored(self) -> dict[tuple[str, tuple[int, ...]], NamedSharding]:
-        """Sharding by path and shape."""
         leaves = roles.leaves(self.params)
         return {(leaf.path, leaf.value.shape): NamedSharding(self.mesh, self.spec(leaf)) for leaf in leaves}
 
     def shardings(self, tree: PyTree) -> PyTree:
         """Sharding of every leaf of parameters, or of any state that holds trees like them, or paths of such as keys.
 
-        A leaf whose path ends in that of a parameter of the same shape lies like it, all others on every device. One
-        look-up per end of a path: the time is linear in the number of leaves.
+        A leaf whose path ends in that of a parameter of the same shape lies like it, all others on every device.
         """
         stored, replicated = self._stored, self.replicated
 
@@ -124,11 +110,8 @@ class Layout:
 
     def abstract(self, tree: PyTree) -> PyTree:
         """The shapes of a tree with their shardings."""
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            tree,
-            self.shardings(tree),
-        )
+        shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+        return jax.tree.map(shape, tree, self.shardings(tree))
 
     @property
     def batch(self) -> NamedSharding:
@@ -143,37 +126,29 @@ class Layout:
     def placed(self, params: PyTree) -> PyTree:
         """The tree in which each weight knows how its matrix is sharded where it is used: a map draws that shard."""
 
-        def one(path: str, weight: Weight) -> Weight:
-            return weight.placed(lambda shape: self._used(spec_of(path, shape, self.mesh, self.rules)))
+        def used(path: str, shape: Sequence[int]) -> NamedSharding:
+            return _used(NamedSharding(self.mesh, spec_of(path, shape, self.mesh, self.rules)))
 
-        return roles.map_weights(one, params)
+        return roles.map_weights(lambda path, weight: weight.placed(functools.partial(used, path)), params)
 
     def at_use(self, params: PyTree) -> PyTree:
         """The tree as layers use it: kernels gathered as they multiply, maps that draw their shard, the rest whole."""
 
         def one(leaf: Leaf) -> Any:
-            stored = self.spec(leaf)
-            if leaf.role is Role.DRAWN:
-                return leaf.value
+            stored = NamedSharding(self.mesh, self.spec(leaf))
             if leaf.role in (Role.KERNEL, Role.HEAD):
-                return ShardedKernel(leaf.value, NamedSharding(self.mesh, stored))
-            used = self._used(stored)
-            return leaf.value if stored == used.spec else _gathered(leaf.value, NamedSharding(self.mesh, stored), used)
+                return ShardedKernel(leaf.value, stored)
+            if leaf.role is Role.DRAWN or stored == _used(stored):
+                return leaf.value
+            return _gathered(leaf.value, stored)
 
         return roles.map_leaves(one, self.placed(params))
-
-    def _used(self, stored: P) -> NamedSharding:
-        return NamedSharding(self.mesh, used_spec(stored))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ShardedKernel:
-    """A kernel [in, out] in shards; called like a matrix product, see `freezejax.weights.linear`.
-
-    >>> ShardedKernel(jnp.ones((4, 6)), NamedSharding(make_mesh(), P("fsdp", "tensor")))(jnp.ones((2, 3, 4))).shape
-    (2, 3, 6)
-    """
+    """A kernel [in, out] in shards; called like a matrix product, see `freezejax.weights.linear`."""
 
     kernel: jax.Array
     stored: NamedSharding = dataclasses.field(metadata={"static": True})
@@ -184,7 +159,7 @@ class ShardedKernel:
 
     def materialize(self) -> jax.Array:
         """The kernel, whole but for the axis `tensor`."""
-        return _gathered(self.kernel, self.stored, NamedSharding(self.stored.mesh, used_spec(self.stored.spec)))
+        return _gathered(self.kernel, self.stored)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -192,20 +167,15 @@ class ShardedKernel:
         return self.kernel.shape
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(leaf: jax.Array, stored: NamedSharding, used: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(leaf, used)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(leaf: jax.Array, stored: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, _used(stored))
 
 
-def _gathered_forward(leaf: jax.Array, stored: NamedSharding, used: NamedSharding) -> tuple[jax.Array, None]:
-    return _gathered(leaf, stored, used), None
-
-
-def _gathered_backward(stored: NamedSharding, used: NamedSharding, saved: None, grad: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(grad, stored),)
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+_gathered.defvjp(
+    lambda leaf, stored: (_gathered(leaf, stored), None),
+    lambda stored, _, grad: (jax.lax.with_sharding_constraint(grad, stored),),
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -224,19 +194,27 @@ def _sharded_backward(stored: NamedSharding, saved: Any, grad: jax.Array) -> tup
     kernel_IxO, grad = jax.lax.optimization_barrier((kernel_IxO, grad))
     x_grad = grad @ _whole(kernel_IxO, stored, x.dtype).T
     x_grad = _constrain_rows(x_grad, stored, used_spec(stored.spec)[:1])
-    x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    # Summed over devices in float32 whatever the compute dtype. Dead code, and dropped, where the kernel is frozen.
-    kernel_grad = jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32).astype(kernel_IxO.dtype)
+    kernel_grad = kernel_gradient(x, grad).astype(kernel_IxO.dtype)
     return x_grad, jax.lax.with_sharding_constraint(kernel_grad, stored)
 
 
 _sharded_matmul.defvjp(_sharded_forward, _sharded_backward)
 
 
+def kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
+    """`x.T @ grad` over all rows, in float32 whatever the compute dtype; dead code, and dropped, of a frozen kernel."""
+    x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    return jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32)
+
+
+def _used(stored: NamedSharding) -> NamedSharding:
+    return NamedSharding(stored.mesh, used_spec(stored.spec))
+
+
 def _whole(kernel_IxO: jax.Array, stored: NamedSharding, dtype: Any) -> jax.Array:
     # Cast first: bfloat16 is half the bytes on the wire.
     shard = jax.lax.with_sharding_constraint(kernel_IxO.astype(dtype), stored)
-    return jax.lax.with_sharding_constraint(shard, NamedSharding(stored.mesh, used_spec(stored.spec)))
+    return jax.lax.with_sharding_constraint(shard, _used(stored))
 
 
 def _constrain_rows(x: jax.Array, stored: NamedSharding, last: Any) -> jax.Array:

@@ -1,25 +1,21 @@
 """One array at several leaves (a tied embedding) as one leaf: masked, trained, counted and stored once."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.masks import matcher
-from freezejax.paths import PyTree, leaf_paths, nearest, path_string
+from freezejax.masks import first_places, matcher
+from freezejax.paths import PyTree, by_path, check_known, path_string
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Tied:
-    """What stands in the parameters where the array of another leaf is used again. It has no leaf of its own.
-
-    >>> jax.tree.leaves({"embed": 1.0, "head": Tied("embed")})
-    [1.0]
-    """
+    """What stands in the parameters where the array of another leaf is used again. It has no leaf of its own."""
 
     to: str  # path of the leaf that holds the array
 
@@ -30,11 +26,8 @@ def tie(params: PyTree, rules: Sequence[tuple[str, str]] | None = None) -> PyTre
     The other places hold no leaf then: rules, masks, gradients, optimizer state, `describe` and counts see the
     array once. The gradients of all its uses add up.
 
-    Args:
-      params: parameters; a new tree is returned.
-      rules: ordered `(pattern, path)` pairs: leaves that match the pattern are the array at `path`. Needed where
-        the leaves are equal copies, as a checkpoint gives them back. Without rules, every array that is the same
-        object at several leaves is tied to its first place.
+    `rules` are ordered `(pattern, path)` pairs: leaves that match the pattern are the array at `path`. Equal copies, as
+    a checkpoint gives them back, need them; without rules, an array that is one object is tied to its first place.
 
     Raises:
       UserError: a pattern matches no leaf, `path` is none, or the arrays differ in shape, dtype or values.
@@ -42,12 +35,10 @@ def tie(params: PyTree, rules: Sequence[tuple[str, str]] | None = None) -> PyTre
     >>> table = np.ones((3, 2), np.float32)
     >>> tie({"embed": table, "head": table})["head"]
     Tied(to='embed')
-    >>> sorted(tie({"embed": table, "head": table.copy()}, [("head", "embed")]))
-    ['embed', 'head']
     """
-    paths, leaves = leaf_paths(params), jax.tree.leaves(params)
-    holder = _same_objects(paths, leaves) if rules is None else _by_rules(paths, leaves, rules)
-    tied = [Tied(holder[path]) if path in holder else leaf for path, leaf in zip(paths, leaves, strict=True)]
+    leaves = by_path(params)
+    holder = first_places(leaves) if rules is None else _by_rules(leaves, rules)
+    tied = [Tied(holder[path]) if path in holder else leaf for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(params), tied)
 
 
@@ -61,7 +52,7 @@ def untie(params: PyTree) -> PyTree:
     >>> untied["head"] is untied["embed"]
     True
     """
-    held = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    held = by_path(params)
 
     def put_back(path: Any, node: Any) -> Any:
         if not isinstance(node, Tied):
@@ -76,25 +67,13 @@ def untie(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(put_back, params, is_leaf=lambda node: isinstance(node, Tied))
 
 
-def _same_objects(paths: list[str], leaves: list[Any]) -> dict[str, str]:
-    first: dict[int, str] = {}
-    arrays = [pair for pair in zip(paths, leaves, strict=True) if isinstance(pair[1], jax.Array | np.ndarray)]
-    holder = {path: first.setdefault(id(leaf), path) for path, leaf in arrays}
-    return {path: held_by for path, held_by in holder.items() if path != held_by}
-
-
-def _by_rules(paths: list[str], leaves: list[Any], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
-    matched, leaf_at = matcher(paths), dict(zip(paths, leaves, strict=True))
-    holder: dict[str, str] = {}
+def _by_rules(leaves: Mapping[str, Any], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
+    matched, holder = matcher(list(leaves), "tie:"), dict[str, str]()
     for pattern, to in rules:
-        if to not in leaf_at:
-            raise UserError(f"tie: there is no leaf {to!r}; {nearest(to, paths)}")
-        found = matched(pattern)
-        if not found:
-            raise UserError(f"tie: {pattern!r} matches no leaf; {nearest(pattern, paths)}")
-        for path in found:
+        check_known(to, leaves, f"tie: there is no leaf {to!r}", count=3)
+        for path in matched(pattern):
             if path != to:
-                _check_equal(path, leaf_at[path], to, leaf_at[to])
+                _check_equal(path, leaves[path], to, leaves[to])
                 holder.setdefault(path, to)
     for path, to in holder.items():
         if to in holder:

@@ -1,5 +1,6 @@
 """The version of this package, and those of the packages it stands on."""
 
+import contextlib
 from importlib import metadata
 
 __version__ = "0.2.0"
@@ -11,11 +12,8 @@ def versions(*packages: str) -> dict[str, str | None]:
     >>> versions("freezejax", "no-such-package") == {"freezejax": __version__, "no-such-package": None}
     True
     """
-    return {name: __version__ if name == "freezejax" else _installed(name) for name in packages}
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = __version__ if name == "freezejax" else metadata.version(name)
+    return found

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 
 from freezejax.errors import UserError
-from freezejax.fields import make_config
+from freezejax.masks import count_parameters as count
 from freezejax.models import geglu, importers, parameter_golf
 from freezejax.models.attention import causal_attention
-from freezejax.models.base import Model, count, functional
+from freezejax.models.base import Model, functional
+from freezejax.models.config import make_config
 from freezejax.models.family import Family, Params
 from freezejax.models.geglu import GegluConfig
 from freezejax.models.loss import cross_entropy
 from freezejax.models.parameter_golf import ParameterGolfConfig
-from freezejax.paths import nearest
+from freezejax.paths import check_known
 from freezejax.weights import Rules, attach
 
 __all__ = [
@@ -32,30 +33,19 @@ __all__ = [
 ]
 
 # A new family is a file with its record and a line here.
-FAMILIES: dict[str, Family] = {
-    "geglu": geglu.FAMILY,
-    "parameter_golf": parameter_golf.FAMILY,
-}
+FAMILIES: dict[str, Family] = {"geglu": geglu.FAMILY, "parameter_golf": parameter_golf.FAMILY}
 
 
 def build(family: str, *, weights: Rules = (), **config: Any) -> Model:
-    """The model of a family, with the family's defaults for every key not given.
+    """The model of a family in `FAMILIES`, such as 'geglu'; `config` are fields of its config, such as `GegluConfig`.
 
-    Args:
-      family: a name in `FAMILIES`, such as 'geglu'.
-      weights: which kernels are weights of another kind, see `freezejax.weights.kinds`; plain mappings, as in a config.
-      **config: fields of the family's config, such as `GegluConfig`.
+    `weights` says which kernels are weights of another kind, see `freezejax.weights.kinds`.
 
     Raises:
-      UserError: an unknown family or key (told with the nearest), a value that no model can have, or a
-        pattern that matches no kernel.
+      UserError: an unknown family or key, a value that no model can have, or a pattern that matches no kernel.
 
     >>> build("geglu", num_layers=2, model_dim=64, num_heads=4).config.mlp_mult
     2
-    >>> build("gegelu")
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: there is no model family 'gegelu'; nearest: geglu
     """
     known = _family(family)
     for name, kind in (("maps", "map"), ("lora", "lora")):
@@ -68,21 +58,15 @@ def build(family: str, *, weights: Rules = (), **config: Any) -> Model:
 def from_torch(
     family: str, state: Mapping[str, np.ndarray], config: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], Params]:
-    """A model trained in PyTorch, from its state dict as numpy arrays and its config.
+    """A model trained in PyTorch: `(apply, params)`, `apply(params, tokens_BxT) -> logits [B, T, V]`, see `Model`.
 
-    Args:
-      family: a name in `FAMILIES`.
-      state: arrays by the names that the family has in PyTorch, see `Family.names`.
-      config: as for `build`; keys such as `tie_embeddings` are checked and dropped.
-
-    Returns:
-      `(apply, params)` with `apply(params, tokens_BxT) -> logits [B, T, V]`, see `Model`.
+    `state` are numpy arrays by the names that the family has in PyTorch, see `Family.names`. `config` is as for
+    `build`; keys such as `tie_embeddings` are checked and dropped.
 
     Raises:
       UserError: a missing or left-over name, a wrong shape, or anything `build` refuses.
 
-    >>> sizes = dict(vocab_size=5, num_layers=1, model_dim=32, num_heads=2)
-    >>> from_torch("geglu", {}, {**sizes, "tied": False})
+    >>> from_torch("geglu", {}, {"num_layers": 1, "tied": False})
     Traceback (most recent call last):
     ...
     freezejax.errors.UserError: config tied=False: this family supports True only
@@ -92,6 +76,5 @@ def from_torch(
 
 
 def _family(family: str) -> Family:
-    if family not in FAMILIES:
-        raise UserError(f"there is no model family {family!r}; {nearest(family, FAMILIES, count=1)}")
+    check_known(family, FAMILIES, f"there is no model family {family!r}")
     return FAMILIES[family]

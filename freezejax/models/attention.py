@@ -17,10 +17,7 @@ def causal_attention(q_BxTxHxD: jax.Array, k_BxTxKxD: jax.Array, v_BxTxKxD: jax.
     K key/value heads serve H query heads, H a multiple of K: query head h reads key head h // (H / K).
     A program lowered for an NVIDIA GPU hands bfloat16 and float16 to cuDNN's fused attention, where that is
     installed. All else is `blocked_attention`, on a TPU too: the partitioner splits it over a mesh like any
-    matmul, while around a Pallas kernel it would gather batch and heads.
-
-    Returns:
-      [B, T, H, D] in the dtype of `q_BxTxHxD`.
+    matmul, while around a Pallas kernel it would gather batch and heads. Returns [B, T, H, D] in the dtype of q.
 
     >>> x = jnp.ones((1, 3, 2, 4))
     >>> causal_attention(x, x, x).shape
@@ -30,22 +27,13 @@ def causal_attention(q_BxTxHxD: jax.Array, k_BxTxKxD: jax.Array, v_BxTxKxD: jax.
         return blocked_attention(q_BxTxHxD, k_BxTxKxD, v_BxTxKxD)
     # The program may be lowered for another platform than the one this process has.
     fused = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    found: jax.Array = jax.lax.platform_dependent(
-        q_BxTxHxD, k_BxTxKxD, v_BxTxKxD, cuda=fused, default=blocked_attention
-    )
-    return found
+    return jax.lax.platform_dependent(q_BxTxHxD, k_BxTxKxD, v_BxTxKxD, cuda=fused, default=blocked_attention)
 
 
 def fused_applies(platform_version: str, dtype: jax.typing.DTypeLike, head_dim: int) -> bool:
     """Whether this process has cuDNN's fused attention for this dtype and head size; its limits before Hopper.
 
-    Args:
-      platform_version: of the backend, as jax reports it. Without CUDA jax cannot even trace the call.
-      dtype: of queries, keys and values.
-      head_dim: D.
-
-    >>> fused_applies("PJRT C API\\ncuda 12090", jnp.bfloat16, 64), fused_applies("<unknown>", jnp.bfloat16, 64)
-    (True, False)
+    `platform_version` is that of the backend, as jax reports it: without CUDA jax cannot even trace the call.
     """
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     return "cuda" in platform_version and half and head_dim % 8 == 0 and head_dim <= 128

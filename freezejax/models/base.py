@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from freezejax.errors import UserError
 from freezejax.models.family import Family, Params, make_init
 from freezejax.models.layers import named
-from freezejax.paths import leaf_paths, nearest
+from freezejax.paths import by_path, check_known
 
 Stream = Any  # a tree of [B, T, D]; its last leaf is the residual stream
 
@@ -23,11 +23,9 @@ Stream = Any  # a tree of [B, T, D]; its last leaf is the residual stream
 class Model(NamedTuple):
     """A model: its family and config, `init(key) -> params` and `apply(params, tokens) -> logits`.
 
-    `init(key, base_key=None)` takes a typed PRNG key, and the base key of the model's random maps if it has any
-    (default: the first), and returns a nested dict of float32 arrays; list-like levels have int
-    keys (`params["blocks"][3]["mlp"]["up"]["kernel"]`, path `blocks/3/mlp/up/kernel`), kernels are
-    [in, out]. Every leaf is drawn from the key folded with its own path, so adding a layer changes no
-    other leaf.
+    `init(key, base_key=None)` takes a typed PRNG key, and the base key of the model's random maps (default: the first),
+    and returns a nested dict of float32 arrays; list-like levels have int keys (path `blocks/3/mlp/up/kernel`), kernels
+    are [in, out]. Every leaf is drawn from the key folded with its own path, so adding a layer changes no other leaf.
 
     `apply(params, tokens_BxT)` takes int32 tokens in [0, vocab_size) and returns float32 logits [B, T, V]. A token
     out of range gives NaN. Its options:
@@ -35,23 +33,19 @@ class Model(NamedTuple):
     - `targets_BxT`: returns their negative log likelihoods in nats, float32 [B, T], instead of the logits, of
       which no more than a slice is ever held where they are many;
     - `dropout_key`: without one there is no dropout;
-    - `compute_dtype=jnp.bfloat16`: activations and matmuls in bfloat16; norms, softmax and logits stay float32,
-      parameters stay as they are;
-    - `remat=True`: the backward pass computes each block again instead of keeping what is inside; the same
-      loss, gradients to float tolerance;
+    - `compute_dtype=jnp.bfloat16`: of activations and matmuls; norms, softmax and logits stay float32;
+    - `remat=True`: the backward pass computes each block again instead of keeping what is inside;
     - `taps=[0, 3]`: returns `(result, {0: stream, 3: stream})`, the streams after these blocks;
     - `hidden`, `blocks`: see `prefix`.
 
     `prefix(params, tokens_BxT, *, blocks=k, compute_dtype=jnp.float32)` runs the embedding and the first k
-    blocks, without dropout, and returns what the rest needs of them: a tree of [B, T, D] in the compute
-    dtype. `apply(..., blocks=k, hidden=...)` runs the rest on it. What the embedding gave and no block changed
-    is not in it: `apply` looks it up again.
+    blocks, without dropout, and returns what the rest, `apply(..., blocks=k, hidden=...)`, needs of them: a tree of
+    [B, T, D] in the compute dtype, without what the embedding gave and no block changed.
 
     >>> from freezejax import models
-    >>> model = models.build("geglu", vocab_size=11, num_layers=1, model_dim=32, num_heads=2)
-    >>> params = model.init(jax.random.key(0))
-    >>> model.apply(params, jnp.zeros((2, 5), jnp.int32)).shape
-    (2, 5, 11)
+    >>> model = models.build("geglu", num_layers=1)
+    >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 5), jnp.int32)).shape
+    (2, 5, 256)
     """
 
     family: Family
@@ -65,37 +59,23 @@ class Model(NamedTuple):
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def check(self, params: Params) -> None:
-        """Refuses parameters that are not this model's. Any float dtype will do.
-
-        Raises:
-          UserError: naming a leaf that is missing, left over, or of another shape or kind of number.
-
-        >>> from freezejax import models
-        >>> models.build("geglu", num_layers=1).check({"ln_f": {"scale": jnp.ones(192)}})
-        Traceback (most recent call last):
-        ...
-        freezejax.errors.UserError: the parameters have no leaf 'blocks/0/attn/out/kernel'; nearest: ln_f/scale
-        """
+        """Refuses parameters that are not this model's, and names the leaf. Any float dtype will do."""
         wanted = self.abstract_params()
-        found, known = (dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)) for tree in (params, wanted))
+        found, known = by_path(params), by_path(wanted)
         for path, leaf in known.items():
-            if path not in found:
-                raise UserError(f"the parameters have no leaf {path!r}; {nearest(path, found, count=1)}")
+            check_known(path, found, f"the parameters have no leaf {path!r}")
             shape, dtype = jnp.shape(found[path]), jnp.result_type(found[path])
             floats = [jnp.issubdtype(kind, jnp.floating) for kind in (dtype, leaf.dtype)]
             if shape != leaf.shape or (dtype != leaf.dtype and not all(floats)):
                 raise UserError(f"leaf {path!r} is {dtype}{[*shape]}; the model's is {leaf.dtype}{[*leaf.shape]}")
-        if left := [path for path in found if path not in known]:
-            raise UserError(f"the model has no place for leaf {left[0]!r}; {nearest(left[0], known, count=1)}")
+        for path in found:
+            check_known(path, known, f"the model has no place for leaf {path!r}")
         structure: Any = jax.tree.structure(wanted)
         if structure != jax.tree.structure(params):
             raise UserError("the parameters must be nested dicts as `init` returns them, with int keys for blocks")
 
     def frozen_blocks(self, mask: Params) -> int:
         """The largest k such that nothing that the embedding and the first k blocks read trains; 0 if there is none.
-
-        Args:
-          mask: tree of bools like the parameters, True = trainable.
 
         >>> from freezejax import models
         >>> model = models.build("geglu", num_layers=3)
@@ -111,11 +91,7 @@ class Model(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _reads(init: Callable[..., Params], apply: Callable[..., Any], blocks: int) -> list[int]:
-    """Which leaves of the parameters the stream after each block depends on: bit i stands for leaf i.
-
-    Read off the jaxpr: what an equation gives depends on all that it takes, and a leaf that the stream does not
-    depend on is dead code in a program that ends there.
-    """
+    """Which leaves of the parameters the stream after each block depends on, by the jaxpr: bit i stands for leaf i."""
     params, tokens = jax.eval_shape(init, jax.random.key(0)), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     streams = jax.make_jaxpr(lambda *args: list(apply(*args, taps=range(blocks))[1].values()), return_shape=True)
     closed, shapes = streams(params, tokens)
@@ -134,21 +110,13 @@ def _reads(init: Callable[..., Params], apply: Callable[..., Any], blocks: int) 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Embedded:
-    """Stands where an array is leaf `index` of what `embed` gave."""
+    """Stands where an array is this leaf of what `embed` gave."""
 
     index: int
 
 
 def functional(family: Family, config: Any) -> Model:
-    """The model of a family and config: its module is split once, without allocating its arrays, into pure functions.
-
-    Raises:
-      UserError: a leaf that no initial distribution of the family covers.
-
-    >>> from freezejax import models
-    >>> functional(models.FAMILIES["geglu"], models.GegluConfig(num_layers=1)).config.num_layers
-    1
-    """
+    """The model of a family and config: the module, split once and without arrays into pure functions."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: family.module(config)))
     shapes: Params = nnx.to_pure_dict(state)
     init = make_init(shapes, family.init_rules(config))
@@ -166,9 +134,9 @@ def functional(family: Family, config: Any) -> Model:
         hidden: Any = None,
     ) -> Any:
         module: Any = nnx.merge(graphdef, params)
-        stream = module.embed(tokens_BxT, jnp.dtype(compute_dtype))
-        stream = stream if hidden is None else _restored(hidden, stream)
-        left = range(blocks if hidden is not None else 0, config.num_layers)
+        stream, left = module.embed(tokens_BxT, jnp.dtype(compute_dtype)), range(config.num_layers)
+        if hidden is not None:
+            stream, left = _restored(hidden, stream), left[blocks:]
         if wrong := [i for i in taps or () if i not in left]:
             raise UserError(f"taps: there is no block {wrong[0]} here; blocks {left.start} to {left.stop - 1} are run")
         after = dict(zip(left, _through(module, stream, left, dropout_key, remat), strict=True))
@@ -207,12 +175,3 @@ def _restored(hidden: Any, embedded: Stream) -> Stream:
     leaves = jax.tree.leaves(embedded)
     is_place = lambda node: isinstance(node, _Embedded)  # noqa: E731
     return jax.tree.map(lambda node: leaves[node.index] if is_place(node) else node, hidden, is_leaf=is_place)
-
-
-def count(params: Params) -> int:
-    """Number of parameters.
-
-    >>> count({"a": jnp.zeros((2, 3)), "b": {0: jnp.zeros(4)}})
-    10
-    """
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

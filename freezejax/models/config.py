@@ -1,40 +1,51 @@
-"""Checks shared by the model configs: heads, widths, dropout."""
+"""Configs of all families: unknown keys and values that no model can have, told in one line."""
 
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from freezejax.errors import UserError
-from freezejax.fields import check_number, told
+from freezejax.paths import check_known
+from freezejax.weights.kinds import is_count, is_positive
 
 
-def check_dropout(config: Any) -> None:
-    """Refuses a dropout rate outside [0, 1)."""
-    rate = config.dropout
-    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate < 1:
-        raise UserError(f"{told(config, 'dropout')} must be a number in [0, 1)")
+def make_config[T](cls: type[T], values: Mapping[str, Any]) -> T:
+    """Builds the config dataclass `cls` from a mapping, refusing keys that it does not declare."""
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name in values:
+        check_known(name, known, f"{cls.__name__} has no field {name!r}")
+    return cls(**values)
 
 
-def check_heads(config: Any) -> None:
-    """Refuses a width that the heads do not divide, or an odd head (rotary embedding pairs dimensions)."""
-    dim, heads = config.model_dim, config.num_heads
+# What a field must be by its declared type.
+_BY_TYPE: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (is_count, "an integer of at least 1"),
+    float: (is_positive, "a finite number above 0"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+}
+
+
+def check_sizes(config: Any) -> None:
+    """Refuses a config with a field (by its declared type), head, dropout rate or MLP width that no model can have."""
+    dim, heads, rate, told = config.model_dim, config.num_heads, config.dropout, type(config).__name__
+    for name, declared in typing.get_type_hints(type(config)).items():
+        value, choices = getattr(config, name), typing.get_args(declared)
+        is_right, wanted = _BY_TYPE.get(declared, (choices.__contains__, " or ".join(map(repr, choices))))
+        if name != "dropout" and not is_right(value):
+            raise UserError(f"{told}.{name}={value!r} must be {wanted}")
+    if isinstance(rate, bool) or (rate != 0 and not (is_positive(rate) and rate < 1)):
+        raise UserError(f"{told}.dropout={rate!r} must be a number in [0, 1)")
     if dim % heads:
-        raise UserError(f"{told(config, 'num_heads')} must divide model_dim={dim}")
-    if dim // heads % 2:
-        raise UserError(f"{told(config, 'num_heads')} gives heads of {dim // heads} dims, which must be even")
+        raise UserError(f"{told}.num_heads={heads} must divide model_dim={dim}")
+    if dim // heads % 2:  # rotary embedding pairs dimensions
+        raise UserError(f"{told}.num_heads={heads} gives heads of {dim // heads} dims, which must be even")
+    width = config.mlp_mult * dim
+    if abs(width - mlp_width(config)) > 1e-6 or width < 0.5:
+        wanted = f"must give an integer width, mlp_mult * model_dim is {width:g}"
+        raise UserError(f"{told}.mlp_mult={config.mlp_mult!r} {wanted}")
 
 
 def mlp_width(config: Any) -> int:
-    """Hidden width `mlp_mult * model_dim`; `mlp_mult` may be a fraction as long as this is an integer.
-
-    Raises:
-      UserError: the product is not an integer of at least 1.
-
-    >>> from freezejax.models.geglu import GegluConfig
-    >>> mlp_width(GegluConfig(model_dim=192, num_heads=6, mlp_mult=1.5))
-    288
-    """
-    check_number(config, "mlp_mult")
-    width = config.mlp_mult * config.model_dim
-    if abs(width - round(width)) > 1e-6 or width < 0.5:
-        wanted = f"must give an integer width, mlp_mult * model_dim is {width:g}"
-        raise UserError(f"{told(config, 'mlp_mult')} {wanted}")
-    return round(width)
+    """Hidden width `mlp_mult * model_dim`; `mlp_mult` may be a fraction as long as this is an integer."""
+    return round(config.mlp_mult * config.model_dim)

@@ -33,10 +33,6 @@ class Family:
 
     All patterns are regular expressions of whole leaf paths; the first match wins. A config class is a frozen dataclass
     that refuses values no model can have.
-
-    >>> from freezejax import models
-    >>> models.FAMILIES["geglu"].names[0]
-    ('(.*)/kernel', '\\1/weight', True)
     """
 
     config: type[Any]  # has at least `vocab_size` and `num_layers`
@@ -50,22 +46,8 @@ class Family:
 def make_init(shapes: Params, rules: InitRules) -> Callable[..., Params]:
     """`init(key) -> params`, which draws every leaf from the first rule whose regex matches its whole path.
 
-    Args:
-      shapes: tree of `jax.ShapeDtypeStruct`.
-      rules: ordered `(regex, initializer(key, shape, dtype))`.
-
-    A leaf gets `fold_in(key, stable_hash(path))`, so that no other leaf can change its values.
-
-    Raises:
-      UserError: a leaf that no rule covers.
-
-    >>> shapes = {"norm": {"scale": jax.ShapeDtypeStruct((2,), 'float32')}}
-    >>> make_init(shapes, [(".*/scale", jax.nn.initializers.ones)])(jax.random.key(0))
-    {'norm': {'scale': Array([1., 1.], dtype=float32)}}
-    >>> make_init(shapes, [(".*/kernel", jax.nn.initializers.ones)])
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: no initial distribution for leaf 'norm/scale'; nearest: .*/kernel
+    A leaf gets `fold_in(key, stable_hash(path))`, so that no other leaf can change its values. A leaf of `shapes` that
+    no rule covers is a UserError.
     """
 
     def find(path: str, _: Any) -> Initializer:
@@ -74,11 +56,10 @@ def make_init(shapes: Params, rules: InitRules) -> Callable[..., Params]:
                 return initializer
         raise UserError(f"no initial distribution for leaf {path!r}; {nearest(path, dict(rules), count=1)}")
 
-    initializers = map_with_paths(find, shapes)
+    drawn_by = map_with_paths(find, shapes)
 
     def init(key: jax.Array) -> Params:
-        return map_with_paths(
-            lambda path, leaf, draw: draw(named_key(key, path), leaf.shape, leaf.dtype), shapes, initializers
-        )
+        draw = lambda path, leaf, by: by(named_key(key, path), leaf.shape, leaf.dtype)  # noqa: E731
+        return map_with_paths(draw, shapes, drawn_by)
 
     return init

@@ -16,18 +16,16 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
-from freezejax.fields import check_number, check_positive
 from freezejax.models import attention, layers
-from freezejax.models.config import check_dropout, check_heads, mlp_width
+from freezejax.models.config import check_sizes, mlp_width
 from freezejax.models.family import TORCH_NAMES, Family, InitRules
 
 
 @dataclass(frozen=True)
 class GegluConfig:
-    """Sizes of a GEGLU model. Defaults: the seed's small model on bytes.
+    """Sizes of a GEGLU model; a value that no model can have is a UserError that names its field.
 
-    Raises:
-      UserError: a value that no model can have, named with its field.
+    Defaults: the seed's small model on bytes.
 
     >>> GegluConfig(model_dim=64, num_heads=4).num_layers
     6
@@ -47,16 +45,10 @@ class GegluConfig:
     separate_qkv: bool = False  # q, k and v as three leaves, so that one alone can be frozen
 
     def __post_init__(self) -> None:  # noqa: D105
-        check_positive(self, "vocab_size", "num_layers", "model_dim", "num_heads", "rope_dims")
-        check_number(self, "rope_base", "norm_eps", "init_std")
-        check_heads(self)
-        check_dropout(self)
-        mlp_width(self)
+        check_sizes(self)
         head = self.model_dim // self.num_heads
         if self.rope_dims % 2 or self.rope_dims > head:
             raise UserError(f"GegluConfig.rope_dims={self.rope_dims} must be even and at most the head, {head}")
-        if self.mlp_in_init not in ("normal", "fan_in"):
-            raise UserError(f"GegluConfig.mlp_in_init={self.mlp_in_init!r} must be 'normal' or 'fan_in'")
 
 
 class Attention(nnx.Module):

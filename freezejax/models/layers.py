@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from freezejax.errors import UserError
 from freezejax.models.loss import capped, head_cross_entropy
 from freezejax.paths import named_key
-from freezejax.weights.linear import linear, matmul
+from freezejax.weights.linear import linear, matmul, scaled
 
 
 def parameter(*shape: int) -> nnx.Param[Any]:
@@ -23,13 +23,7 @@ def parameter(*shape: int) -> nnx.Param[Any]:
 
 
 class Linear(nnx.Module):
-    """`x @ kernel`, plus `bias` [out] where asked for; kernel [in, out], used in the dtype of `x`.
-
-    The kernel may be a random map or carry an adapter, see `freezejax.weights.linear`.
-
-    >>> Linear(3, 2)(jnp.ones((1, 3))).shape
-    (1, 2)
-    """
+    """`x @ kernel`, plus `bias` [out] where asked for; kernel [in, out] or any weight, see `weights.linear`."""
 
     def __init__(self, in_dim: int, out_dim: int, bias: bool = False):
         self.kernel = parameter(in_dim, out_dim)
@@ -39,22 +33,17 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out], in the dtype of `x`."""
         y = linear(x, self.kernel.get_value())
-        return y + _along(self.bias[...].astype(y.dtype), y) if hasattr(self, "bias") else y
+        if hasattr(self, "bias"):
+            y = y + jnp.expand_dims(self.bias[...].astype(y.dtype), range(y.ndim - 1))
+        return y
 
 
 def head(
-    logits_of: Callable[[jax.Array], jax.Array],
-    x_BxTxD: jax.Array,
-    targets_BxT: jax.Array | None,
-    softcap: float = 0.0,
+    logits_of: Callable[[jax.Array], jax.Array], x_BxTxD: jax.Array, targets_BxT: jax.Array | None, softcap: float = 0.0
 ) -> jax.Array:
     """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T] where there are any.
 
-    Args:
-      logits_of: [B, T, D] -> [B, T, V]: a `Linear(D, V)`, or the product with the tied embedding.
-      x_BxTxD: normalised residual stream.
-      targets_BxT: integers in [0, V), or None.
-      softcap: see `cross_entropy`.
+    `logits_of` is a `Linear(D, V)`, or the product with the tied embedding; of `softcap` see `cross_entropy`.
 
     >>> head(Linear(3, 5), jnp.ones((2, 4, 3)), jnp.zeros((2, 4), jnp.int32)).shape
     (2, 4)
@@ -65,21 +54,13 @@ def head(
 
 
 class Positions(nnx.Module):
-    """A learned vector [D] for each of so many positions.
-
-    >>> Positions(8, 3)(5, jnp.float32).shape
-    (1, 5, 3)
-    """
+    """A learned vector [D] for each of so many positions."""
 
     def __init__(self, length: int, model_dim: int):
         self.embedding = parameter(length, model_dim)
 
     def __call__(self, length: int, dtype: DTypeLike) -> jax.Array:
-        """Those of the first T positions, [1, T, D].
-
-        Raises:
-          UserError: there are fewer.
-        """
+        """Those of the first T positions, [1, T, D]; UserError where there are fewer."""
         table = self.embedding[...]
         if length > len(table):
             raise UserError(f"a sequence of {length} tokens: this model has positions for {len(table)}")
@@ -87,11 +68,7 @@ class Positions(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token embedding [V, D], which can be used a second time as the output head (tied).
-
-    >>> Embedding(5, 3)(jnp.zeros((2, 4), jnp.int32), jnp.float32).shape
-    (2, 4, 3)
-    """
+    """Token embedding [V, D], which can be used a second time as the output head (tied)."""
 
     def __init__(self, vocab_size: int, model_dim: int):
         self.embedding = parameter(vocab_size, model_dim)
@@ -107,11 +84,7 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """`rms_norm` with a learned scale [D].
-
-    >>> RMSNorm(4, eps=1e-6)(jnp.ones((1, 2, 4))).shape
-    (1, 2, 4)
-    """
+    """`rms_norm` with a learned scale [D]."""
 
     def __init__(self, dim: int, eps: float):
         self.scale = parameter(dim)
@@ -141,25 +114,17 @@ def _rms_norm(eps: float, x: jax.Array, scale_D: jax.Array | None) -> jax.Array:
 def _rms_norm_forward(eps, x, scale_D):
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    normed = _times(wide * inverse, scale_D)
+    normed = wide * inverse if scale_D is None else scaled(wide * inverse, scale_D)
     return normed.astype(x.dtype), (x, inverse, scale_D)
 
 
 def _rms_norm_backward(eps, saved, grad):
     x, inverse, scale_D = saved
     wide_grad, normed = grad.astype(jnp.float32), x.astype(jnp.float32) * inverse
-    dnormed = _times(wide_grad, scale_D)
+    dnormed = wide_grad if scale_D is None else scaled(wide_grad, scale_D)
     dx = inverse * (dnormed - normed * jnp.mean(dnormed * normed, axis=-1, keepdims=True))
     dscale_D = None if scale_D is None else jnp.sum(wide_grad * normed, axis=range(x.ndim - 1)).astype(scale_D.dtype)
     return dx.astype(x.dtype), dscale_D
-
-
-def _times(x, scale_D):
-    return x if scale_D is None else x * _along(scale_D.astype(x.dtype), x)
-
-
-def _along(vector_D, x):
-    return jnp.expand_dims(vector_D, range(x.ndim - 1))
 
 
 _rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
@@ -222,8 +187,8 @@ def rotary(x_BxTxHxD: jax.Array, base: float, dims: int, direction: int = 1) -> 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes each element with probability `rate` and divides the others by `1 - rate`.
 
-    `rate` is a Python float in [0, 1): at 0, or without a key, `x` itself is returned and nothing is
-    computed. The rate is realised to 1/65536, because half a word of random bits decides an element.
+    `rate` is a Python float in [0, 1), realised to 1/65536: half a word of random bits decides an element. At 0, or
+    without a key, `x` itself is returned and nothing is computed.
 
     >>> dropout(jnp.ones(3), 0.5, None)
     Array([1., 1., 1.], dtype=float32)
@@ -239,9 +204,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def named(key: jax.Array | None, name: str) -> jax.Array | None:
-    """The key of one dropout site, `fold_in(key, stable_hash(name))`, or none where there is none.
-
-    >>> named(None, "blocks/0") is None
-    True
-    """
+    """The key of one dropout site, see `named_key`, or none where there is none."""
     return None if key is None else named_key(key, name)

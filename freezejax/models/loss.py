@@ -12,19 +12,11 @@ MOST_SLICES = 8  # the gradient of the logits then takes an eighth of what they 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array, softcap: float = 0.0) -> jax.Array:
-    """Negative log likelihood of every target, in nats.
+    """Negative log likelihood of every target, in nats: logits [..., V], integer targets [...] -> float32 [...].
 
-    Computed in float32 and safe for logits of any finite size. The backward pass keeps the logits as they
-    came and one number per token; capped logits and probabilities are computed again, so no second
-    [B, T, V] array waits for it. A target of V or more gives NaN.
-
-    Args:
-      logits_BxTxV: [..., V].
-      targets_BxT: integers [...].
-      softcap: what counts are the logits `softcap * tanh(logits / softcap)`; 0 = the logits themselves.
-
-    Returns:
-      float32 [...].
+    With a `softcap` the logits are `softcap * tanh(logits / softcap)`. Computed in float32 and safe for logits of any
+    finite size. The backward pass keeps the logits as they came and one number per token; capped logits and
+    probabilities are computed again, so no second [B, T, V] array waits for it. A target of V or more gives NaN.
 
     >>> cross_entropy(jnp.zeros((1, 1, 4)), jnp.zeros((1, 1), jnp.int32))
     Array([[1.3862944]], dtype=float32)
@@ -33,11 +25,7 @@ def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array, softcap: floa
 
 
 def capped(logits: jax.Array, softcap: float) -> jax.Array:
-    """`softcap * tanh(logits / softcap)` in float32, or with `softcap=0` the logits in float32.
-
-    >>> capped(jnp.array([-1e9, 0.0]), 30.0)
-    Array([-30.,   0.], dtype=float32)
-    """
+    """`softcap * tanh(logits / softcap)` in float32, or with `softcap=0` the logits in float32."""
     wide = logits.astype(jnp.float32)
     return softcap * jnp.tanh(wide / softcap) if softcap else wide
 
@@ -45,19 +33,11 @@ def capped(logits: jax.Array, softcap: float) -> jax.Array:
 def head_cross_entropy(
     logits_of: Callable[[jax.Array], jax.Array], x_BxTxD: jax.Array, targets_BxT: jax.Array, softcap: float = 0.0
 ) -> jax.Array:
-    """`cross_entropy` of `logits_of(x)`; the backward pass finds the logits once, in the dtype of `x`.
+    """`cross_entropy` of `logits_of(x)`, float32 [B, T]; the backward pass finds the logits once, in the dtype of `x`.
 
     From 2^24 logits on the head runs in up to 8 slices of positions, one after the other in both passes, and
-    float32 logits and their gradient are held for one slice alone. Fewer logits are one slice.
-
-    Args:
-      logits_of: [B, t, D] -> [B, t, V] in the dtype of `x_BxTxD`, each position for itself.
-      x_BxTxD: float32 or bfloat16.
-      targets_BxT: integers in [0, V).
-      softcap: see `cross_entropy`.
-
-    Returns:
-      float32 [B, T].
+    float32 logits and their gradient are held for one slice alone. `logits_of` takes each position for itself:
+    [B, t, D] -> [B, t, V] in the dtype of `x_BxTxD`, float32 or bfloat16.
 
     >>> head_cross_entropy(lambda x: x @ jnp.ones((3, 4)), jnp.zeros((1, 2, 3)), jnp.zeros((1, 2), jnp.int32))
     Array([[1.3862944, 1.3862944]], dtype=float32)
@@ -81,11 +61,7 @@ def head_cross_entropy(
 
 
 def count_slices(length: int, logits: int) -> int:
-    """Slices of so many positions for so many logits: a power of two, at most 8; the last may be filled up.
-
-    >>> count_slices(1024, 2**20), count_slices(1024, 2**26), count_slices(1023, 2**26)
-    (1, 4, 4)
-    """
+    """Slices of so many positions for so many logits: a power of two, at most 8; the last may be filled up."""
     slices = 1
     while slices < MOST_SLICES and 2 * slices <= length and logits > SLICE * slices:
         slices *= 2

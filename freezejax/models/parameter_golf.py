@@ -16,18 +16,17 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
-from freezejax.fields import check_number, check_positive
 from freezejax.models import attention, layers
-from freezejax.models.config import check_dropout, check_heads, mlp_width
+from freezejax.models.config import check_sizes, mlp_width
 from freezejax.models.family import TORCH_NAMES, Family, InitRules
+from freezejax.weights.linear import scaled
 
 
 @dataclass(frozen=True)
 class ParameterGolfConfig:
-    """Sizes of a Parameter Golf model. Defaults: the published baseline, 17,059,912 parameters.
+    """Sizes of a Parameter Golf model; a value that no model can have is a UserError that names its field.
 
-    Raises:
-      UserError: a value that no model can have, named with its field.
+    Defaults: the published baseline, 17,059,912 parameters.
 
     >>> ParameterGolfConfig(num_layers=3).num_kv_heads
     4
@@ -47,11 +46,7 @@ class ParameterGolfConfig:
     dropout: float = 0.0  # rate after the attention and MLP projections; the baseline has none
 
     def __post_init__(self) -> None:  # noqa: D105
-        check_positive(self, "vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads")
-        check_number(self, "rope_base", "norm_eps", "logit_softcap", "qk_gain_init", "tied_embed_init_std")
-        check_heads(self)
-        check_dropout(self)
-        mlp_width(self)
+        check_sizes(self)
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"ParameterGolfConfig.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
@@ -110,10 +105,10 @@ class Block(nnx.Module):
         rate, eps = self.config.dropout, self.config.norm_eps
         attn_key, mlp_key = (layers.named(dropout_key, site) for site in ("attn", "mlp"))
         mix_2xD = self.resid_mix[...]
-        x = _channels(mix_2xD[0], x) * x + _channels(mix_2xD[1], x) * x0
-        attended = _channels(self.attn_scale[...], x) * self.attn(layers.rms_norm(x, eps))
+        x = scaled(x, mix_2xD[0]) + scaled(x0, mix_2xD[1])
+        attended = scaled(self.attn(layers.rms_norm(x, eps)), self.attn_scale[...])
         x = x + layers.dropout(attended, rate, attn_key)
-        mapped = _channels(self.mlp_scale[...], x) * self.mlp(layers.rms_norm(x, eps))
+        mapped = scaled(self.mlp(layers.rms_norm(x, eps)), self.mlp_scale[...])
         return x + layers.dropout(mapped, rate, mlp_key)
 
 
@@ -145,7 +140,7 @@ class ParameterGolf(nnx.Module):
             return [*stream, self.blocks[i](x, x0, dropout_key)], state
         pushed = stream[1:] if i == self.skips else stream[1:-1]
         if pushed:  # of an odd number of layers the last has nothing to pop
-            x = x + _channels(self.skip_weights[i - self.skips], x) * pushed.pop()
+            x = x + scaled(pushed.pop(), self.skip_weights[i - self.skips])
         return [x0, *pushed, self.blocks[i](x, x0, dropout_key)], state
 
     def head(self, stream: list[jax.Array], targets_BxT: jax.Array | None) -> jax.Array:
@@ -154,19 +149,11 @@ class ParameterGolf(nnx.Module):
         return self.tok_emb.head(normed, targets_BxT, self.config.logit_softcap)
 
 
-def _channels(weight_D: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
-    return weight_D.astype(x_BxTxD.dtype)[None, None]
-
-
-def _first_row_one(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-    return jnp.zeros(shape, dtype).at[0].set(1)
-
-
 def _init_rules(config: ParameterGolfConfig) -> InitRules:
     return [
         (r"tok_emb/embedding", initializers.normal(config.tied_embed_init_std)),
         (r"skip_weights|.*/(attn|mlp)_scale", initializers.ones),
-        (r".*/resid_mix", _first_row_one),
+        (r".*/resid_mix", lambda key, shape, dtype: jnp.zeros(shape, dtype).at[0].set(1)),
         (r".*/q_gain", initializers.constant(config.qk_gain_init)),
         (r".*/proj/kernel", initializers.zeros),
         (r".*/kernel", initializers.variance_scaling(1 / 3, "fan_in", "uniform")),  # U(+-1/sqrt(in))

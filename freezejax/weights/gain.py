@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from freezejax.roles import Role, Weight
 from freezejax.weights.kinds import Site
-from freezejax.weights.linear import linear, matrix
+from freezejax.weights.linear import linear, matrix, scaled
 
 
 @jax.tree_util.register_dataclass
@@ -32,15 +32,8 @@ class GainWeight(Weight):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out], in the dtype of `x`."""
-        y = linear(x, self.base)
-        return y * self.gain.astype(y.dtype).reshape((1,) * (y.ndim - 1) + self.gain.shape)
+        return scaled(linear(x, self.base), self.gain)
 
     def materialize(self) -> jax.Array:
         """The weights [in, out] as used, with their gain."""
         return matrix(self.base) * self.gain[None]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(in, out)`."""
-        found: tuple[int, int] = self.base.shape
-        return found

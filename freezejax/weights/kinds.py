@@ -10,15 +10,16 @@ rules of one kind the first that matches a kernel's whole path counts.
 """
 
 import inspect
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from freezejax.errors import UserError
 from freezejax.masks import compile_pattern
-from freezejax.paths import PyTree, map_with_paths, nearest
+from freezejax.paths import PyTree, check_known, map_with_paths, nearest
 from freezejax.roles import Role, leaves
 
 Rules = Sequence[Mapping[str, Any]]
@@ -27,12 +28,18 @@ Init = Callable[..., PyTree]
 KINDS: dict[str, Callable[..., Any]] = {}
 
 
-class Site(NamedTuple):
-    """Where a weight stands, and what it may be drawn from.
+def is_count(value: Any) -> bool:
+    """Whether an option is an integer of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
-    >>> Site("mlp/up/kernel", jax.random.key(0), jax.random.key(1)).path
-    'mlp/up/kernel'
-    """
+
+def is_positive(value: Any) -> bool:
+    """Whether an option is a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+class Site(NamedTuple):
+    """Where a weight stands, and what it may be drawn from."""
 
     path: str  # of the kernel
     key: jax.Array  # of initial values; fold in a name
@@ -42,36 +49,30 @@ class Site(NamedTuple):
 def attach(init: Init, rules: Any) -> Init:
     """A model's `init(key)` with weights of other kinds in place of the kernels that the rules name.
 
-    Args:
-      init: key -> parameters.
-      rules: mappings with `pattern` (of whole kernel paths), `kind` (of `KINDS`) and the options of that kind.
-
-    Returns:
-      `init(key, base_key=None)`; what is drawn from the base seed takes `base_key`, or the key where there is none.
+    A rule is a mapping: `pattern` (of whole kernel paths), `kind` (of `KINDS`) and the options of that kind. What is
+    drawn from the base seed takes the second argument of the `init(key, base_key=None)` that is returned, or the key.
 
     Raises:
       UserError: a rule with an unknown kind, option or value, or a pattern that matches no kernel.
 
-    >>> from freezejax import models
-    >>> model = models.build("geglu", num_layers=1, weights=[{"pattern": "blocks/0/mlp/up/kernel", "kind": "map"}])
-    >>> jax.eval_shape(model.init, jax.random.key(0))["blocks"][0]["mlp"]["up"]["kernel"].map.shape
-    (192, 384)
+    >>> init = attach(lambda key: {"up": {"kernel": jax.numpy.ones((3, 4))}}, [{"pattern": "up/.*", "kind": "map"}])
+    >>> init(jax.random.key(0))["up"]["kernel"].map.shape
+    (3, 4)
     """
-    if rules is None or (isinstance(rules, Sequence) and not isinstance(rules, str) and not rules):
+    rules = () if rules is None else rules
+    if isinstance(rules, str | Mapping) or not isinstance(rules, Sequence):
+        raise UserError(f"weights={rules!r} must be a list of rules such as {_EXAMPLE}")
+    if not rules:
         return lambda key, base_key=None: init(key)
     shapes = jax.eval_shape(init, jax.random.key(0))
-    kernels = [leaf.path for leaf in leaves(shapes) if leaf.role in (Role.KERNEL, Role.HEAD)]
-    parsed = [_parse(index, rule, kernels) for index, rule in enumerate(_checked_list(rules))]
+    kernels = {leaf.path: None for leaf in leaves(shapes) if leaf.role in (Role.KERNEL, Role.HEAD)}
+    parsed = [_parse(f"weights[{index}]", rule, kernels) for index, rule in enumerate(rules)]
 
     def with_kinds(key: jax.Array, base_key: jax.Array | None = None) -> PyTree:
         base = key if base_key is None else base_key
-
-        def at(path: str, leaf: jax.Array) -> Any:
-            return _at_kernel(parsed, leaf, Site(path, key, base)) if path in named else leaf
-
+        at = lambda path, leaf: _at_kernel(parsed, leaf, Site(path, key, base)) if path in kernels else leaf  # noqa: E731
         return map_with_paths(at, init(key))
 
-    named = frozenset(kernels)
     jax.eval_shape(with_kinds, jax.random.key(0))  # a bad value of an option is told now
     return with_kinds
 
@@ -95,33 +96,25 @@ def _at_kernel(rules: Sequence[_Rule], kernel: Any, site: Site) -> Any:
     return kernel
 
 
-def _checked_list(rules: Any) -> Rules:
-    if isinstance(rules, str | Mapping) or not isinstance(rules, Sequence):
-        raise UserError(f"weights={rules!r} must be a list of rules such as {_EXAMPLE}")
-    return rules
-
-
 _EXAMPLE = "{'pattern': '.*/kernel', 'kind': 'map'}"
 
 
-def _parse(index: int, rule: Any, kernels: Sequence[str]) -> _Rule:
-    where = f"weights[{index}]"
+def _parse(where: str, rule: Any, kernels: Iterable[str]) -> _Rule:
     if not hasattr(rule, "keys"):
         raise UserError(f"{where}={rule!r} must be a mapping such as {_EXAMPLE}")
     options = {str(name): rule[name] for name in rule}
     pattern, kind = options.pop("pattern", None), options.pop("kind", None)
+    expected = f"expected one of {', '.join(KINDS)}"
     if kind is None:
-        raise UserError(f"{where}: kind is missing: expected one of {', '.join(KINDS)}")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"{where}: kind={kind!r}: expected one of {', '.join(KINDS)}; {nearest(str(kind), KINDS, 1)}")
+        raise UserError(f"{where}: kind is missing: {expected}")
+    check_known(str(kind), KINDS, f"{where}: kind={kind!r}: {expected}")
     where = f"{where} (kind {kind})"
     known = [name for name, p in inspect.signature(KINDS[kind]).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in options:
-        if name not in known:
-            raise UserError(f"{where} has no option {name!r}; {nearest(name, known, count=1)}")
+        check_known(name, known, f"{where} has no option {name!r}")
     if not isinstance(pattern, str):
         raise UserError(f"{where}: pattern={pattern!r} must be a regular expression of kernel paths")
     compiled = compile_pattern(pattern)
-    if not any(compiled.fullmatch(path) for path in kernels):
+    if not any(map(compiled.fullmatch, kernels)):
         raise UserError(f"{where}: pattern {pattern!r} matches no kernel; {nearest(pattern, kernels)}")
     return _Rule(where, compiled, kind, options)

@@ -5,31 +5,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from freezejax.sharding import kernel_gradient
+
 
 def linear(x: jax.Array, weight: Any) -> jax.Array:
-    """`x @ weight`: [..., in] -> [..., out], in the dtype of `x`.
+    """`x @ weight`: [..., in] -> [..., out], in the dtype of `x` (float32 or bfloat16).
 
-    Args:
-      x: float32 or bfloat16 [..., in].
-      weight: an array [in, out], used in the dtype of `x`, or a callable pytree such as `MapWeight`.
+    `weight` is an array [in, out], or a callable pytree such as `MapWeight`.
 
     >>> linear(jnp.ones((1, 3)), jnp.ones((3, 2)))
     Array([[3., 3.]], dtype=float32)
     """
-    if callable(weight):
-        found: jax.Array = weight(x)
-        return found
-    return matmul(x, weight)
+    return weight(x) if callable(weight) else matmul(x, weight)
 
 
 def matrix(weight: Any) -> jax.Array:
-    """The matrix [in, out] of an array or of a weight of any kind.
+    """The matrix [in, out] of an array or of a weight of any kind."""
+    return weight.materialize() if hasattr(weight, "materialize") else weight
 
-    >>> matrix(jnp.ones((1, 2)))
-    Array([[1., 1.]], dtype=float32)
-    """
-    found: jax.Array = weight.materialize() if hasattr(weight, "materialize") else weight
-    return found
+
+def scaled(x: jax.Array, vector_D: jax.Array) -> jax.Array:
+    """`x` [..., D] times a vector [D], in the dtype of `x`."""
+    return x * jnp.expand_dims(vector_D.astype(x.dtype), range(x.ndim - 1))
 
 
 @jax.custom_vjp
@@ -48,15 +45,10 @@ def matmul(x: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
     return x @ kernel_IxO.astype(x.dtype)
 
 
-def _matmul_forward(x, kernel_IxO):
-    return matmul(x, kernel_IxO), (x, kernel_IxO)
-
-
 def _matmul_backward(saved, grad):
     x, kernel_IxO = saved
-    x_NxI, grad_NxO = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    kernel_grad = jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32).astype(kernel_IxO.dtype)
-    return (grad_NxO @ kernel_IxO.astype(x.dtype).T).reshape(x.shape), kernel_grad
+    x_grad = grad.reshape(-1, grad.shape[-1]) @ kernel_IxO.astype(x.dtype).T
+    return x_grad.reshape(x.shape), kernel_gradient(x, grad).astype(kernel_IxO.dtype)
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+matmul.defvjp(lambda x, kernel_IxO: (matmul(x, kernel_IxO), (x, kernel_IxO)), _matmul_backward)

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from freezejax.errors import UserError
-from freezejax.fields import is_count, is_positive
 from freezejax.paths import named_key
 from freezejax.roles import Role, Weight
-from freezejax.weights.kinds import Site
+from freezejax.weights.kinds import Site, is_count, is_positive
 from freezejax.weights.linear import linear, matrix
 
 
@@ -22,10 +21,8 @@ class LoraWeight(Weight):
 
     `b` starts at zero, so that the model starts as its base. Source: Hu et al. 2021, arXiv:2106.09685.
 
-    >>> site = Site("mlp/up/kernel", jax.random.key(0), jax.random.key(0))
-    >>> weight = LoraWeight.make(jnp.ones((4, 2)), site, rank=1)
-    >>> weight(jnp.ones((1, 4)))
-    Array([[4., 4.]], dtype=float32)
+    >>> LoraWeight(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones((1, 2)), alpha=0.5)(jnp.ones((1, 4)))
+    Array([[6., 6.]], dtype=float32)
     """
 
     roles: ClassVar = {"base": Role.KERNEL, "a": Role.ADAPTER, "b": Role.ADAPTER}
@@ -39,11 +36,7 @@ class LoraWeight(Weight):
     def make(cls, base: Any, site: Site, *, rank: int = 16, alpha: float | None = None) -> Self:
         """Kind "lora": an adapter over `base`; `a` is N(0, 1/sqrt(in)) from the key folded with its path.
 
-        Args:
-          base: an array [in, out] or a weight.
-          site: where it stands.
-          rank: of the adapter, at most the larger side of the kernel; above the smaller one it adds nothing.
-          alpha: scale times rank; None = rank.
+        `alpha` is scale times rank, and the rank if None. A rank above the kernel's smaller side adds nothing.
         """
         if not is_count(rank):
             raise UserError(f"rank={rank!r} must be an integer of at least 1")
@@ -64,8 +57,3 @@ class LoraWeight(Weight):
     def materialize(self) -> jax.Array:
         """The weights [in, out], adapter included."""
         return matrix(self.base) + self.alpha / self.a.shape[1] * self.a @ self.b
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(in, out)`."""
-        return self.a.shape[0], self.b.shape[1]

@@ -12,26 +12,24 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
 from freezejax.errors import UserError
-from freezejax.paths import named_key, nearest
+from freezejax.paths import check_known, named_key
+from freezejax.sharding import kernel_gradient
 from freezejax.weights.recipes import RECIPES
 
 Sharding = NamedSharding | None
-_SMALLEST, _LARGEST = 1e-30, 1e30  # of a scale: levels times a scale stay well inside float32
 
 
 @dataclass(frozen=True)
 class RandomMap:
     """A matrix [in, out] of fixed random numbers of mean zero, regenerated from a key inside jit.
 
-    The same (base key, name) gives the same bits in jit and eager, on one device and any mesh.
-    Source: docs/random_maps.md.
+    The same (base key, name) gives the same bits in jit and eager, on one device and any mesh; see docs/random_maps.md.
 
     Args:
       shape: `(in, out)`.
       distribution: 'normal', 'uniform', 'rademacher' or 'hadamard', which are integer recipes and portable;
         'normal_f32' or 'orthogonal_qr', for comparison, which are not.
-      scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'none' or None = 1, or a number in
-        (1e-30, 1e30).
+      scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'none' or None = 1, or a number.
       name: leaf path; the map's key is the base key with the hash of this name folded in.
 
     Raises:
@@ -55,13 +53,11 @@ class RandomMap:
         if not is_pair or any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in self.shape):
             raise UserError(f"{where}: shape={self.shape!r} must be (in, out), two integers of at least 1")
         object.__setattr__(self, "shape", tuple(self.shape))
-        if not isinstance(self.distribution, str) or self.distribution not in RECIPES:
-            hint = nearest(str(self.distribution), RECIPES)
-            raise UserError(f"{where}: no distribution {self.distribution!r}; {hint}")
-        if self.scale is None or (isinstance(self.scale, str) and self.scale in ("fan_in", "none")):
-            return
+        check_known(str(self.distribution), RECIPES, f"{where}: no distribution {self.distribution!r}", count=3)
+        is_name = self.scale is None or (isinstance(self.scale, str) and self.scale in ("fan_in", "none"))
         is_number = isinstance(self.scale, numbers.Real) and not isinstance(self.scale, bool)
-        if not is_number or not _SMALLEST < self.scale < _LARGEST:  # type: ignore[operator]
+        # Levels times a scale inside these limits stay well inside float32.
+        if not is_name and not (is_number and 1e-30 < self.scale < 1e30):  # type: ignore[operator]
             raise UserError(f"{where}: scale={self.scale!r} must be 'fan_in', 'none' or a number in (1e-30, 1e30)")
 
     @property
@@ -84,70 +80,44 @@ class RandomMap:
     def levels(self, key: jax.Array, sharding: Sharding = None) -> jax.Array:
         """The map before its scale, float32 [in, out]: small integers for the portable distributions.
 
-        With a sharding each device draws its own shard only.
-
         Raises:
           UserError: `key` is not a typed threefry2x32 key, or the mesh has explicit axes.
         """
         check_key(key)
         if sharding is not None and any(kind != AxisType.Auto for kind in sharding.mesh.axis_types):
-            raise UserError(
-                f"random map {self.name!r}: its mesh has axes that are not automatic; make it with "
-                "jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto, ...))"
-            )
+            wanted = "make it with jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto, ...))"
+            raise UserError(f"random map {self.name!r}: its mesh has axes that are not automatic; {wanted}")
         drawn = RECIPES[self.distribution].levels(named_key(key, self.name), self.shape, sharding)
         return drawn if sharding is None else jax.lax.with_sharding_constraint(drawn, sharding)
 
     def materialize(self, key: jax.Array, sharding: Sharding = None) -> jax.Array:
-        """The weights, float32 [in, out], from the base key.
-
-        Raises:
-          UserError: `key` is not a typed threefry2x32 key.
-        """
+        """The weights, float32 [in, out], from the base key; raises what `levels` raises."""
         return self.levels(key, sharding) * jnp.float32(self.step)
 
     def apply(self, x: jax.Array, key: jax.Array, *, sharding: Sharding = None) -> jax.Array:
-        """`x @ materialize(key)`: [..., in] -> [..., out] in the dtype of `x`, drawn again in the backward pass.
+        """`x @ materialize(key)`: [..., in] -> [..., out] in the dtype of `x` (float32 or bfloat16), summed in float32.
 
-        Nothing of the map is kept between the passes, and nothing is differentiated but `x`.
-
-        Args:
-          x: float32 or bfloat16 [..., in]. Products are summed in float32.
-          key: base key, typed threefry2x32.
-          sharding: how the map is laid out over a mesh; each device draws its own shard only.
+        The map is drawn again in the backward pass, nothing of it is kept between the passes, and nothing is
+        differentiated but `x`. With a `sharding` each device draws its own shard only.
 
         Raises:
-          UserError: `x` has another size than `in` or is not floating point, or `key` is not a typed threefry2x32 key.
+          UserError: what `check_input` raises of `x`, and `levels` of the rest.
         """
         check_key(key)
         self.check_input(x)
         return _regenerated(self, sharding, x, jax.random.key_data(key))
 
     def check_input(self, x: jax.Array) -> None:
-        """Refuses an input that the map cannot be applied to.
-
-        Raises:
-          UserError: `x` is not floating point, or its last axis is not `in`.
-        """
+        """Refuses an input that is not floating point, or whose last axis is not `in`."""
+        where = f"random map {self.name!r}: x"
         if x.ndim < 1 or x.shape[-1] != self.shape[0]:
-            raise UserError(f"random map {self.name!r}: x has shape {x.shape}, its last axis must be {self.shape[0]}")
+            raise UserError(f"{where} has shape {x.shape}, its last axis must be {self.shape[0]}")
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise UserError(
-                f"random map {self.name!r}: x is {x.dtype}, not floating point; cast it to float32 or bfloat16"
-            )
+            raise UserError(f"{where} is {x.dtype}, not floating point; cast it to float32 or bfloat16")
 
 
 def check_key(key: jax.Array) -> None:
-    """Refuses keys whose bits are not the same everywhere.
-
-    Raises:
-      UserError: not a typed threefry2x32 key, or the generator that depends on the mesh is switched on.
-
-    >>> check_key(jax.random.key(0, impl="rbg"))
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: random maps need a threefry2x32 key, jax.random.key(seed, impl='threefry2x32'), ...
-    """
+    """Refuses what is not one typed threefry2x32 key, and jax's generator that depends on the mesh."""
     is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     found = str(jax.random.key_impl(key)) if is_key else type(key).__name__
     if is_key and key.shape != ():
@@ -165,10 +135,6 @@ def scaled_product(x: jax.Array, levels: jax.Array, step: float) -> jax.Array:
     In float32 the scale goes to the narrower of input and output; in bfloat16, where levels are exact and
     a scaled input would be rounded, to the float32 output. The gradient of `x` is the same product with the
     transposed levels, whether they are stored or drawn again.
-
-    >>> scaled_product(jnp.ones((2, 3)), jnp.ones((3, 1)), 0.5)
-    Array([[1.5],
-           [1.5]], dtype=float32)
     """
     width_in, width_out = levels.shape
     x_NxI = x.reshape(-1, width_in)
@@ -181,19 +147,12 @@ def scaled_product(x: jax.Array, levels: jax.Array, step: float) -> jax.Array:
     return y_NxO.astype(x.dtype).reshape(*x.shape[:-1], width_out)
 
 
-def _scaled_forward(x: jax.Array, levels: jax.Array, step: float) -> tuple[jax.Array, Any]:
-    return scaled_product(x, levels, step), (x, levels)
-
-
 def _scaled_backward(step: float, saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, levels = saved
-    x_NxI, grad_NxO = x.reshape(-1, levels.shape[0]), grad.reshape(-1, levels.shape[1])
-    # Dead code, and dropped, wherever levels do not train.
-    levels_grad = jnp.matmul(x_NxI.T, grad_NxO, preferred_element_type=jnp.float32) * jnp.float32(step)
-    return scaled_product(grad, levels.T, step), levels_grad
+    return scaled_product(grad, levels.T, step), kernel_gradient(x, grad) * jnp.float32(step)
 
 
-scaled_product.defvjp(_scaled_forward, _scaled_backward)
+scaled_product.defvjp(lambda x, levels, step: (scaled_product(x, levels, step), (x, levels)), _scaled_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -201,17 +160,12 @@ def _regenerated(random_map: RandomMap, sharding: Sharding, x: jax.Array, seed: 
     return scaled_product(x, _levels_after(x, random_map, sharding, seed), random_map.step)
 
 
-def _forward(random_map: RandomMap, sharding: Sharding, x: jax.Array, seed: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _regenerated(random_map, sharding, x, seed), seed
-
-
-def _backward(random_map: RandomMap, sharding: Sharding, seed: jax.Array, grad: jax.Array) -> tuple[jax.Array, Any]:
+def _regenerated_backward(random_map: RandomMap, sharding: Sharding, seed: jax.Array, grad: jax.Array) -> Any:
     levels = _levels_after(grad, random_map, sharding, seed)
-    no_gradient = np.zeros(seed.shape, jax.dtypes.float0)
-    return scaled_product(grad, levels.T, random_map.step), no_gradient
+    return scaled_product(grad, levels.T, random_map.step), None
 
 
-_regenerated.defvjp(_forward, _backward)
+_regenerated.defvjp(lambda *args: (_regenerated(*args), args[-1]), _regenerated_backward)
 
 
 def _levels_after(x: jax.Array, random_map: RandomMap, sharding: Sharding, seed: jax.Array) -> jax.Array:

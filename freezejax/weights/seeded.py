@@ -42,22 +42,11 @@ class MapWeight(Weight):
 
     @classmethod
     def make(
-        cls,
-        kernel: Any,
-        site: Site,
-        *,
-        distribution: str = "normal",
-        scale: str | float | None = "fan_in",
-        trained: bool = False,
+        cls, kernel: Any, site: Site, *, distribution: str = "normal", scale: Any = "fan_in", trained: bool = False
     ) -> Any:
-        """Kind "map": a random map in place of the kernel, see `RandomMap`.
+        """Kind "map": a random map in place of the kernel, of which only the shape is read; options as of `RandomMap`.
 
-        Args:
-          kernel: what it replaces; only the shape is read.
-          site: where it stands.
-          distribution: of the map.
-          scale: of the map.
-          trained: the kernel only starts as this map, and is stored and trained: the control.
+        With `trained`, the control, the kernel only starts as this map, and is stored and trained.
         """
         if isinstance(kernel, Weight):
             raise UserError("a map takes the place of the kernel: let its rule stand before those of adapters")
@@ -86,9 +75,8 @@ class MapWeight(Weight):
 
     def materialize(self) -> jax.Array:
         """The weights, float32 [in, out]."""
-        if self.levels is not None:
-            return self.levels * jnp.float32(self.map.step)
-        return self.map.materialize(self.key, self.sharding)
+        levels = self.map.levels(self.key, self.sharding) if self.levels is None else self.levels
+        return levels * jnp.float32(self.map.step)
 
     def placed(self, used: Callable[[tuple[int, int]], NamedSharding]) -> Self:
         """The map told which shard each device draws; a drawn one is laid out so."""
@@ -98,31 +86,18 @@ class MapWeight(Weight):
 
 
 def maps_of(tree: PyTree) -> list[MapWeight]:
-    """Every random map in a tree of parameters.
-
-    >>> maps_of({"w": jnp.ones(2)})
-    []
-    """
+    """Every random map in a tree of parameters."""
     found = {id(leaf.owner): leaf.owner for leaf in leaves(tree)}
     return [owner for owner in found.values() if isinstance(owner, MapWeight)]
 
 
 def count_seeded(tree: PyTree) -> int:
-    """Number of weights that seeds stand for.
-
-    >>> count_seeded({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0)), "b": jnp.ones(2)})
-    8
-    """
+    """Number of weights that seeds stand for."""
     return sum(parameter_count(leaf) for leaf in leaves(tree) if leaf.role is Role.SEED)
 
 
 def as_matrices(tree: PyTree) -> PyTree:
-    """Shapes of a tree in which a seed has the shape of the matrix that it stands for.
-
-    >>> shapes = as_matrices({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))})
-    >>> shapes["w"].seed.shape
-    (4, 2)
-    """
+    """Shapes of a tree in which a seed has the shape of the matrix that it stands for."""
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         if leaf.role is Role.SEED:
@@ -138,21 +113,15 @@ def draw_maps(tree: PyTree) -> PyTree:
     Applied once, before a run, the maps are stored: arguments of the step. Applied at the start of a step they
     are drawn once per step. Without it a map is drawn in each layer and pass. All three give the same bits.
 
-    >>> drawn = draw_maps({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))})
-    >>> drawn["w"].levels.shape
+    >>> draw_maps({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))})["w"].levels.shape
     (4, 2)
     """
-    return _with_levels(
-        tree, lambda weight: weight.map.levels(weight.key, weight.sharding) if weight.seed is not None else None
-    )
+    drawn = lambda weight: None if weight.seed is None else weight.map.levels(weight.key, weight.sharding)  # noqa: E731
+    return _with_levels(tree, drawn)
 
 
 def drop_maps(tree: PyTree) -> PyTree:
-    """Inverse of `draw_maps`: maps are seeds again.
-
-    >>> drop_maps(draw_maps({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))}))["w"].levels is None
-    True
-    """
+    """Inverse of `draw_maps`: maps are seeds again."""
     return _with_levels(tree, lambda _: None)
 
 

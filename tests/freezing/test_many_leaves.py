@@ -10,9 +10,9 @@ import pytest
 from optax import contrib
 
 import freezejax
-from freezejax import FreezeSchedule, masks, owners, paths
+from freezejax import FreezeSchedule, guard, masks, paths
+from freezejax.guard import state_owners
 from freezejax.masks import check_static
-from freezejax.owners import state_owners
 
 LAYERS = 60
 PARAMS = {f"layer{i}": {name: np.zeros((2, 2), np.float32) for name in "qkvog"} for i in range(LAYERS)}
@@ -131,7 +131,7 @@ def test_owners_of_a_state_need_no_second_state(name, monkeypatch):
     state = tx.init(PARAMS)
     fast = state_owners(optax.GradientTransformation(init, tx.update), PARAMS, state)
     assert not shown
-    monkeypatch.setattr(owners, "_by_path", lambda *_: None)
+    monkeypatch.setattr(guard, "_by_path", lambda *_: None)
     assert fast == state_owners(tx, PARAMS, state)
 
 
@@ -150,7 +150,7 @@ def test_owners_are_right_where_names_coincide(name, optimizer, monkeypatch):
     params, tx = jax.tree.map(lambda x: x.astype(np.float32), AMBIGUOUS[name]), optimizer.make()
     state = tx.init(params)
     found = state_owners(tx, params, state)
-    monkeypatch.setattr(owners, "_by_path", lambda *_: None)
+    monkeypatch.setattr(guard, "_by_path", lambda *_: None)
     assert found == state_owners(tx, params, state)
     assert {owner for owner in found if owner is not None} <= set(range(len(jax.tree.leaves(params))))
 
