@@ -1,6 +1,6 @@
 """Flags, errors and exit codes of every command: bad input is one line and exit code 2."""
 
-import errno
+import contextlib
 import os
 import re
 import signal
@@ -19,7 +19,7 @@ from freezejax.paths import nearest
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import NonFinite, Stopped
 
-_BAD_INPUT, _TRY_AGAIN = 2, 75  # the latter is EX_TEMPFAIL of sysexits.h
+_BAD_INPUT = 2
 _default_config = ""  # where the command line names none
 
 
@@ -62,7 +62,7 @@ def run(main: Callable[[], None]) -> None:
         except UserError as error:
             _fail(str(error) + _given_as(str(error)), _BAD_INPUT)
         except distributed.NotJoined as error:
-            _fail(str(error), _TRY_AGAIN)
+            _fail(str(error), os.EX_TEMPFAIL)
         except NonFinite as error:
             _fail(f"{error}, in another --workdir", 1)
         except Stopped as error:
@@ -70,9 +70,9 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             # At once: the end of the interpreter would wait for what compiles, and XLA's threads do not survive it.
-            print("error: interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
             sys.stdout.flush()
-            sys.stderr.flush()
+            line = "error: interrupted; run the same command again to resume from the last checkpoint"
+            print(line, file=sys.stderr, flush=True)
             os._exit(130)
         except Exception as error:
             if (line := no_space_left(error) or _unreadable(error)) is None:
@@ -99,21 +99,34 @@ def _start(main: Callable[[], None]) -> None:
     main()
 
 
+@contextlib.contextmanager
+def writing(given: str) -> Iterator[None]:
+    """The block writes the file that a flag names, `given` as --flag=path.
+
+    >>> with writing("--out=/a/b"):
+    ...     raise FileNotFoundError(2, "No such file or directory")
+    Traceback (most recent call last):
+    ...
+    freezejax.errors.UserError: --out=/a/b: cannot be written: No such file or directory
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{given}: cannot be written: {error.strerror}") from None
+
+
 def no_space_left(error: BaseException) -> str | None:
     """One line for an error behind which a full disk or a used-up quota stands, whoever raised it; else None.
 
-    >>> no_space_left(OSError(errno.ENOSPC, "No space left on device", "runs/x"))
+    >>> no_space_left(OSError(28, "No space left on device", "runs/x"))
     'runs/x: No space left on device; free some, and run the same command again'
     """
     for cause in _causes(error):
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        # Libraries in C++ keep the words alone.
-        words = re.search(r"No space left on device|Disk quota exceeded", str(cause))
-        if full or words:
+        # Libraries in C++ keep the words alone, of what was an OSError with a number and a file.
+        if words := re.search(r"No space left on device|Disk quota exceeded", str(cause)):
             told = re.search(r"/[^\s'\";:,\[\]]+", str(cause))
             place = getattr(cause, "filename", None) or (told[0] if told else "the disk of the workdir or the cache")
-            reason = words[0] if words else os.strerror(cause.errno or 0)  # type: ignore[attr-defined]
-            return f"{place}: {reason}; free some, and run the same command again"
+            return f"{place}: {words[0]}; free some, and run the same command again"
     return None
 
 
@@ -133,10 +146,8 @@ def _unreadable(error: Exception) -> str | None:
     """One line where a path under the workdir or the cache cannot be used, as a file where a folder should be."""
     name = getattr(error, "filename", None)
     workdir = flags.FLAGS.workdir if "workdir" in flags.FLAGS else None
-    places = [str(cache_dir()), *([os.path.abspath(workdir)] if workdir else [])]
-    if isinstance(error, OSError) and isinstance(name, str) and name.startswith(tuple(places)):
-        return f"{name}: {error.strerror}"
-    return None
+    places = (str(cache_dir()), *([os.path.abspath(workdir)] if workdir else []))
+    return f"{name}: {error.strerror}" if isinstance(error, OSError) and str(name).startswith(places) else None
 
 
 def _given_as(message: str) -> str:
@@ -176,22 +187,18 @@ def _plain(error: Exception) -> str:
         return _no_such_field(name[1]) + (f"; nearest: {name[3]}" if name[3] else "")
     if "Failed loading config file" in str(error):
         return f"--config: {lines[-1].partition('] ')[2] or lines[-1]}"
-    for line in reversed(lines):  # the last line of a traceback that ml_collections put in the message
-        if (found := re.match(r"[\w.]*(?:Error|Exception): (.*)", line)) is not None:
-            return found[1]
+    # of a traceback that ml_collections put in the message
+    if told := [found[1] for line in lines if (found := re.match(r"[\w.]*(?:Error|Exception): (.*)", line))]:
+        return told[-1]
     quoted = re.fullmatch(r"'([^']*)'", text)  # as a KeyError has it
     return (quoted[1] if quoted else text) or type(error).__name__
 
 
 def _no_such_flag(name: str) -> str:
     field = f"; a field of the config is --config.{name}=VALUE" if "config" in flags.FLAGS else ""
+    ours = ("experiments", "benchmarks", sys.argv[0])
     modules = flags.FLAGS.flags_by_module_dict().items()
-    own = [
-        f.name
-        for module, of_it in modules
-        if module.startswith(("experiments", "benchmarks", sys.argv[0]))
-        for f in of_it
-    ]
+    own = [flag.name for module, of_it in modules if module.startswith(ours) for flag in of_it]
     return f"there is no flag --{name}; {nearest(name, own)}{field}"
 
 
@@ -206,11 +213,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def cache_dir() -> Path:
-    """Where prepared text and compiled programs are kept: `$FREEZEJAX_CACHE`, or the user's cache folder.
-
-    >>> cache_dir().is_absolute()
-    True
-    """
+    """Where prepared text and compiled programs are kept: `$FREEZEJAX_CACHE`, or the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "freezejax"
     return Path(os.environ.get("FREEZEJAX_CACHE", default)).absolute()
 

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Sequence
-from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,14 @@ from rich.table import Table
 TERMINAL, MARKDOWN, HTML = "terminal", "markdown", "html"
 WIDTH = 100  # columns of text on a terminal
 DASH = "–"  # not known, or too few seeds or steps to say
+TEMPLATES = Environment(  # of this folder; what they are given is escaped
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+)
 
 
 class Column(NamedTuple):
@@ -88,31 +97,9 @@ def html(columns: Sequence[Column], items: Sequence[Any]) -> str:
     '<div class="wide"><table><thead><tr><th class="number">a</th></tr>'
     """
     kept = _kept(columns, items, HTML)
-    lines = [[_tag("th", column, escape(column.heading)) for column in kept]]
-    lines += [[_tag("td", column, _cell(column, item)) for column in kept] for item in items]
-    head, *body = [f"<tr>{''.join(line)}</tr>" for line in lines]
-    rows = "\n".join(body)
-    return f'<div class="wide"><table><thead>{head}</thead>\n<tbody>{rows}</tbody></table></div>'
+    return TEMPLATES.get_template("table.html").render(columns=kept, items=items, dash=DASH, typeset=typeset)
 
 
 def _kept(columns: Sequence[Column], items: Sequence[Any], where: str) -> list[Column]:
-    return [
-        column
-        for column in columns
-        if where in column.where and (not items or any(column.value(item) is not None for item in items))
-    ]
-
-
-def _tag(tag: str, column: Column, content: str) -> str:
-    return f"<{tag}{' class="number"' if column.kind == 'number' else ''}>{content}</{tag}>"
-
-
-def _cell(column: Column, item: Any) -> str:
-    if column.value(item) is None:
-        return "" if column.kind == "words" else DASH
-    text = escape(column.cell(item))
-    if column.kind == "name":
-        return f"<code>{text}</code>"
-    if column.kind == "mark":
-        return f'<span class="verdict {text.partition(" (")[0].replace(" ", "-")}">{typeset(text)}</span>'
-    return re.sub(" (±.*)", r'<span class="below">\1</span>', typeset(text)) if column.kind == "number" else text
+    shown = [column for column in columns if where in column.where]
+    return [column for column in shown if not items or any(column.value(item) is not None for item in items)]

@@ -1,12 +1,21 @@
-"""Which module group trained when, as HTML bars over the steps of a run."""
+"""Which module group trained when, as bars over the steps of a run; timeline.html draws them."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
+
+from experiments.report.table import TEMPLATES
 
 Row = Mapping[str, Any]
-_Bar = tuple[tuple[int, int, float], ...]  # (start, stop, trainable share) of each phase
-_MAX_NAMED = 3  # groups named on one line; more are folded
+
+
+class Segment(NamedTuple):
+    """A part of a bar, in steps; the style is a class of the page's."""
+
+    start: int
+    stop: int
+    style: str
+    text: str
 
 
 def timelines(rows: Sequence[Row]) -> str:
@@ -18,78 +27,41 @@ def timelines(rows: Sequence[Row]) -> str:
     """
     panels: dict[Any, list[Row]] = {}
     for row in rows:
-        steps = tuple((phase["start"], phase["stop"]) for phase in row["phases"])
-        if steps:
-            panels.setdefault((row["seeded_params"] > 0, steps, tuple(_bars(row).items())), []).append(row)
-    return "\n".join(_panel(members, dict(bars), seeded) for (seeded, _, bars), members in panels.items())
+        if row["phases"]:
+            steps = tuple((phase["start"], phase["stop"]) for phase in row["phases"])
+            panels.setdefault((row["seeded_params"] > 0, steps, tuple(_shares(row).items())), []).append(row)
+    return TEMPLATES.get_template("timeline.html").render(panels=[_panel(members) for members in panels.values()])
 
 
-def _bars(row: Row) -> dict[str, _Bar]:
+def _shares(row: Row) -> dict[str, tuple[float, ...]]:
+    """Trainable share of every module group, phase by phase."""
     groups = {name: None for phase in row["phases"] for name in phase["trainable"] if name != "total"}
+    return {name: tuple(phase["trainable"].get(name, 0.0) for phase in row["phases"]) for name in groups}
+
+
+def _panel(rows: Sequence[Row]) -> dict[str, Any]:
+    phases, groups = rows[0]["phases"], list(_shares(rows[0]).items())
+    distinct = dict.fromkeys(shares for _, shares in groups)
+    totals = []
+    for same in zip(*(row["phases"] for row in rows), strict=True):
+        shares = [phase["trainable"].get("total", 0.0) for phase in same]
+        text = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))))
+        totals.append(Segment(same[0]["start"], same[0]["stop"], "total", text))
     return {
-        name: tuple((p["start"], p["stop"], p["trainable"].get(name, 0.0)) for p in row["phases"]) for name in groups
+        "variants": [row["name"] for row in rows],
+        "bars": [([name for name, own in groups if own == bar], _segments(rows[0], bar)) for bar in distinct],
+        "totals": totals,
+        "axis": [Segment(p["start"], p["stop"], "tick", f"{p['start']:,}") for p in phases],
     }
 
 
-def _panel(rows: Sequence[Row], bars: Mapping[str, _Bar], seeded: bool) -> str:
-    alike: dict[_Bar, list[str]] = {}
-    for name, bar in bars.items():
-        alike.setdefault(bar, []).append(name)
-    lines = [_line(_groups(names), _segments(bar, seeded)) for bar, names in alike.items()]
-    names = ", ".join(f"<code>{escape(row['name'])}</code>" for row in rows)
-    return (
-        f'<div class="timeline"><p>{names}</p>\n<dl>'
-        + "".join(lines)
-        + _line("whole model, share trained", _totals(rows))
-        + _line("step", _axis(rows[0]["phases"]))
-        + "</dl></div>"
-    )
-
-
-def _line(label: str, bar: str) -> str:
-    return f'<dt>{label}</dt><dd><div class="bar">{bar}</div></dd>\n'
-
-
-def _groups(names: Sequence[str]) -> str:
-    listed = ", ".join(f"<code>{escape(name)}</code>" for name in names)
-    if len(names) <= _MAX_NAMED:
-        return listed
-    return f"<details><summary>{len(names)} groups</summary>{listed}</details>"
-
-
-def _segments(bar: _Bar, seeded: bool) -> str:
-    never_trained = all(share == 0.0 for _, _, share in bar)
-    merged: list[tuple[int, int, float]] = []
-    for start, stop, share in bar:
-        if merged and merged[-1][2] == share:
-            start = merged.pop()[0]
-        merged.append((start, stop, share))
-
-    def word(share: float) -> str:
-        if 0.0 < share < 1.0:
-            return "part"
-        return "trainable" if share else "seeded" if seeded and never_trained else "frozen"
-
-    return "".join(
-        _segment(start, stop, word(share), f"{share:.0%} trainable" if 0 < share < 1 else word(share))
-        for start, stop, share in merged
-    )
-
-
-def _totals(rows: Sequence[Row]) -> str:
+def _segments(row: Row, shares: Sequence[float]) -> list[Segment]:
+    """The bar of a group; neighbouring phases of the same share are one segment."""
+    untrained = "seeded" if row["seeded_params"] and not any(shares) else "frozen"
     found = []
-    for phases in zip(*(row["phases"] for row in rows), strict=True):
-        shares = [phase["trainable"].get("total", 0.0) for phase in phases]
-        text = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))))
-        found.append(_segment(phases[0]["start"], phases[0]["stop"], "total", text))
-    return "".join(found)
-
-
-def _axis(phases: Sequence[Mapping[str, Any]]) -> str:
-    starts = [_segment(p["start"], p["stop"], "tick", f"{p['start']:,}") for p in phases]
-    return "".join(starts) + f'<span class="last">{phases[-1]["stop"]:,}</span>'
-
-
-def _segment(start: int, stop: int, style: str, text: str) -> str:
-    title = f"steps {start:,} to {stop:,}: {text}"
-    return f'<span class="{style}" style="flex:{max(stop - start, 1)} 1 0" title="{title}">{text}</span>'
+    for share, pairs in itertools.groupby(zip(shares, row["phases"], strict=True), key=lambda pair: pair[0]):
+        phases = [phase for _, phase in pairs]
+        style = "part" if 0 < share < 1 else "trainable" if share else untrained
+        text = f"{share:.0%} trainable" if style == "part" else style
+        found.append(Segment(phases[0]["start"], phases[-1]["stop"], style, text))
+    return found
