@@ -13,8 +13,8 @@ Scales (after the colon), with the time all 22 variants take:
   v5e    the same batch, split over 8 TPU v5e chips.
 
 What of the last three fits, and how long a run takes by prediction: docs/preflight.md. The paper's figures stand
-beside ours on text that is known to be of its corpora (experiments/engine/papers.py); --config.paper=fineweb says so of
-other shards of FineWeb.
+beside ours on text that is known to be of its corpora (experiments/engine/variants.py); --config.paper=fineweb says
+so of other shards of FineWeb.
 """
 
 from ml_collections import ConfigDict

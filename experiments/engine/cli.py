@@ -71,8 +71,8 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             # At once: the end of the interpreter would wait for what compiles, and XLA's threads do not survive it.
             sys.stdout.flush()
-            line = "error: interrupted; run the same command again to resume from the last checkpoint"
-            print(line, file=sys.stderr, flush=True)
+            message = "interrupted; run the same command again to resume from the last checkpoint"
+            print(f"error: {message}", file=sys.stderr, flush=True)
             os._exit(130)
         except Exception as error:
             if (line := no_space_left(error) or _unreadable(error)) is None:

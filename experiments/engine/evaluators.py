@@ -16,13 +16,9 @@ Evaluate = Callable[[PyTree], Mapping[str, float]]
 
 
 class Evaluators:
-    """The evaluations of a study, of weights as trained and of those from a file alike.
+    """The evaluations of a study on the validation text of a corpus, of weights as trained and of those from a file.
 
     Runs of one model share one: it is traced and compiled once. A study that compares other figures overrides `make`.
-
-    Args:
-      config: of the study.
-      corpus: whose validation text is scored.
     """
 
     def __init__(self, config: ConfigDict, corpus: Corpus) -> None:  # noqa: D107
@@ -42,6 +38,7 @@ class Evaluators:
     def make(self, apply: Apply, train: TrainConfig, layout: Layout | None) -> Evaluate:
         """An evaluation of parameters; of language: `val_ce`, `val_bpb`, and the `tokens` and `bytes` scored."""
         val, wanted = self.corpus.val, self.config.data.val_sequences
+        windows = (len(val) - 1) // train.seq_len
         evaluate = make_evaluator(
             apply,
             val,
@@ -50,15 +47,6 @@ class Evaluators:
             seq_len=train.seq_len,
             compute_dtype=train.compute_dtype,
             layout=layout,
-            every=every_window(len(val), train.seq_len, wanted),
+            every=max(1, windows // wanted) if wanted else 1,  # keeps at least as many as are wanted; 0 wants all
         )
         return lambda params: evaluate(params)._asdict()
-
-
-def every_window(tokens: int, seq_len: int, wanted: int) -> int:
-    """Stride over validation windows that keeps at least `wanted` of them; 0 wants all.
-
-    >>> every_window(10_001, 10, 0), every_window(10_001, 10, 300)
-    (1, 3)
-    """
-    return max(1, (tokens - 1) // seq_len // wanted) if wanted else 1

@@ -1,6 +1,10 @@
-"""What a study declares, as data: variants, contrasts, the figures it compares, and the paper's to compare with."""
+"""What a study declares, as data: variants, contrasts, the figures it compares, and the paper's to compare with.
+
+A claim of the paper is judged on the corpus it was made on, or not at all.
+"""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +52,7 @@ LANGUAGE = (Figure("ce", "CE", "nats/token"), Figure("bpb", "bits/byte"))
 class Paper:
     """A figure of a source document, and what it claims, in percent against the document's own reference."""
 
-    corpus: str  # what the document measured it on, see `experiments.engine.papers`
+    corpus: str  # what the document measured it on, see `CORPORA`
     source: str
     value: float | None  # None where the source gives the difference alone
     delta_pct: float
@@ -88,19 +92,15 @@ class Run(NamedTuple):
     @property
     def folder(self) -> str:
         """Name of the run's folder, inside that of its variant."""
-        return f"seed_{self.seed}" + (f"_base_{self.base_seed}" if self.base_seed else "")
+        return f"seed_{self.seed}" + f"_base_{self.base_seed}" * (self.base_seed > 0)
 
     @property
     def title(self) -> str:
         """What the terminal calls the run."""
-        return f"{self.variant}, seed {self.seed}" + (f", base seed {self.base_seed}" if self.base_seed else "")
+        return f"{self.variant}, seed {self.seed}" + f", base seed {self.base_seed}" * (self.base_seed > 0)
 
     def directory(self, workdir: Path) -> Path:
-        """The run's folder in that of the study.
-
-        >>> Run("selective_small", 0, 1).directory(Path("work")).as_posix()
-        'work/runs/selective_small/seed_0_base_1'
-        """
+        """The run's folder in that of the study."""
         return workdir / "runs" / self.variant / self.folder
 
 
@@ -133,11 +133,9 @@ class Study:
         >>> [run.folder for _, run in Study("s", [Variant("a", {}, {}, None, base_seeds=True)]).runs(2, 2)]
         ['seed_0', 'seed_1', 'seed_0_base_1', 'seed_1_base_1']
         """
-        for base_seed in range(base_seeds):
-            for seed in range(seeds):
-                for variant in self.variants:
-                    if base_seed == 0 or variant.base_seeds:
-                        yield variant, Run(variant.name, seed, base_seed)
+        for base_seed, seed, variant in itertools.product(range(base_seeds), range(seeds), self.variants):
+            if base_seed == 0 or variant.base_seeds:
+                yield variant, Run(variant.name, seed, base_seed)
 
 
 def select(study: Study, wanted: str) -> Study:
@@ -149,11 +147,49 @@ def select(study: Study, wanted: str) -> Study:
     if not wanted:
         return study
     names = [variant.name for variant in study.variants]
-    chosen = [name.strip() for name in wanted.split(",")]
+    chosen = [names[0], *(name.strip() for name in wanted.split(","))]
     for name in chosen:
         if name not in names:
             raise UserError(f"config.variants: no variant is named {name!r}; {nearest(name, names)}")
-    chosen = [names[0], *chosen]
     variants = [variant for variant in study.variants if variant.name in chosen]
     contrasts = [c for c in study.contrasts if c.variant in chosen and c.reference in chosen]
     return dataclasses.replace(study, variants=variants, contrasts=contrasts)
+
+
+# `freezejax.data.Corpus.fingerprint` (both token files and the tokenizer) -> the corpus as the paper names it.
+# A sample counts as its corpus, with either of the paper's tokenizers: its claims are of the corpus, not of one part.
+CORPORA = {
+    # Project Gutenberg 11, 84, 1342 and 1661 as distributed, as bytes, the last tenth of each for validation.
+    "ffaefeba6a9d4478972b6b8c140815b1c4b9433279420af67e11013373cfffc6": "gutenberg",
+    # 200 training documents of FineWeb, and the first 65,536 tokens of the challenge's sp1024 validation split.
+    "519e3b3e30640e08875236d6f814b980912ed4b650236422688ea081a41857b7": "fineweb",  # sp1024
+    "fcdc44af4d524884f4165f62ade2f628b7313b5a00dd2e83d2efb6eaf1fa092b": "fineweb",  # sp4096
+}
+
+
+def paper_corpus(study: Study, wanted: str, fingerprint: str) -> str:
+    """The corpus whose figures of the paper stand beside a study's; "" = none.
+
+    `wanted` is `config.paper`: a corpus, by the word of whoever runs the study; "none"; or "auto": by fingerprint.
+
+    Raises:
+      UserError: a corpus of which the paper reports nothing in this study.
+
+    >>> paper_corpus(Study("s", []), "auto", "0" * 64)
+    ''
+    """
+    papers = [*(v.papers for v in study.variants), *(c.papers for c in study.contrasts)]
+    known = sorted({paper.corpus for of_item in papers for paper in of_item})
+    if wanted not in ("auto", "none", *known):
+        raise UserError(f"config.paper={wanted!r}: expected {', '.join(('auto', *known))} or none")
+    found = CORPORA.get(fingerprint, "") if wanted == "auto" else wanted
+    return found if found in known else ""
+
+
+def paper_of(papers: Sequence[Paper], corpus: str) -> Paper | None:
+    """The paper's figure on a corpus, if it has one.
+
+    >>> paper_of([Paper("fineweb", "section 3", 4.1, -0.9, "-0.9%")], "fineweb").delta_pct
+    -0.9
+    """
+    return next((paper for paper in papers if paper.corpus == corpus), None)

@@ -102,7 +102,7 @@ def _figure(heading: str, field: str, half: str, digits: int, unit: str, where: 
     return Column(
         heading,
         lambda item: None if item.get(field) is None else (item[field], item[half]),
-        lambda value: with_ci(*value, digits, unit),
+        lambda value: with_ci(value[0], value[1], digits, unit),
         where=where,
     )
 

@@ -14,10 +14,8 @@ from matplotlib.figure import Figure
 
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
-from experiments.engine.papers import CORPORA
-from experiments.engine.session import Finished
-from experiments.engine.variants import Contrast, Paper, Study, Variant
-from experiments.engine.workdir import write_result
+from experiments.engine.variants import CORPORA, Contrast, Paper, Study, Variant
+from experiments.engine.workdir import Finished, write_result
 from experiments.report import page
 from experiments.report.curves import curves_of
 from experiments.report.plots import COLOR, render, spread
