@@ -20,30 +20,24 @@ What is not set here is as in experiments/configs/selective.py.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import selective
-from freezejax.errors import UserError
-from freezejax.paths import nearest
+from experiments.configs import progressive, selective
 
 BUDGET = 16_000_000  # bytes of code and artifact
 CODE = 100_000  # bytes of the budget left for code
 SECONDS = 600  # of training
 _VARIANTS = ("selective_medium", "selective_large", "trained_at_selective_bytes_same_maps", "trained_medium_same_maps")
-_SIZES = {"small": (7, 512, 8), "medium": (12, 512, 8), "large": (8, 640, 10)}  # layers, width, heads
 
 
 def get_config(scale: str = "h100x8") -> ConfigDict:
     """Config of one scale; every field may be set as --config.FIELD=VALUE."""
-    scales = ("tiny", "h100x8")
-    if scale not in scales:
-        raise UserError(f"--config: no scale {scale!r}; {nearest(scale, scales)}")
+    progressive.check_scale(scale, ("tiny", "h100x8"))
     config = selective.get_config(scale)
     config.variants = ",".join(("baseline", *_VARIANTS))
     config.paper = "none"  # it has no figures at these sizes
     config.base_seeds = 1
     if scale == "tiny":
         return config
-    for size, (layers, width, heads) in _SIZES.items():
-        config.sizes[size] = ConfigDict({"num_layers": layers, "model_dim": width, "num_heads": heads})
+    config.sizes = progressive.sizes((7, 512, 8), (12, 512, 8), (8, 640, 10))
     config.model.vocab_size = 1_024
     config.data.val_sequences = 0  # all
     config.data.eval_batch_size = 512
