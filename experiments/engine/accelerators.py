@@ -51,12 +51,11 @@ def announce(file: TextIO | None = None) -> None:
       UserError: `--require_accelerator` is set, and jax has the CPU alone.
     """
     devices = jax.devices()
-    platform, line = devices[0].platform, describe(devices)
-    if platform == "cpu":
-        if plugin_installed():
-            line += "; a package for GPUs or TPUs is installed, but jax uses no such device"
-        if flags.FLAGS.require_accelerator:
-            raise UserError(f"--require_accelerator: there is only {line}")
+    line, is_cpu = describe(devices), devices[0].platform == "cpu"
+    if is_cpu and plugin_installed():
+        line += "; a package for GPUs or TPUs is installed, but jax uses no such device"
+    if is_cpu and flags.FLAGS.require_accelerator:
+        raise UserError(f"--require_accelerator: there is only {line}")
     if processes.is_main():
         print(line, file=file, flush=True)
 

@@ -19,20 +19,11 @@ def keep_freed_memory() -> bool:
     of the CPU time of a small model's step. The price is that the process keeps its largest size.
 
     It must come before jax starts its backend, whose threads get their arenas then. Where jax may use an accelerator
-    nothing is changed, nor where the C library is another one.
-
-    Returns:
-      Whether it was done.
-
-    >>> import platform
-    >>> jax.config.update("jax_platforms", "cpu")
-    >>> keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
-    True
+    nothing is changed, nor where the C library is another one. Returns whether it was done.
     """
     cpu_alone = jax.config.jax_platforms == "cpu" or not (plugin_installed() and device_present())
     if not (sys.platform == "linux" and cpu_alone):
         return False
     library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return False
-    return all(library.mallopt(number, value) for number, value in KEEP.values())
+    is_glibc = hasattr(library, "gnu_get_libc_version")
+    return is_glibc and all(library.mallopt(number, value) for number, value in KEEP.values())

@@ -86,8 +86,8 @@ def load_corpus(config: ConfigDict) -> data.Corpus:
 def conclude(session: Session) -> None:
     """Writes and prints what the finished runs of a folder say."""
     found, workdir = summary.write(session), session.workdir
-    lines = "".join(json.dumps(record) + "\n" for record in session.finished.records(session.study))
-    write_atomically(workdir / METRICS, lines)
+    records = session.finished.records(session.study)
+    write_atomically(workdir / METRICS, "".join(json.dumps(record) + "\n" for record in records))
     page.write(found, workdir)
     tables.show(found)
     print(f"Written: {workdir / 'summary.json'} and {workdir / 'report.html'}")
@@ -102,9 +102,9 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
     for field, least in (("seeds", 1), ("base_seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
         if (value := operator.attrgetter(field)(config)) < least:
             raise UserError(f"config.{field}={value}: expected {least} or more")
+    tokenizer = corpus.tokenizer
     for variant in study.variants:
-        vocab_size, tokenizer = variant.model["vocab_size"], corpus.tokenizer
-        if vocab_size < tokenizer.vocab_size:
+        if (vocab_size := variant.model["vocab_size"]) < tokenizer.vocab_size:
             raise UserError(
                 f"config.model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
                 f"{tokenizer.name}; 0 follows the tokenizer"
@@ -145,7 +145,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, figure
 
 
 def _check_same_study(before: Any, now: Any, workdir: Path) -> None:
-    old, new = flatten_dict(before, sep="/"), flatten_dict(now, sep="/")
+    old, new = (flatten_dict(found, sep="/") for found in (before, now))
     for field in sorted(old.keys() | new.keys()):
         if not field.startswith(_MAY_CHANGE) and old.get(field) != new.get(field):
             raise UserError(

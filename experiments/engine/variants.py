@@ -19,11 +19,7 @@ from freezejax.schedules import FreezeSchedule
 
 
 class Figure(NamedTuple):
-    """A figure that an evaluation gives; lower is better. It is taken of the trained weights and of the packed file.
-
-    >>> Figure("ce", "CE", "nats/token").heading, Figure("ce", "CE", "nats/token").trained
-    ('CE, nats/token', 'val_ce')
-    """
+    """A figure that an evaluation gives; lower is better. It is taken of the trained weights and of the packed file."""
 
     name: str
     label: str
@@ -31,7 +27,7 @@ class Figure(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """What stands over a column or beside an axis."""
+        """What stands over a column or beside an axis: "CE, nats/token"."""
         return ", ".join(filter(None, (self.label, self.unit)))
 
     @property
@@ -79,10 +75,8 @@ class Variant:
 class Run(NamedTuple):
     """One run: a variant, the seed it trains with, and the base seed that its random maps come from.
 
-    >>> Run("selective", 0).folder, Run("selective", 0, 1).folder
-    ('seed_0', 'seed_0_base_1')
-    >>> Run("selective", 0, 1).title
-    'selective, seed 0, base seed 1'
+    >>> Run("selective", 0).folder, Run("selective", 0, 1).folder, Run("selective", 0, 1).title
+    ('seed_0', 'seed_0_base_1', 'selective, seed 0, base seed 1')
     """
 
     variant: str
