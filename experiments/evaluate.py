@@ -18,10 +18,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.engine import accelerators, cli
-from experiments.engine.evaluators import Evaluators
 from experiments.engine.results import PACKED
 from experiments.engine.study import TOKENIZER
-from experiments.engine.variants import Run
+from experiments.engine.variants import Evaluators, Run
 from experiments.engine.workdir import CONFIG, RESULT, read_config, read_result
 from freezejax import artifact, data, models
 from freezejax.errors import UserError

@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.engine import accelerators, distributed, dry_run, host_memory, lock
+from experiments.engine import accelerators, distributed, dry_run, lock
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 from freezejax.training.config import TrainConfig
@@ -80,7 +80,7 @@ def run(main: Callable[[], None]) -> None:
 
     logging.set_verbosity(logging.FATAL)  # libraries log an error, and then raise it: that is told once, above
     accelerators.choose_platform()
-    host_memory.keep_freed_memory()
+    accelerators.keep_freed_memory()
     app.run(guarded, flags_parser=_parse_flags)
 
 
