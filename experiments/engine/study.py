@@ -110,8 +110,8 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
                 f"{tokenizer.name}; 0 follows the tokenizer"
             )
         train_config = TrainConfig.from_mapping(variant.train)
-        model, mesh = models.build(**variant.model), mesh_of(train_config)
-        plan = RunPlan(model, train_config, variant.schedule, mesh)
+        mesh = mesh_of(train_config)
+        plan = RunPlan(models.build(**variant.model), train_config, variant.schedule, mesh)
         processes.check_batch(config.data.eval_batch_size, mesh, "config.data.eval_batch_size")
         artifact.predict_size(plan.abstract_params, model=variant.model, **packing(config))
         sizes: Any = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
