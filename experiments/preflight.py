@@ -104,11 +104,7 @@ def main() -> None:
 
 
 def make_study(config: ConfigDict) -> Study:
-    """The study that a config is of.
-
-    Raises:
-      UserError: there is no such study, or something the study refuses.
-    """
+    """The study that a config is of."""
     try:
         make = importlib.import_module(f"experiments.{config.experiment}").make_study
     except (ImportError, AttributeError):
@@ -118,11 +114,7 @@ def make_study(config: ConfigDict) -> Study:
 
 
 def chosen(study: Study, wanted: str) -> Sequence[Variant]:
-    """The named variants (comma separated; empty = all); `largest` is the one with the most weights.
-
-    Raises:
-      UserError: a name that no variant has.
-    """
+    """The named variants (comma separated; empty = all); `largest` is the one with the most weights."""
     if not wanted:
         return study.variants
     names, known = [name.strip() for name in wanted.split(",")], [variant.name for variant in study.variants]

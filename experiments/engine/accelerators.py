@@ -58,11 +58,7 @@ def define_flags() -> None:
 
 
 def announce(file: TextIO | None = None) -> None:
-    """Prints the devices of the run as one line, in process 0, to stdout unless told otherwise.
-
-    Raises:
-      UserError: `--require_accelerator` is set, and jax has the CPU alone.
-    """
+    """Prints the devices of the run as one line, in process 0; refuses the CPU where `--require_accelerator` is set."""
     devices = jax.devices()
     line, is_cpu = describe(devices), devices[0].platform == "cpu"
     if is_cpu and plugin_installed():
@@ -74,11 +70,7 @@ def announce(file: TextIO | None = None) -> None:
 
 
 def describe(devices: list[jax.Device]) -> str:
-    """Their number, kind and platform.
-
-    >>> describe(jax.devices("cpu")[:1])
-    '1 x cpu (platform cpu)'
-    """
+    """Their number, kind and platform: "1 x cpu (platform cpu)"."""
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     shared = f", in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{len(devices)} x {kinds} (platform {devices[0].platform}{shared})"

@@ -100,14 +100,7 @@ def _start(main: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def writing(given: str) -> Iterator[None]:
-    """The block writes the file that a flag names, `given` as --flag=path.
-
-    >>> with writing("--out=/a/b"):
-    ...     raise FileNotFoundError(2, "No such file or directory")
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: --out=/a/b: cannot be written: No such file or directory
-    """
+    """The block writes the file that a flag names, `given` as --flag=path; one line where it cannot."""
     try:
         yield
     except OSError as error:

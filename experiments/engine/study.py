@@ -94,11 +94,7 @@ def conclude(session: Session) -> None:
 
 
 def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
-    """Finds every bad field, pattern and size before a file is written or a step is run.
-
-    Raises:
-      UserError: what the first bad one is.
-    """
+    """Refuses every bad field, pattern and size before a file is written or a step is run."""
     for field, least in (("seeds", 1), ("base_seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
         if (value := operator.attrgetter(field)(config)) < least:
             raise UserError(f"config.{field}={value}: expected {least} or more")
@@ -123,10 +119,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, figure
     """Writes config.json, or checks that the one there is of this config and data.
 
     More seeds of either kind or other variants may be added to a folder, and the mesh may change; anything else would
-    mix two studies.
-
-    Raises:
-      UserError: the folder holds a study of another config or corpus, is a file, or cannot be written.
+    mix two studies, and is refused.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")

@@ -175,11 +175,7 @@ class Study:
 
 
 def select(study: Study, wanted: str) -> Study:
-    """The study with only the named variants (comma separated; empty = all), baseline kept first.
-
-    Raises:
-      UserError: a name that no variant has.
-    """
+    """The study with only the named variants (comma separated; empty = all), baseline kept first."""
     if not wanted:
         return study
     names = [variant.name for variant in study.variants]
@@ -207,12 +203,7 @@ def paper_corpus(study: Study, wanted: str, fingerprint: str) -> str:
     """The corpus whose figures of the paper stand beside a study's; "" = none.
 
     `wanted` is `config.paper`: a corpus, by the word of whoever runs the study; "none"; or "auto": by fingerprint.
-
-    Raises:
-      UserError: a corpus of which the paper reports nothing in this study.
-
-    >>> paper_corpus(Study("s", []), "auto", "0" * 64)
-    ''
+    Refuses a corpus of which the paper reports nothing in this study.
     """
     papers = [*(v.papers for v in study.variants), *(c.papers for c in study.contrasts)]
     known = sorted({paper.corpus for of_item in papers for paper in of_item})
@@ -223,9 +214,5 @@ def paper_corpus(study: Study, wanted: str, fingerprint: str) -> str:
 
 
 def paper_of(papers: Sequence[Paper], corpus: str) -> Paper | None:
-    """The paper's figure on a corpus, if it has one.
-
-    >>> paper_of([Paper("fineweb", "section 3", 4.1, -0.9, "-0.9%")], "fineweb").delta_pct
-    -0.9
-    """
+    """The paper's figure on a corpus, if it has one."""
     return next((paper for paper in papers if paper.corpus == corpus), None)

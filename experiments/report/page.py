@@ -18,11 +18,7 @@ Row = Mapping[str, Any]
 def write(found: Mapping[str, Any], workdir: Path) -> None:
     """Writes `workdir/report.html`, atomically, from a summary and the metrics.jsonl in the folder.
 
-    The same summary and metrics give the same bytes. The page fetches nothing.
-
-    Args:
-      found: what `summary.write` returned (docs/summary.md).
-      workdir: folder of the study; its `metrics.jsonl` may be missing.
+    The same summary (docs/summary.md) and metrics give the same bytes. The page fetches nothing.
     """
     from experiments.report import curves, plots  # matplotlib is slow to import, and only the end of a study draws
 
