@@ -21,7 +21,6 @@ from experiments.report.table import Column, terminal
 from freezejax import artifact
 from freezejax.artifact import budget
 from freezejax.data.atomic import write_atomically
-from freezejax.errors import UserError
 from freezejax.masks import count_parameters
 from freezejax.weights import count_seeded
 
@@ -55,77 +54,21 @@ def _golf(layers: int) -> dict[str, Any]:
 
 _GATE_UP, _MLP, _FC = (rf"blocks/\d+/mlp/{leaf}/kernel" for leaf in ("(gate|up)", "(gate|up|down)", "fc"))
 _STACK = "sizes fit an MLP 4x wide, 4 key heads, 4096 tokens; +0.6 M: parts of its stack that ours lacks"
+_FREEZING = "freezing fc leaves 34.4 - 11.5 = 22.9 M, not 21.7 M; the other rows agree with fc frozen"
+_INT8 = "claimed is int8, uncompressed"
+_NEXT = "claimed belongs to the next row: with gate and up frozen, down is stored"
+_TOO_BIG = "claimed too big, but that is int8; packed at int6 it fits, and its loss is lower (2.7295 against 2.8803)"
 ROWS = [
     _Row("Standard 11L 512d", _golf(11), "", 34.4e6, 34.4e6, 15.9e6, _STACK),
-    _Row(
-        *("Selective 11L 512d", _golf(11), _FC, 34.4e6, 21.7e6, 10.0e6),
-        "freezing fc leaves 34.4 - 11.5 = 22.9 M, not 21.7 M; the other rows agree with fc frozen",
-    ),
+    _Row("Selective 11L 512d", _golf(11), _FC, 34.4e6, 21.7e6, 10.0e6, _FREEZING),
     _Row("Selective 13L 512d", _golf(13), _FC, 40.2e6, 26.5e6, 12.2e6, _STACK),
-    _Row("Baseline 6L 192d", _toy(6, 192, 6), "", None, None, 2.4e6, "claimed is int8, uncompressed"),
-    _Row("Selective 6L 192d", _toy(6, 192, 6), _GATE_UP, None, None, 1.5e6, "claimed is int8, uncompressed"),
-    _Row("Selective 8L 256d", _toy(8, 256, 4), _GATE_UP, None, None, 3.3e6, "claimed is int8, uncompressed"),
-    _Row(
-        *("Selective 12L 384d", _toy(12, 384, 6), _GATE_UP, None, None, 7.3e6),
-        "claimed belongs to the next row: with gate and up frozen, down is stored",
-    ),
+    _Row("Baseline 6L 192d", _toy(6, 192, 6), "", None, None, 2.4e6, _INT8),
+    _Row("Selective 6L 192d", _toy(6, 192, 6), _GATE_UP, None, None, 1.5e6, _INT8),
+    _Row("Selective 8L 256d", _toy(8, 256, 4), _GATE_UP, None, None, 3.3e6, _INT8),
+    _Row("Selective 12L 384d", _toy(12, 384, 6), _GATE_UP, None, None, 7.3e6, _NEXT),
     _Row("Whole MLP seeded 12L 384d", _toy(12, 384, 6), _MLP, None, None, 7.3e6, "claimed for the row above"),
-    _Row(
-        *("Trained 12L 384d", _toy(12, 384, 6), "", None, None, 17.7e6),
-        "claimed too big, but that is int8; packed at int6 it fits, and its loss is lower (2.7295 against 2.8803)",
-    ),
+    _Row("Trained 12L 384d", _toy(12, 384, 6), "", None, None, 17.7e6, _TOO_BIG),
 ]
-
-
-def main() -> None:
-    """Prints the table; with --out also writes it."""
-    code = budget.code_bytes(budget.code_files(_CODE.value or ()))
-    rows = [figures(row, code, _BUDGET.value or 0) for row in ROWS]
-    if _OUT.value:
-        try:
-            text = json.dumps({"budget": _BUDGET.value, "rows": rows}, indent=2) + "\n"
-            write_atomically(Path(_OUT.value), text)
-        except OSError as error:
-            raise UserError(f"--out={_OUT.value}: cannot be written: {error.strerror}") from None
-    title = f"model + {code:,} code bytes within {_BUDGET.value:,}: * fits; MB are 10^6 bytes, M 10^6 parameters"
-    terminal(title, _COLUMNS, rows, width=190)
-    print(_CAPTION)
-
-
-def figures(row: _Row, code_bytes: int, limit: int) -> dict[str, Any]:
-    """Parameters and bytes of one row, from shapes.
-
-    >>> found = figures(ROWS[4], 0, 16_000_000)
-    >>> found["parameters"], found["stored_parameters"], found["fits"]["int6"]
-    (2410944, 1526208, True)
-    """
-    config = with_maps(row.model, *([{"pattern": row.seeded, "kind": "map"}] if row.seeded else []))
-    shapes = abstract_params(config)
-    floats = jax.tree.map(lambda leaf: leaf.dtype == "float32", shapes)
-    stored = count_parameters(shapes, floats)
-    size = {codec: artifact.predict_size(shapes, model=config, codec=codec).high for codec in ("int8", "int6")}
-    coded = artifact.predict_size(shapes, model=config, codec="int6", compressor="brotli")
-    claimed_rate = round(GPTQ_BYTES_PER_PARAMETER * stored)
-    sizes = {**size, "int6_brotli": coded.gaussian, "gptq": claimed_rate}
-    return {
-        "name": row.name,
-        "model": config,
-        "parameters": stored + count_seeded(shapes),
-        "stored_parameters": stored,
-        "bytes": {**sizes, "int6_brotli_low": coded.low, "int6_brotli_high": coded.high},
-        "fits": {name: code_bytes + found <= limit for name, found in sizes.items()},
-        "claimed": {
-            "parameters": row.claimed_parameters,
-            "stored_parameters": row.claimed_stored,
-            "bytes": row.claimed_bytes,
-        },
-        "why": row.why,
-    }
-
-
-_CAPTION = """claimed: PR 1301, sections 2 and 9. Section 9 multiplies by the 0.4607 bytes per parameter that GPTQ
-reached with coarser codes; int6 of least squared error takes about 0.67 with Brotli. Section 2 counts int8, at 12
-layers without the embedding."""
 
 
 def _column(heading: str, value: Callable[[Any], float | None], digits: int = 2) -> Column:
@@ -151,6 +94,51 @@ _COLUMNS = [
     _size("as claimed", "gptq"),
     Column("where they part", lambda row: row["why"], kind="words"),
 ]
+_CAPTION = """claimed: PR 1301, sections 2 and 9. Section 9 multiplies by the 0.4607 bytes per parameter that GPTQ
+reached with coarser codes; int6 of least squared error takes about 0.67 with Brotli. Section 2 counts int8, at 12
+layers without the embedding."""
+
+
+def main() -> None:
+    """Prints the table; with --out also writes it."""
+    code = budget.code_bytes(budget.code_files(_CODE.value or ()))
+    rows = [figures(row, code, _BUDGET.value or 0) for row in ROWS]
+    if _OUT.value:
+        with cli.writing(f"--out={_OUT.value}"):
+            write_atomically(Path(_OUT.value), json.dumps({"budget": _BUDGET.value, "rows": rows}, indent=2) + "\n")
+    title = f"model + {code:,} code bytes within {_BUDGET.value:,}: * fits; MB are 10^6 bytes, M 10^6 parameters"
+    terminal(title, _COLUMNS, rows, width=190)
+    print(_CAPTION)
+
+
+def figures(row: _Row, code_bytes: int, limit: int) -> dict[str, Any]:
+    """Parameters and bytes of one row, from shapes.
+
+    >>> found = figures(ROWS[4], 0, 16_000_000)
+    >>> found["parameters"], found["stored_parameters"], found["fits"]["int6"]
+    (2410944, 1526208, True)
+    """
+    config = with_maps(row.model, *([{"pattern": row.seeded, "kind": "map"}] if row.seeded else []))
+    shapes = abstract_params(config)
+    stored = count_parameters(shapes, jax.tree.map(lambda leaf: leaf.dtype == "float32", shapes))
+    int8, int6 = (artifact.predict_size(shapes, model=config, codec=codec).high for codec in ("int8", "int6"))
+    coded = artifact.predict_size(shapes, model=config, codec="int6", compressor="brotli")
+    gptq = round(GPTQ_BYTES_PER_PARAMETER * stored)
+    sizes = {"int8": int8, "int6": int6, "int6_brotli": coded.gaussian, "gptq": gptq}
+    return {
+        "name": row.name,
+        "model": config,
+        "parameters": stored + count_seeded(shapes),
+        "stored_parameters": stored,
+        "bytes": {**sizes, "int6_brotli_low": coded.low, "int6_brotli_high": coded.high},
+        "fits": {name: code_bytes + found <= limit for name, found in sizes.items()},
+        "claimed": {
+            "parameters": row.claimed_parameters,
+            "stored_parameters": row.claimed_stored,
+            "bytes": row.claimed_bytes,
+        },
+        "why": row.why,
+    }
 
 
 if __name__ == "__main__":

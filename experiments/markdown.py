@@ -36,11 +36,9 @@ def main() -> None:
         if name not in names:
             raise UserError(f"--variants={name}: no such variant; {nearest(name, names)}")
     path = Path(_PICTURE.value)
-    try:
+    with cli.writing(f"--picture={path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page.picture(found, _VARIANTS.value or names))
-    except OSError as error:
-        raise UserError(f"--picture={path}: cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

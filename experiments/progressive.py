@@ -9,15 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.engine import cli, study
-from experiments.engine.matching import (
-    ALL_TRAIN,
-    check_pattern,
-    match_bytes,
-    random_map,
-    stored_bytes,
-    with_maps,
-)
+from experiments.engine import cli, matching, study
 from experiments.engine.results import packing
 from experiments.engine.variants import Contrast, Paper, Study, Variant
 from freezejax.errors import UserError
@@ -66,13 +58,9 @@ _PAPER = {
 
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
-    """The study of a config, for a tokenizer of `vocab_size`.
-
-    Raises:
-      UserError: a freeze pattern or point that cannot be.
-    """
+    """The study of a config, for a tokenizer of `vocab_size`; refuses a freeze pattern or point that cannot be."""
     models = {size: _model(config, vocab_size, size) for size in config.sizes}
-    check_pattern("config.freeze.pattern", config.freeze.pattern, models["small"])
+    matching.check_pattern("config.freeze.pattern", config.freeze.pattern, models["small"])
     variants = [_variant(config, models[row[1]], row) for row in _ROWS]
     return Study("progressive", variants, contrasts())
 
@@ -91,10 +79,10 @@ def _variant(config: ConfigDict, model: dict[str, Any], row: tuple[str, str, str
         model["dropout"] = config.freeze.dropout
     if "same_scale" in extra and model["family"] == "geglu":
         model["mlp_in_init"] = "fan_in"
-    seeded = with_maps(model, random_map(config.freeze.pattern))
+    seeded = matching.with_maps(model, matching.random_map(config.freeze.pattern))
     if "bytes" in extra:
         codec = packing(config)["codec"]
-        model = match_bytes(model, stored_bytes(seeded, codec), codec)
+        model = matching.match_bytes(model, matching.stored_bytes(seeded, codec), codec)
     restart = {field: field in extra for field in ("restart_schedule", "restart_optimizer")}
     return Variant(
         name=name,
@@ -113,7 +101,7 @@ def _variant(config: ConfigDict, model: dict[str, Any], row: tuple[str, str, str
 def freeze_schedule(config: ConfigDict, freezes: str) -> FreezeSchedule:
     """Freeze schedule by word: "never", "start" (random maps, no weight to freeze) or "later" (`config.freeze.at`)."""
     if freezes != "later":
-        return ALL_TRAIN
+        return matching.ALL_TRAIN
     at = float(config.freeze.at)
     if not (0 < at < 1 or (at >= 2 and at.is_integer())):
         raise UserError(
@@ -131,6 +119,7 @@ def contrasts() -> list[Contrast]:
         ours, other = (table[name][0] for name in ("progressive_medium", "selective_medium"))
         delta = 100.0 * (ours - other) / other
         papers.append(Paper(corpus, _SOURCE, ours, delta, f"{delta:+.1f}% against random-init freezing ({corpus})"))
+    script = "... and the optimizer, as a script of the paper does?"
     questions = [
         ("selective_small", "baseline", "does freezing at random beat training, as the paper compares it?"),
         ("selective_small", "baseline_same_scale", "... and from the same initial scale?"),
@@ -143,10 +132,7 @@ def contrasts() -> list[Contrast]:
         ("progressive_medium_same_scale", "trained_medium_same_scale", "... from the larger initial scale"),
         ("progressive_medium_same_scale", "selective_medium", "trained against random frozen weights, same scale"),
         ("progressive_medium_rate_restart", "progressive_medium", "what does restarting the learning rate do?"),
-        (
-            *("progressive_medium_full_restart", "progressive_medium"),
-            "... and the optimizer, as a script of the paper does?",
-        ),
+        ("progressive_medium_full_restart", "progressive_medium", script),
         ("progressive_medium_dropout", "trained_medium_dropout", "freezing later, dropout on both sides"),
         ("selective_medium_dropout", "trained_medium_dropout_same_scale", "random freezing, dropout on both sides"),
         ("progressive_medium_dropout", "baseline_dropout", "the paper's row with dropout on both sides"),

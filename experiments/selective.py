@@ -5,21 +5,12 @@
 This file says what is compared, as data. experiments/engine/study.py runs it; freezejax/training/loop.py trains.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.engine import cli, study
-from experiments.engine.matching import (
-    ALL_TRAIN,
-    check_pattern,
-    match_bytes,
-    match_step,
-    random_map,
-    step_flops,
-    stored_bytes,
-    with_maps,
-)
+from experiments.engine import cli, matching, study
 from experiments.engine.results import packing
 from experiments.engine.variants import Contrast, Paper, Study, Variant
 from freezejax.errors import UserError
@@ -32,12 +23,8 @@ class _Row(NamedTuple):
     size: str
     place: str = ""  # "" = none
     kind: str = ""
-    extra: frozenset[str] = frozenset()  # main, dropout, lora, gain, bytes, step
+    extra: Collection[str] = ()  # main, dropout, lora, gain, bytes, step
     distribution: str = "normal"
-
-
-def _row(name: str, size: str, place: str = "", kind: str = "", *extra: str) -> _Row:
-    return _Row(name, size, place, kind, frozenset(extra))
 
 
 # "main": runs with every base seed. "bytes" and "step" make the model smaller until it stores the bytes, or
@@ -46,30 +33,30 @@ _PLACES_SMALL = ("down", "q", "k", "v", "out")
 _HALVES = ("first_half", "second_half")
 _DISTRIBUTIONS = ("rademacher", "uniform", "hadamard", "normal_f32", "orthogonal_qr")
 _ROWS = [
-    _row("baseline", "small"),
-    _row("full_freeze_lora", "small", "all", "seeded", "main", "lora"),
-    _row("selective_small", "small", "gate_up", "seeded", "main"),
-    _row("selective_small_dropout", "small", "gate_up", "seeded", "main", "dropout"),
-    _row("selective_medium", "medium", "gate_up", "seeded", "main"),
-    _row("selective_large_dropout", "large", "gate_up", "seeded", "main", "dropout"),
-    _row("trained_large", "large"),
-    _row("baseline_same_maps", "small", "gate_up", "same_maps"),
-    _row("baseline_dropout", "small", "", "", "dropout"),
-    _row("baseline_dropout_same_maps", "small", "gate_up", "same_maps", "dropout"),
-    _row("trained_medium_same_maps", "medium", "gate_up", "same_maps"),
-    _row("trained_at_selective_bytes_same_maps", "medium", "gate_up", "same_maps", "bytes"),
-    _row("trained_at_selective_step_same_maps", "medium", "gate_up", "same_maps", "step"),
-    _row("selective_large", "large", "gate_up", "seeded"),
-    _row("trained_large_same_maps", "large", "gate_up", "same_maps"),
-    _row("trained_large_dropout_same_maps", "large", "gate_up", "same_maps", "dropout"),
+    _Row("baseline", "small"),
+    _Row("full_freeze_lora", "small", "all", "seeded", {"main", "lora"}),
+    _Row("selective_small", "small", "gate_up", "seeded", {"main"}),
+    _Row("selective_small_dropout", "small", "gate_up", "seeded", {"main", "dropout"}),
+    _Row("selective_medium", "medium", "gate_up", "seeded", {"main"}),
+    _Row("selective_large_dropout", "large", "gate_up", "seeded", {"main", "dropout"}),
+    _Row("trained_large", "large"),
+    _Row("baseline_same_maps", "small", "gate_up", "same_maps"),
+    _Row("baseline_dropout", "small", extra={"dropout"}),
+    _Row("baseline_dropout_same_maps", "small", "gate_up", "same_maps", {"dropout"}),
+    _Row("trained_medium_same_maps", "medium", "gate_up", "same_maps"),
+    _Row("trained_at_selective_bytes_same_maps", "medium", "gate_up", "same_maps", {"bytes"}),
+    _Row("trained_at_selective_step_same_maps", "medium", "gate_up", "same_maps", {"step"}),
+    _Row("selective_large", "large", "gate_up", "seeded"),
+    _Row("trained_large_same_maps", "large", "gate_up", "same_maps"),
+    _Row("trained_large_dropout_same_maps", "large", "gate_up", "same_maps", {"dropout"}),
     *(
-        _row(f"{name}_{place}", size, place, kind)
+        _Row(f"{name}_{place}", size, place, kind)
         for size, places in (("small", _PLACES_SMALL), ("medium", _HALVES))
         for place in places
         for name, kind in (("frozen", "seeded"), ("trained", "same_maps"))
     ),
     *(_Row(f"selective_small_{d}", "small", "gate_up", "seeded", distribution=d) for d in _DISTRIBUTIONS),
-    _row("selective_small_gain", "small", "gate_up", "seeded", "gain"),
+    _Row("selective_small_gain", "small", "gate_up", "seeded", {"gain"}),
 ]
 
 # The paper's loss (where it has one), its difference in percent, and the variant that stands for its reference.
@@ -87,16 +74,12 @@ _FIRST_VERSION = "; its first version: CE 3.3838, -2.8% against the baseline wit
 
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
-    """The study of a config, for a tokenizer of `vocab_size`.
-
-    Raises:
-      UserError: a model family without gate and up, a pattern or a codec that cannot be.
-    """
+    """The study of a config, for a tokenizer of `vocab_size`; refuses a family, pattern or codec that cannot be."""
     if config.model.family != "geglu":
         raise UserError(f"config.model.family={config.model.family!r}: the places of this study are those of geglu")
     vocab = {"vocab_size": config.model.vocab_size or vocab_size}
     models = {name: {**config.model, **size, **vocab} for name, size in config.sizes.items()}
-    check_pattern("config.freeze.pattern", config.freeze.pattern, models["small"])
+    matching.check_pattern("config.freeze.pattern", config.freeze.pattern, models["small"])
     return Study("selective", [_variant(config, models[row.size], row) for row in _ROWS], contrasts())
 
 
@@ -118,12 +101,13 @@ def _variant(config: ConfigDict, model: dict[str, Any], row: _Row) -> Variant:
     if row.place:
         model = _with_maps(model, config, row)
     if "lora" in row.extra:
-        model = with_maps(model, {"pattern": places(model["num_layers"])[row.place], "kind": "lora", **config.lora})
+        lora = {"pattern": places(model["num_layers"])[row.place], "kind": "lora", **config.lora}
+        model = matching.with_maps(model, lora)
     return Variant(
         name=row.name,
         model=model,
         train=config.train.to_dict(),
-        schedule=ALL_TRAIN,
+        schedule=matching.ALL_TRAIN,
         base_seeds="main" in row.extra,
         same_bytes_as="selective_medium" if "bytes" in row.extra else "",
         papers=papers_of(row.name),
@@ -133,14 +117,14 @@ def _variant(config: ConfigDict, model: dict[str, Any], row: _Row) -> Variant:
 def _with_maps(model: dict[str, Any], config: ConfigDict, row: _Row) -> dict[str, Any]:
     pattern = {**places(model["num_layers"]), "gate_up": config.freeze.pattern}[row.place]
     gain = [{"pattern": pattern, "kind": "gain"}] if "gain" in row.extra else []
-    seeded = with_maps(model, random_map(pattern, row.distribution), *gain)
+    seeded = matching.with_maps(model, matching.random_map(pattern, row.distribution), *gain)
     if row.kind == "seeded":
         return seeded
-    trained = with_maps(model, random_map(pattern, row.distribution, trained=True))
+    trained = matching.with_maps(model, matching.random_map(pattern, row.distribution, trained=True))
     if "bytes" in row.extra:
         codec = packing(config)["codec"]
-        return match_bytes(trained, stored_bytes(seeded, codec), codec)
-    return match_step(trained, step_flops(seeded)) if "step" in row.extra else trained
+        return matching.match_bytes(trained, matching.stored_bytes(seeded, codec), codec)
+    return matching.match_step(trained, matching.step_flops(seeded)) if "step" in row.extra else trained
 
 
 def places(num_layers: int) -> dict[str, str]:
@@ -159,6 +143,7 @@ def places(num_layers: int) -> dict[str, str]:
 
 
 # variant, reference, question
+_AGAINST_ALL = "against all trained from N(0, 0.02)"
 _QUESTIONS = [
     ("selective_small", "baseline", "does freezing gate+up at random beat training, as the paper compares it?"),
     ("selective_small", "baseline_same_maps", "... and against training from the same maps?"),
@@ -182,10 +167,7 @@ _QUESTIONS = [
     ("selective_large", "trained_large_same_maps", "... and from the same maps"),
     ("trained_large", "baseline_dropout", "a larger trained model against the paper's baseline"),
     *((f"frozen_{p}", f"trained_{p}", f"{p} frozen, same maps") for p in (*_PLACES_SMALL, *_HALVES)),
-    *(
-        (f"frozen_{p}", "baseline", f"{p} frozen at 1/sqrt(in) against all trained from N(0, 0.02)")
-        for p in _PLACES_SMALL
-    ),
+    *((f"frozen_{p}", "baseline", f"{p} frozen at 1/sqrt(in) {_AGAINST_ALL}") for p in _PLACES_SMALL),
     *((f"frozen_{p}", "trained_medium_same_maps", f"{p} frozen whole against gate+up's maps trained") for p in _HALVES),
     *((f"selective_small_{d}", "selective_small", f"{d} maps against normal ones") for d in _DISTRIBUTIONS),
     ("selective_small_gain", "selective_small", "a learned gain per feature against none"),

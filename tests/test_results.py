@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.engine.papers import paper_corpus, paper_of
+from experiments.engine.variants import paper_corpus, paper_of
 from experiments.report.page import picture
 from experiments.report.statistics import SAME_BYTES_PCT, Interval, verdict
 from experiments.report.table import with_ci

@@ -10,8 +10,8 @@ import pytest
 import freezejax
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
-from experiments.engine.session import Finished
 from experiments.engine.variants import Study, Variant
+from experiments.engine.workdir import Finished
 from freezejax import version
 from freezejax.training.prefix_cache import batches as prefix_batches
 from tests.experiments.made_results import CORPUS, SCHEDULE

@@ -9,10 +9,9 @@ Scales (after the colon):
          --config.data.path=FOLDER of its shards. Not run yet: both limits hold by prediction
          (tests/aot/test_configs.py, docs/preflight.md).
 
-Bytes: `baseline` trains everything; the models of `selective_medium` and `selective_large` are larger, and their gate
-and up are random maps, which take no bytes. Each of the three fits at int6 even where the compressor gains nothing,
-with 100,000 bytes left for code. So does `trained_at_selective_bytes_same_maps`, the control at the bytes of
-`selective_medium`. Its other control, `trained_medium_same_maps`, does not fit and need not.
+Bytes: `baseline` trains everything; `selective_medium` and `selective_large` are larger, their gate and up random maps,
+which take no bytes. Each of the three fits at int6 even where the compressor gains nothing, with 100,000 bytes left for
+code. So does `trained_at_selective_bytes_same_maps`; `trained_medium_same_maps` does not fit and need not.
 Minutes: each run at a fifth of the GPUs' peak. The final evaluation has 10 minutes of its own.
 
 What is not set here is as in experiments/configs/selective.py.
@@ -20,30 +19,24 @@ What is not set here is as in experiments/configs/selective.py.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import selective
-from freezejax.errors import UserError
-from freezejax.paths import nearest
+from experiments.configs import progressive, selective
 
 BUDGET = 16_000_000  # bytes of code and artifact
 CODE = 100_000  # bytes of the budget left for code
 SECONDS = 600  # of training
 _VARIANTS = ("selective_medium", "selective_large", "trained_at_selective_bytes_same_maps", "trained_medium_same_maps")
-_SIZES = {"small": (7, 512, 8), "medium": (12, 512, 8), "large": (8, 640, 10)}  # layers, width, heads
 
 
 def get_config(scale: str = "h100x8") -> ConfigDict:
     """Config of one scale; every field may be set as --config.FIELD=VALUE."""
-    scales = ("tiny", "h100x8")
-    if scale not in scales:
-        raise UserError(f"--config: no scale {scale!r}; {nearest(scale, scales)}")
+    progressive.check_scale(scale, ("tiny", "h100x8"))
     config = selective.get_config(scale)
     config.variants = ",".join(("baseline", *_VARIANTS))
     config.paper = "none"  # it has no figures at these sizes
     config.base_seeds = 1
     if scale == "tiny":
         return config
-    for size, (layers, width, heads) in _SIZES.items():
-        config.sizes[size] = ConfigDict({"num_layers": layers, "model_dim": width, "num_heads": heads})
+    config.sizes = progressive.sizes((7, 512, 8), (12, 512, 8), (8, 640, 10))
     config.model.vocab_size = 1_024
     config.data.val_sequences = 0  # all
     config.data.eval_batch_size = 512

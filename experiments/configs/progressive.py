@@ -13,9 +13,11 @@ Scales (after the colon), with the time all 22 variants take:
   v5e    the same batch, split over 8 TPU v5e chips.
 
 What of the last three fits, and how long a run takes by prediction: docs/preflight.md. The paper's figures stand
-beside ours on text that is known to be of its corpora (experiments/engine/papers.py); --config.paper=fineweb says so of
-other shards of FineWeb.
+beside ours on text that is known to be of its corpora (experiments/engine/variants.py); --config.paper=fineweb says
+so of other shards of FineWeb.
 """
+
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
@@ -32,8 +34,7 @@ _SIZES = {  # layers, width, heads of the small, medium and large model
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     """Config of one scale; every field may be set as --config.FIELD=VALUE."""
-    if scale not in _SIZES:
-        raise UserError(f"--config: no scale {scale!r}; {nearest(scale, _SIZES)}")
+    check_scale(scale, _SIZES)
     tiny, paper = scale == "tiny", _SIZES[scale] == _PAPER_SIZES
     config = ConfigDict()
     config.experiment = "progressive"
@@ -56,9 +57,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.model.vocab_size = 0  # 0 = the tokenizer's
     config.model.mlp_mult = 2.0  # hidden width / width
     config.model.dropout = 0.0  # of the variants not named dropout
-    config.sizes = ConfigDict()
-    for name, (layers, width, heads) in zip(("small", "medium", "large"), _SIZES[scale], strict=True):
-        config.sizes[name] = ConfigDict({"num_layers": layers, "model_dim": width, "num_heads": heads})
+    config.sizes = sizes(*_SIZES[scale])
 
     config.freeze = ConfigDict()
     config.freeze.pattern = r"blocks/\d+/mlp/(gate|up|fc)/kernel"  # what freezes: a pattern of leaf paths
@@ -103,3 +102,16 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.train.optimizer.warmup_steps = 0
     config.train.optimizer.warmdown_steps = 0
     return config
+
+
+def check_scale(scale: str, known: Iterable[str]) -> None:
+    """Refuses a scale that a config file does not know."""
+    if scale not in known:
+        raise UserError(f"--config: no scale {scale!r}; {nearest(scale, known)}")
+
+
+def sizes(*small_medium_large: tuple[int, int, int]) -> ConfigDict:
+    """The three models of a study; each is given as layers, width, heads."""
+    fields = ("num_layers", "model_dim", "num_heads")
+    named = zip(("small", "medium", "large"), small_medium_large, strict=True)
+    return ConfigDict({name: dict(zip(fields, size, strict=True)) for name, size in named})

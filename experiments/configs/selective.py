@@ -9,9 +9,7 @@ Scales (after the colon), with the time all 36 variants take:
   cpu    3 training seeds, and 2 base seeds (of the random maps) for the paper's rows, at most 60 minutes
          on 2 CPU cores per corpus; give --config.data.path=FOLDER of FineWeb shards or of .txt books.
          Expected: results/selective/.
-  h100   the paper's sizes: 3,000 steps of 64 x 512 tokens on FineWeb sp1024, 3 x 2 seeds, one H100.
-  h100x8 the same batch, split over the 8 GPUs of one node.
-  v5e    the same batch, split over 8 TPU v5e chips.
+  h100   the paper's sizes, 3 x 2 seeds; h100x8 and v5e: the same batch on 8 devices.
 
 What is not set here is as in experiments/configs/progressive.py.
 """
@@ -19,8 +17,6 @@ What is not set here is as in experiments/configs/progressive.py.
 from ml_collections import ConfigDict
 
 from experiments.configs import progressive
-
-_TINY_SIZES = {"small": (1, 32, 2), "medium": (2, 32, 2), "large": (2, 48, 2)}  # layers, width, heads
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:
@@ -32,8 +28,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     del config.freeze.at  # maps are never trained: there is no freeze point
     config.lora = ConfigDict({"rank": 16, "alpha": 16.0})  # of the variant where everything is frozen
     if scale == "tiny":
-        for size, (layers, width, heads) in _TINY_SIZES.items():
-            config.sizes[size] = ConfigDict({"num_layers": layers, "model_dim": width, "num_heads": heads})
+        config.sizes = progressive.sizes((1, 32, 2), (2, 32, 2), (2, 48, 2))
         config.data.val_sequences = 64
         config.train.steps = 40
         config.train.batch_size = 4  # sequences

@@ -1,6 +1,6 @@
 """Flags, errors and exit codes of every command: bad input is one line and exit code 2."""
 
-import errno
+import contextlib
 import os
 import re
 import signal
@@ -13,13 +13,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.engine import accelerators, distributed, dry_run, host_memory, lock
+from experiments.engine import accelerators, distributed, dry_run, lock
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import NonFinite, Stopped
 
-_BAD_INPUT, _TRY_AGAIN = 2, 75  # the latter is EX_TEMPFAIL of sysexits.h
 _default_config = ""  # where the command line names none
 
 
@@ -60,9 +59,9 @@ def run(main: Callable[[], None]) -> None:
             with lock.held:
                 _start(main)
         except UserError as error:
-            _fail(str(error) + _given_as(str(error)), _BAD_INPUT)
+            _fail(str(error) + _given_as(str(error)))
         except distributed.NotJoined as error:
-            _fail(str(error), _TRY_AGAIN)
+            _fail(str(error), os.EX_TEMPFAIL)
         except NonFinite as error:
             _fail(f"{error}, in another --workdir", 1)
         except Stopped as error:
@@ -70,18 +69,18 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             # At once: the end of the interpreter would wait for what compiles, and XLA's threads do not survive it.
-            print("error: interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
             sys.stdout.flush()
-            sys.stderr.flush()
+            message = "interrupted; run the same command again to resume from the last checkpoint"
+            print(f"error: {message}", file=sys.stderr, flush=True)
             os._exit(130)
         except Exception as error:
             if (line := no_space_left(error) or _unreadable(error)) is None:
                 raise
-            _fail(line, _BAD_INPUT)
+            _fail(line)
 
     logging.set_verbosity(logging.FATAL)  # libraries log an error, and then raise it: that is told once, above
     accelerators.choose_platform()
-    host_memory.keep_freed_memory()
+    accelerators.keep_freed_memory()
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -99,21 +98,27 @@ def _start(main: Callable[[], None]) -> None:
     main()
 
 
+@contextlib.contextmanager
+def writing(given: str) -> Iterator[None]:
+    """The block writes the file that a flag names, `given` as --flag=path; one line where it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{given}: cannot be written: {error.strerror}") from None
+
+
 def no_space_left(error: BaseException) -> str | None:
     """One line for an error behind which a full disk or a used-up quota stands, whoever raised it; else None.
 
-    >>> no_space_left(OSError(errno.ENOSPC, "No space left on device", "runs/x"))
+    >>> no_space_left(OSError(28, "No space left on device", "runs/x"))
     'runs/x: No space left on device; free some, and run the same command again'
     """
     for cause in _causes(error):
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        # Libraries in C++ keep the words alone.
-        words = re.search(r"No space left on device|Disk quota exceeded", str(cause))
-        if full or words:
+        # Libraries in C++ keep the words alone, of what was an OSError with a number and a file.
+        if words := re.search(r"No space left on device|Disk quota exceeded", str(cause)):
             told = re.search(r"/[^\s'\";:,\[\]]+", str(cause))
             place = getattr(cause, "filename", None) or (told[0] if told else "the disk of the workdir or the cache")
-            reason = words[0] if words else os.strerror(cause.errno or 0)  # type: ignore[attr-defined]
-            return f"{place}: {reason}; free some, and run the same command again"
+            return f"{place}: {words[0]}; free some, and run the same command again"
     return None
 
 
@@ -133,10 +138,8 @@ def _unreadable(error: Exception) -> str | None:
     """One line where a path under the workdir or the cache cannot be used, as a file where a folder should be."""
     name = getattr(error, "filename", None)
     workdir = flags.FLAGS.workdir if "workdir" in flags.FLAGS else None
-    places = [str(cache_dir()), *([os.path.abspath(workdir)] if workdir else [])]
-    if isinstance(error, OSError) and isinstance(name, str) and name.startswith(tuple(places)):
-        return f"{name}: {error.strerror}"
-    return None
+    places = (str(cache_dir()), *([os.path.abspath(workdir)] if workdir else []))
+    return f"{name}: {error.strerror}" if isinstance(error, OSError) and str(name).startswith(places) else None
 
 
 def _given_as(message: str) -> str:
@@ -146,8 +149,9 @@ def _given_as(message: str) -> str:
         found = re.fullmatch(r"--?config\.([\w.]*?(\w+))=(.*)", argument, re.DOTALL)
         if found and f"config.{found[1]}" not in message:
             _, name, value = found.groups()
-            words = len(value) > 3 and not re.fullmatch(r"[\d.e+-]+", value)
-            forms = [repr(value), f"{name}={value}", f"{name}={value!r}", *[value] * words]
+            forms = [repr(value), f"{name}={value}", f"{name}={value!r}"]
+            if len(value) > 3 and not re.fullmatch(r"[\d.e+-]+", value):
+                forms.append(value)
             meant += [argument] * any(re.search(rf"(?<!\w){re.escape(form)}(?!\w)", message) for form in forms)
     return f"; given as {', '.join(meant)}" if meant else ""
 
@@ -163,7 +167,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except SystemExit:  # absl's --help, which ends with 1
         sys.exit(0)
     except Exception as error:  # absl and ml_collections raise all kinds, and so does what stands in a config file
-        _fail(_plain(error), _BAD_INPUT)
+        _fail(_plain(error))
 
 
 def _plain(error: Exception) -> str:
@@ -176,22 +180,17 @@ def _plain(error: Exception) -> str:
         return _no_such_field(name[1]) + (f"; nearest: {name[3]}" if name[3] else "")
     if "Failed loading config file" in str(error):
         return f"--config: {lines[-1].partition('] ')[2] or lines[-1]}"
-    for line in reversed(lines):  # the last line of a traceback that ml_collections put in the message
-        if (found := re.match(r"[\w.]*(?:Error|Exception): (.*)", line)) is not None:
-            return found[1]
-    quoted = re.fullmatch(r"'([^']*)'", text)  # as a KeyError has it
-    return (quoted[1] if quoted else text) or type(error).__name__
+    # of a traceback that ml_collections put in the message
+    if told := [found[1] for line in lines if (found := re.match(r"[\w.]*(?:Error|Exception): (.*)", line))]:
+        return told[-1]
+    return re.sub(r"^'([^']*)'$", r"\1", text) or type(error).__name__  # a KeyError has quotes
 
 
 def _no_such_flag(name: str) -> str:
     field = f"; a field of the config is --config.{name}=VALUE" if "config" in flags.FLAGS else ""
+    ours = ("experiments", "benchmarks", sys.argv[0])
     modules = flags.FLAGS.flags_by_module_dict().items()
-    own = [
-        f.name
-        for module, of_it in modules
-        if module.startswith(("experiments", "benchmarks", sys.argv[0]))
-        for f in of_it
-    ]
+    own = [flag.name for module, of_it in modules if module.startswith(ours) for flag in of_it]
     return f"there is no flag --{name}; {nearest(name, own)}{field}"
 
 
@@ -200,17 +199,13 @@ def _no_such_field(name: str) -> str:
     return f"{' '.join(given[:1]) or '--config'}: the config has no field {name!r}"
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
 
 
 def cache_dir() -> Path:
-    """Where prepared text and compiled programs are kept: `$FREEZEJAX_CACHE`, or the user's cache folder.
-
-    >>> cache_dir().is_absolute()
-    True
-    """
+    """Where prepared text and compiled programs are kept: `$FREEZEJAX_CACHE`, or the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "freezejax"
     return Path(os.environ.get("FREEZEJAX_CACHE", default)).absolute()
 

@@ -1,10 +1,9 @@
 """How the processes of one run find each other: explicit flags, or what a cluster says in the environment."""
 
-import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 from absl import flags
@@ -31,19 +30,14 @@ def define_flags() -> None:
 
 
 def start() -> None:
-    """Joins the other processes of the run, if there are any. Call before anything asks for a device.
-
-    Raises:
-      UserError: the flags do not fit each other.
-      NotJoined: the others were not there, or something between them failed.
-    """
-    coordinator, count, index = flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
-    if coordinator is None and count is None and index is None:
-        mode = flags.FLAGS.distributed
-        if mode == "on" or (mode == "auto" and cluster(os.environ) is not None):
+    """Joins the other processes of the run, if there are any. Call before anything asks for a device."""
+    given = flags.FLAGS
+    coordinator, count, index = given.coordinator, given.num_processes, given.process_id
+    if (coordinator, count, index) == (None, None, None):
+        if given.distributed == "on" or (given.distributed == "auto" and cluster(os.environ) is not None):
             _join()
         return
-    if coordinator is None or count is None or index is None:
+    if None in (coordinator, count, index):
         raise UserError("--coordinator, --num_processes and --process_id belong together: give all three")
     if count < 1:
         raise UserError(f"--num_processes={count}: expected 1 or more")
@@ -56,11 +50,7 @@ def start() -> None:
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:
-    """Which cluster runs this as one of several processes, if any.
-
-    >>> cluster({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "4"}), cluster({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"})
-    ('Slurm', None)
-    """
+    """Which cluster runs this as one of several processes, if any."""
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")  # of srun; SLURM_NTASKS stands in the shell of sbatch, too
     if "SLURM_JOB_ID" in environment and tasks != "1":
         return "Slurm"
@@ -76,28 +66,20 @@ def _join(**arguments: object) -> None:
     where = arguments.get("coordinator_address", "the coordinator that the environment names")
     seconds = flags.FLAGS.join_timeout
     missing = f"not all processes of the run have come to {where} within --join_timeout={seconds} seconds"
-    try:
-        # Its own timeout ends in an abort with a stack trace, so ours must come first.
-        with _ends_after(seconds, f"{missing}; --distributed=off runs alone"):
-            jax.distributed.initialize(**arguments, initialization_timeout=seconds + 60)  # type: ignore[arg-type]
-    except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        kind = UserError if isinstance(error, ValueError) else NotJoined  # jax's ValueError is about the arguments
-        raise kind(f"--coordinator: {where} cannot be used ({reason}); --distributed=off runs alone") from None
-
-
-@contextlib.contextmanager
-def _ends_after(seconds: float, message: str) -> Iterator[None]:
-    """Ends the process in one line if the block takes longer; jax waits in C++, deaf to exceptions."""
 
     def end() -> None:
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(75)  # as `cli.run` does with NotJoined
+        print(f"error: {missing}; --distributed=off runs alone", file=sys.stderr, flush=True)
+        os._exit(os.EX_TEMPFAIL)  # as `cli.run` does with NotJoined
 
+    # Ours comes first: jax waits in C++, deaf to exceptions, and its own timeout ends in an abort with a stack trace.
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        jax.distributed.initialize(**arguments, initialization_timeout=seconds + 60)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        kind = UserError if isinstance(error, ValueError) else NotJoined  # jax's ValueError is about the arguments
+        raise kind(f"--coordinator: {where} cannot be used ({reason}); --distributed=off runs alone") from None
     finally:
         timer.cancel()

@@ -1,5 +1,6 @@
 """What a study will cost, as one table: `--dry_run` prints it and ends, `--hardware=h100` adds the time."""
 
+import dataclasses
 import operator
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ from experiments.engine.results import packing
 from experiments.engine.variants import Study, Variant
 from experiments.report.table import Column, terminal
 from freezejax import cost, models
-from freezejax.training.config import MeshConfig, TrainConfig
+from freezejax.training.config import TrainConfig
 
 _MIB = 2**20
 _KIND = {"variant": "name", "steps": "words"}
@@ -26,14 +27,8 @@ def define_flags() -> None:
 def print_costs(study: Study, config: ConfigDict, hardware: str = "", efficiency: float = cost.EFFICIENCY) -> None:
     """Prints one line per variant and phase; bytes and FLOPs are of one device and one step.
 
-    Args:
-      study: its variants.
-      config: of the study; its artifact codec says the stored bytes.
-      hardware: a name in `cost.HARDWARE` to estimate times for; "" = no times.
-      efficiency: share of the peak FLOP/s that matmuls reach.
-
-    Raises:
-      UserError: an unknown hardware, an efficiency outside (0, 1], or a batch that the mesh does not split.
+    `hardware` is a name in `cost.HARDWARE` to estimate times for, "" = no times; `efficiency` the share of the peak
+    FLOP/s that matmuls reach. The config's artifact codec says the stored bytes.
     """
     chip = cost.hardware_named(hardware) if hardware else None
     lines = [line for variant in study.variants for line in _lines(variant, config, chip, efficiency)]
@@ -44,20 +39,12 @@ def print_costs(study: Study, config: ConfigDict, hardware: str = "", efficiency
     terminal(f"{study.name}: one step on one device, bytes in MiB{times}", columns, lines, width=240)
 
 
-def mesh_sizes(mesh: MeshConfig) -> dict[str, int]:
-    """Sizes of the axes of a config; -1 counts as 1, for nobody knows here what devices will be there.
-
-    >>> mesh_sizes(MeshConfig(fsdp=8))
-    {'data': 1, 'fsdp': 8, 'tensor': 1}
-    """
-    return {axis: max(1, getattr(mesh, axis)) for axis in ("data", "fsdp", "tensor")}
-
-
 def _lines(
     variant: Variant, config: ConfigDict, chip: cost.Hardware | None, efficiency: float
 ) -> Iterator[dict[str, str]]:
-    train = TrainConfig.from_mapping(variant.train)
-    model, mesh = models.build(**variant.model), mesh_sizes(train.mesh)
+    model, train = models.build(**variant.model), TrainConfig.from_mapping(variant.train)
+    # -1 counts as 1, for nobody knows here what devices will be there.
+    mesh = {axis: max(1, size) for axis, size in dataclasses.asdict(train.mesh).items()}
     found = cost.predict(model, train, variant.schedule, mesh=mesh, codec=packing(config)["codec"])
     for index, phase in enumerate(found.phases):
         sizes = {
@@ -68,16 +55,15 @@ def _lines(
             "arguments": phase.argument_bytes,
             **(phase.collective_bytes if phase.devices > 1 else {}),
         }
-        times = {}
-        if chip is not None:
-            seconds = cost.estimate_seconds(phase, chip, efficiency)
-            times = {"ms/step": f"{1e3 * seconds:,.3f}", "minutes": f"{seconds * phase.steps / 60:,.2f}"}
-        yield {
+        line = {
             "variant": "" if index else variant.name,
             "steps": f"{phase.start:,} to {phase.stop:,}",
             "trains": f"{phase.trainable_share:.1%}",
             "GFLOP/step": f"{phase.flops / 1e9:,.3f}",
             **{name: f"{size / _MIB:,.2f}" for name, size in sizes.items()},
             "stored kB": f"{phase.stored_bytes / 1e3:,.1f}",
-            **times,
         }
+        if chip is not None:
+            seconds = cost.estimate_seconds(phase, chip, efficiency)
+            line |= {"ms/step": f"{1e3 * seconds:,.3f}", "minutes": f"{seconds * phase.steps / 60:,.2f}"}
+        yield line

@@ -14,6 +14,7 @@ from typing import Any
 from freezejax.errors import UserError
 
 NAME = ".lock"
+Holder = dict[str, Any]  # host, pid, boot, since
 BEAT, STALE = 10.0, 60.0  # seconds between two signs of life; seconds without one after which a holder counts as dead
 
 held = contextlib.ExitStack()  # what this process holds; `cli.run` closes it when the command ends
@@ -33,14 +34,13 @@ def acquire(folder: Path) -> None:
     path = folder / NAME
     handle, certain = _open(path)
     try:
-        if before := _content(path):
-            if not certain or json.loads(before)["boot"] != _boot():
+        if before := _holder(path):
+            if not certain or before["boot"] != _boot():
                 _wait_for_sign_of_life(path, before)
             print(f"{folder}: {_told(before)} has died; its place is taken over", flush=True)
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot(), "since": time.strftime("%F %T")}
-        ours = json.dumps(who)
+        ours = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot(), "since": time.strftime("%F %T")}
         os.truncate(handle, 0)
-        os.write(handle, ours.encode())
+        os.write(handle, json.dumps(ours).encode())
     except BaseException:
         os.close(handle)
         raise
@@ -49,7 +49,7 @@ def acquire(folder: Path) -> None:
 
     def release() -> None:
         ended.set()
-        if _content(path) == ours:
+        if _holder(path) == ours:
             path.unlink()
         os.close(handle)
 
@@ -64,9 +64,9 @@ def _open(path: Path) -> tuple[int, bool]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             certain = True
         except BlockingIOError:
-            certain, before = False, _content(path)
+            certain, before = False, _holder(path)
             # Of a lost host a file server may keep the lock for ever, so there the sign of life decides.
-            if not before or json.loads(before)["boot"] == _boot():
+            if not before or before["boot"] == _boot():
                 os.close(handle)
                 raise _in_use(path, before) from None
         except OSError:  # a file system without locks
@@ -77,7 +77,7 @@ def _open(path: Path) -> tuple[int, bool]:
         os.close(handle)
 
 
-def _wait_for_sign_of_life(path: Path, before: str) -> None:
+def _wait_for_sign_of_life(path: Path, before: Holder) -> None:
     clock = path.with_name(f"{NAME}.{os.getpid()}")  # hosts' clocks differ, so the file system tells the time
     clock.touch()
     first = _touched(path)
@@ -88,7 +88,7 @@ def _wait_for_sign_of_life(path: Path, before: str) -> None:
     limit = time.monotonic() + left
     while time.monotonic() < limit:
         time.sleep(min(1.0, STALE / 10))
-        if _touched(path) != first or _content(path) != before:
+        if _touched(path) != first or _holder(path) != before:
             raise _in_use(path, before)
 
 
@@ -97,34 +97,32 @@ def _touched(path: Path) -> float:
         return os.fstat(file.fileno()).st_mtime
 
 
-def _beat(path: Path, ours: str, ended: threading.Event) -> None:
+def _beat(path: Path, ours: Holder, ended: threading.Event) -> None:
     while not ended.wait(BEAT):
         with contextlib.suppress(OSError):
-            if (now := _content(path)) not in (ours, ""):
+            if (now := _holder(path)) not in (ours, {}):
                 # This process was stopped for so long that another one took it for dead.
                 print(f"error: --workdir={path.parent} was taken over by {_told(now)}", file=sys.stderr, flush=True)
                 os._exit(2)
             os.utime(path)
 
 
-def _content(path: Path) -> str:
+def _holder(path: Path) -> Holder:
     """What the holder wrote; empty where there is none, or what stands there is nothing that a holder writes."""
     try:
-        text = path.read_text(encoding="utf-8")
-        who: Any = json.loads(text)
-        return text if {"host", "pid", "boot", "since"} <= who.keys() else ""
+        who: Holder = json.loads(path.read_text(encoding="utf-8"))
+        return who if {"host", "pid", "boot", "since"} <= who.keys() else {}
     except (OSError, ValueError, AttributeError):
-        return ""
+        return {}
 
 
-def _in_use(path: Path, text: str) -> UserError:
-    holder = _told(text) if text else "another process"
-    return UserError(f"--workdir={path.parent} is in use by {holder}; let that end, or name another folder")
+def _in_use(path: Path, holder: Holder) -> UserError:
+    told = _told(holder) if holder else "another process"
+    return UserError(f"--workdir={path.parent} is in use by {told}; let that end, or name another folder")
 
 
-def _told(text: str) -> str:
-    who = json.loads(text)
-    return f"process {who['pid']} on {who['host']}, started {who['since']}"
+def _told(holder: Holder) -> str:
+    return f"process {holder['pid']} on {holder['host']}, started {holder['since']}"
 
 
 def _boot() -> str:

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from freezejax import artifact, cost, models
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
@@ -14,41 +12,27 @@ Codec = str | Sequence[tuple[str, str]]
 ALL_TRAIN = FreezeSchedule([(0, [(".*", True)])])
 
 
-def random_map(
-    pattern: str, distribution: str = "normal", scale: str = "fan_in", trained: bool = False
-) -> dict[str, Any]:
-    """An entry of `model["weights"]`: kernels that are random maps, or with `trained` start as them and train.
-
-    >>> random_map(".*/gate/kernel")["scale"]
-    'fan_in'
-    """
-    return {"pattern": pattern, "kind": "map", "distribution": distribution, "scale": scale, "trained": trained}
+def random_map(pattern: str, distribution: str = "normal", trained: bool = False) -> dict[str, Any]:
+    """An entry of `model["weights"]`: kernels that are random maps, or with `trained` start as them and train."""
+    return {"pattern": pattern, "kind": "map", "distribution": distribution, "scale": "fan_in", "trained": trained}
 
 
 def with_maps(model: Mapping[str, Any], *entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The model with some kernels as `random_map` says.
-
-    >>> has_maps(with_maps({"family": "geglu"}, random_map(".*/gate/kernel")))
-    True
-    """
+    """The model with some kernels as `random_map` says."""
     return {**model, "weights": [*model.get("weights", ()), *entries]}
 
 
 def has_maps(model: Mapping[str, Any]) -> bool:
     """Whether kernels of a model come from the base seed: frozen, or as initial values.
 
-    >>> has_maps({"family": "geglu"})
-    False
+    >>> has_maps({"family": "geglu"}), has_maps(with_maps({"family": "geglu"}, random_map(".*/gate/kernel")))
+    (False, True)
     """
     return any(rule["kind"] == "map" for rule in model.get("weights", ()))
 
 
 def check_pattern(field: str, pattern: str, model: Mapping[str, Any]) -> None:
-    """Finds a pattern of kernels that cannot be, while it still has the name of the config's field.
-
-    Raises:
-      UserError: what is wrong, and in which field.
-    """
+    """Refuses a pattern of kernels that cannot be, while it still has the name of the config's field."""
     abstract_params(model)  # what else is wrong with the model is not the pattern's fault
     try:
         models.build(**with_maps(model, random_map(pattern)))
@@ -57,12 +41,8 @@ def check_pattern(field: str, pattern: str, model: Mapping[str, Any]) -> None:
 
 
 def abstract_params(model: Mapping[str, Any]) -> PyTree:
-    """Parameters of a model, as shapes.
-
-    >>> sorted(abstract_params({"family": "geglu", "num_layers": 1}))
-    ['blocks', 'ln_f', 'tok_emb']
-    """
-    return jax.eval_shape(models.build(**model).init, jax.random.key(0))
+    """Parameters of a model, as shapes."""
+    return models.build(**model).abstract_params()
 
 
 def stored_bytes(model: Mapping[str, Any], codec: Codec) -> int:
@@ -94,12 +74,9 @@ def match_bytes(model: Mapping[str, Any], target: int, codec: Codec) -> dict[str
     # Heads of even width, for the rotary halves, and no narrower than what rotates.
     rotated = getattr(models.build(**model).config, "rope_dims", 2)
     widths = range(heads * rotated, model["model_dim"] + 1, 2 * heads)
-
-    def distance(width: int) -> int:
-        return abs(stored_bytes(_sized(model, width, round(mult * width)), codec) - target)
-
-    width = min(widths, key=distance)
-    return _match_hidden(model, width, target, lambda candidate: stored_bytes(candidate, codec))
+    stored = {width: stored_bytes(_sized(model, width, round(mult * width)), codec) for width in widths}
+    nearest = min(widths, key=lambda width: abs(stored[width] - target))
+    return _match_hidden(model, nearest, target, lambda candidate: stored_bytes(candidate, codec))
 
 
 def match_step(model: Mapping[str, Any], target: int) -> dict[str, Any]:
@@ -114,9 +91,8 @@ def _match_hidden(
     model: Mapping[str, Any], width: int, target: int, measure: Callable[[Mapping[str, Any]], int]
 ) -> dict[str, Any]:
     hidden = round(model["mlp_mult"] * width)
-    now = measure(_sized(model, width, hidden))
-    per_unit = measure(_sized(model, width, hidden + 1)) - now
-    wanted = hidden + round((target - now) / per_unit)
+    now, one_more = (measure(_sized(model, width, size)) for size in (hidden, hidden + 1))
+    wanted = hidden + round((target - now) / (one_more - now))
     if wanted < 1:
         raise UserError(
             f"no model of width {width} is as small as what is left of {model['model_dim']} with the frozen kernels "

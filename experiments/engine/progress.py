@@ -25,42 +25,44 @@ class Progress:
     def __init__(self, runs: int, figures: Sequence[Figure] = LANGUAGE, *, quiet: bool = False) -> None:
         """`runs` is how many there are in all, `figures` what each ends with; all processes but one are quiet."""
         self.runs, self.figures, self.finished = runs, figures, 0
-        self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False, quiet=quiet)
-        self.bar: RichProgress | None = None
+        console = Console(file=sys.stdout, soft_wrap=True, highlight=False, quiet=quiet)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+        self.live = console.is_terminal
+        self.bar = RichProgress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not self.live)
 
     def __enter__(self) -> Self:
         """Starts the live bar where there is a terminal."""
-        if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
-            self.bar = RichProgress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
-            self.bar.start()
+        self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Clears the bar."""
-        if self.bar is not None:
-            self.bar.stop()
+        self.bar.stop()
 
     def say(self, text: str) -> None:
         """One plain line."""
-        (self.bar.console if self.bar is not None else self.console).print(text, markup=False)
+        self.bar.console.print(text, markup=False)
+
+    def end(self, title: str, what: str) -> None:
+        """One run fewer to go."""
+        self.finished += 1
+        self.say(f"[{self.finished}/{self.runs}] {title}: {what}")
 
     def skip(self, title: str) -> None:
         """A run that was finished before."""
-        self.finished += 1
-        self.say(f"[{self.finished}/{self.runs}] {title}: finished before, kept")
+        self.end(title, "finished before, kept")
 
     def run(self, title: str, config: TrainConfig) -> Sink:
         """Sink of one run."""
-        return _RunProgress(self, title, config)
+        return _RunProgress(self, title, config.steps)
 
 
 class _RunProgress:
     """Shows the records of one run."""
 
-    def __init__(self, progress: Progress, title: str, config: TrainConfig) -> None:
-        self.progress, self.title, self.config = progress, title, config
-        self.task = None if progress.bar is None else progress.bar.add_task(title, total=config.steps, figures="")
+    def __init__(self, progress: Progress, title: str, steps: int) -> None:
+        self.progress, self.title, self.steps = progress, title, steps
+        self.task = progress.bar.add_task(title, total=steps, figures="")
         self.began, self.spoken, self.start = time.monotonic(), time.monotonic(), 0
 
     def begin(self, step: int) -> None:
@@ -69,30 +71,20 @@ class _RunProgress:
             self.progress.say(f"{self.title}: resumed after step {step}")
 
     def write(self, record: Record) -> None:
-        step = record["step"]
-        figures = self._figures(record)
-        if self.progress.bar is not None and self.task is not None and "loss" in record:
+        step, now = record["step"], time.monotonic()
+        if "loss" in record:
+            figures = (
+                f"step {step}  loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s  "
+                f"phase {record['phase']}  frozen {1.0 - record['trainable_share']:.0%}"
+            )
             self.progress.bar.update(self.task, completed=step, figures=figures)
-        # Without a terminal: a line at most every ten seconds, and one at the end.
-        elif self.progress.bar is None and "loss" in record and time.monotonic() - self.spoken > 10:
-            self.spoken = time.monotonic()
-            left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.config.steps - step)
-            self.progress.say(f"{self.title}: step {step}/{self.config.steps}  {figures}  ETA {left:.0f} s")
-        if self.progress.figures[0].trained in record and step == self.config.steps:
-            self.progress.finished += 1
+            if not self.progress.live and now - self.spoken > 10:  # seconds
+                self.spoken = now
+                left = (now - self.began) / max(step - self.start, 1) * (self.steps - step)
+                self.progress.say(f"{self.title}: step {step}/{self.steps}  {figures}  ETA {left:.0f} s")
+        if self.progress.figures[0].trained in record and step == self.steps:
             found = ", ".join(f"val {figure.label} {record[figure.trained]:.4f}" for figure in self.progress.figures)
-            place, seconds = f"[{self.progress.finished}/{self.progress.runs}]", time.monotonic() - self.began
-            self.progress.say(f"{place} {self.title}: {found}, {seconds:.1f} s")
-
-    def _figures(self, record: Record) -> str:
-        if "loss" not in record:
-            return ""
-        frozen = 1.0 - record["trainable_share"]
-        return (
-            f"step {record['step']}  loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s  "
-            f"phase {record['phase']}  frozen {frozen:.0%}"
-        )
+            self.progress.end(self.title, f"{found}, {now - self.began:.1f} s")
 
     def close(self) -> None:
-        if self.progress.bar is not None and self.task is not None:
-            self.progress.bar.remove_task(self.task)
+        self.progress.bar.remove_task(self.task)

@@ -1,24 +1,29 @@
-"""What a finished run leaves: its figures, its weights packed into one file and scored again, result.json."""
+"""One command at work on one folder: what its runs share, and what a finished one leaves.
+
+That is its figures, its weights packed into one file and scored again, and result.json.
+"""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.engine.session import Session
-from experiments.engine.variants import Run, Variant
-from experiments.engine.workdir import METRICS, Result, write_result
+from experiments.engine.progress import Progress
+from experiments.engine.variants import Evaluators, Run, Study, Variant
+from experiments.engine.workdir import METRICS, Finished, write_result
 from freezejax import artifact, describe
+from freezejax.data import Corpus
 from freezejax.masks import count_parameters, intersection, invert
 from freezejax.paths import PyTree
 from freezejax.sharding import Layout
 from freezejax.training import processes
 from freezejax.training.config import TrainConfig
+from freezejax.training.interrupts import StopSignal
 from freezejax.training.loop import TrainResult
 from freezejax.training.metrics import read_json_lines
 from freezejax.training.state import fingerprint
@@ -27,22 +32,32 @@ from freezejax.weights import count_seeded
 PACKED = "model.fjax"  # in the folder of a run
 
 
+class Session(NamedTuple):
+    """What the runs of one command share."""
+
+    study: Study  # all variants, those that this command does not run among them
+    config: ConfigDict
+    corpus: Corpus
+    workdir: Path
+    evaluators: Evaluators
+    finished: Finished  # of earlier commands and of this one; filled in process 0 alone
+    progress: Progress
+    stop: StopSignal
+    tensorboard: bool  # also write events
+
+
 def finish(
     session: Session, variant: Variant, run: Run, found: TrainResult, mesh: Mesh | None, packed: Mapping[str, Any]
-) -> Result:
-    """Writes result.json of a run whose training has ended and whose weights are packed; returns it.
+) -> None:
+    """Writes result.json of a run whose training has ended and whose weights are packed.
 
-    Args:
-      session: that the run is of.
-      variant: what ran.
-      run: its seeds; its folder holds its metrics.jsonl.
-      found: what training left, its parameters on one device.
-      mesh: the devices it ended on; None = one.
-      packed: figures of its packed file, see `score_packed`.
+    `found` is what training left, its parameters on one device; `mesh` the devices it ended on, None = one; `packed`
+    the figures of its packed file, see `score_packed`.
     """
     directory, tokenizer = run.directory(session.workdir), session.corpus.tokenizer
-    field = session.study.figures[0].trained
-    last = [record for record in read_json_lines(directory / METRICS) if field in record][-1]
+    compared = session.study.figures[0].trained
+    last = [record for record in read_json_lines(directory / METRICS) if compared in record][-1]
+    predicted = artifact.predict_size(found.params, **{**_file_options(session, variant), "compressor": "none"})
     result = {
         **run._asdict(),
         "model": dict(variant.model),
@@ -52,9 +67,7 @@ def finish(
         **{field: value for field, value in last.items() if field != "step"},
         **sizes(variant, found.params),
         **packed,
-        "stored_bytes_predicted": artifact.predict_size(
-            found.params, compressor="none", **_file_options(session, variant)
-        ).high,
+        "stored_bytes_predicted": predicted.high,
         **packing(session.config),
         "params_sha256": fingerprint(found.params),
         "steps": found.steps,
@@ -63,13 +76,11 @@ def finish(
         "phases": phases(variant, found.params),
     }
     write_result(directory, result)
-    return result
 
 
 def pack(session: Session, variant: Variant, params: PyTree, directory: Path) -> None:
     """Packs the weights of a run into `directory/model.fjax`."""
-    compressor = packing(session.config)["compressor"]
-    artifact.save(directory / PACKED, params, compressor=compressor, **_file_options(session, variant))
+    artifact.save(directory / PACKED, params, **_file_options(session, variant))
 
 
 def score_packed(session: Session, variant: Variant, directory: Path, layout: Layout | None) -> dict[str, Any]:
@@ -90,7 +101,7 @@ def _file_options(session: Session, variant: Variant) -> dict[str, Any]:
     tokenizer = session.corpus.tokenizer
     return {
         "model": dict(variant.model),
-        "codec": packing(session.config)["codec"],
+        **packing(session.config),
         "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.fingerprint},
         "notes": {"seq_len": variant.train["seq_len"]},  # for experiments.evaluate
     }
@@ -121,8 +132,8 @@ def sizes(variant: Variant, params: PyTree) -> dict[str, int]:
 def phases(variant: Variant, params: PyTree) -> list[dict[str, Any]]:
     """Trainable share of every module group in every phase, for the report's timeline."""
     found = []
-    for phase in variant.schedule.phases(params, variant.train["steps"]):
-        _, rows = describe(params, phase.mask).phases[0]
+    for start, stop, mask in variant.schedule.phases(params, variant.train["steps"]):
+        _, rows = describe(params, mask).phases[0]
         shares = {row.group: row.trainable_share for row in rows}
-        found.append({"start": phase.start, "stop": phase.stop, "trainable": shares})
+        found.append({"start": start, "stop": stop, "trainable": shares})
     return found

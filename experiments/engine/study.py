@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from experiments.engine import cli, dry_run, summary
-from experiments.engine.matching import abstract_params
-from experiments.engine.papers import paper_corpus
 from experiments.engine.progress import Progress
-from experiments.engine.results import finish, pack, packing, score_packed
-from experiments.engine.session import Finished, Session
-from experiments.engine.variants import Figure, Run, Study, Variant, select
-from experiments.engine.workdir import METRICS, RESULT, open_for_writing, read_config
+from experiments.engine.results import Session, finish, pack, packing, score_packed
+from experiments.engine.variants import Figure, Run, Study, Variant, paper_corpus, select
+from experiments.engine.workdir import CONFIG, METRICS, RESULT, Finished, open_for_writing, read_config
 from experiments.report import page, tables
 from freezejax import artifact, data, models
 from freezejax.data.atomic import write_atomically
@@ -35,10 +33,11 @@ from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.plan import RunPlan, mesh_of
 
 TOKENIZER = "tokenizer.model"  # in the workdir of a study on SentencePiece tokens
+MakeStudy = Callable[[ConfigDict, int], Study]  # of a config and the size of the tokenizer's vocabulary
 _MAY_CHANGE = ("config/seeds", "config/base_seeds", "config/variants", "config/paper", "config/train/mesh/")
 
 
-def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
+def main(make_study: MakeStudy) -> None:
     """Runs the study of the flags: every run not yet finished, then summary and report; or with --dry_run its costs."""
     given = flags.FLAGS
     config = given.config
@@ -54,13 +53,8 @@ def main(make_study: Callable[[ConfigDict, int], Study]) -> None:
     run_study(make_study, config, Path(given.workdir).absolute(), tensorboard=given.tensorboard)
 
 
-def run_study(
-    make_study: Callable[[ConfigDict, int], Study], config: ConfigDict, workdir: Path, *, tensorboard: bool = False
-) -> None:
-    """Runs every run of a study that is not yet finished, then writes summary and report into `workdir`.
-
-    `make_study` takes the config and the size of the tokenizer's vocabulary.
-    """
+def run_study(make_study: MakeStudy, config: ConfigDict, workdir: Path, *, tensorboard: bool = False) -> None:
+    """Runs every run of a study that is not yet finished, then writes summary and report into `workdir`."""
     corpus = load_corpus(config)
     whole = make_study(config, corpus.tokenizer.vocab_size)
     study = select(whole, config.variants)
@@ -92,32 +86,28 @@ def load_corpus(config: ConfigDict) -> data.Corpus:
 def conclude(session: Session) -> None:
     """Writes and prints what the finished runs of a folder say."""
     found, workdir = summary.write(session), session.workdir
-    lines = "".join(json.dumps(record) + "\n" for record in session.finished.records(session.study))
-    write_atomically(workdir / METRICS, lines)
+    records = session.finished.records(session.study)
+    write_atomically(workdir / METRICS, "".join(json.dumps(record) + "\n" for record in records))
     page.write(found, workdir)
     tables.show(found)
     print(f"Written: {workdir / 'summary.json'} and {workdir / 'report.html'}")
 
 
 def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
-    """Finds every bad field, pattern and size before a file is written or a step is run.
-
-    Raises:
-      UserError: what the first bad one is.
-    """
+    """Refuses every bad field, pattern and size before a file is written or a step is run."""
     for field, least in (("seeds", 1), ("base_seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
         if (value := operator.attrgetter(field)(config)) < least:
             raise UserError(f"config.{field}={value}: expected {least} or more")
+    tokenizer = corpus.tokenizer
     for variant in study.variants:
-        vocab_size, tokenizer = variant.model["vocab_size"], corpus.tokenizer
-        if vocab_size < tokenizer.vocab_size:
+        if (vocab_size := variant.model["vocab_size"]) < tokenizer.vocab_size:
             raise UserError(
                 f"config.model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
                 f"{tokenizer.name}; 0 follows the tokenizer"
             )
         train_config = TrainConfig.from_mapping(variant.train)
-        model, mesh = models.build(**variant.model), mesh_of(train_config)
-        plan = RunPlan(model, train_config, variant.schedule, mesh)
+        mesh = mesh_of(train_config)
+        plan = RunPlan(models.build(**variant.model), train_config, variant.schedule, mesh)
         processes.check_batch(config.data.eval_batch_size, mesh, "config.data.eval_batch_size")
         artifact.predict_size(plan.abstract_params, model=variant.model, **packing(config))
         sizes: Any = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
@@ -129,22 +119,17 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, figure
     """Writes config.json, or checks that the one there is of this config and data.
 
     More seeds of either kind or other variants may be added to a folder, and the mesh may change; anything else would
-    mix two studies.
-
-    Raises:
-      UserError: the folder holds a study of another config or corpus, is a file, or cannot be written.
+    mix two studies, and is refused.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
-    now = {"config": json.loads(config.to_json()), "data_fingerprint": corpus.fingerprint}
-    path = workdir / "config.json"
+    now, path = {"config": json.loads(config.to_json()), "data_fingerprint": corpus.fingerprint}, workdir / CONFIG
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         open_for_writing(workdir, [name for figure in figures for name in (figure.trained, figure.packed)])
-        if path.exists():
-            before = read_config(workdir)
-            if any(workdir.glob("runs/*")):  # before its first run a folder may still change its mind
-                _check_same_study(before, now, workdir)
+        before = read_config(workdir) if path.exists() else now
+        if any(workdir.glob("runs/*")):  # before its first run a folder may still change its mind
+            _check_same_study(before, now, workdir)
         if isinstance(corpus.tokenizer, data.SentencePieceTokenizer):
             shutil.copyfile(corpus.tokenizer.path, workdir / TOKENIZER)  # to score other text with
         write_atomically(path, json.dumps(now, indent=2) + "\n")
@@ -153,7 +138,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, figure
 
 
 def _check_same_study(before: Any, now: Any, workdir: Path) -> None:
-    old, new = summary.flatten(before), summary.flatten(now)
+    old, new = (flatten_dict(found, sep="/") for found in (before, now))
     for field in sorted(old.keys() | new.keys()):
         if not field.startswith(_MAY_CHANGE) and old.get(field) != new.get(field):
             raise UserError(
@@ -170,20 +155,16 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
         return
     train_config = TrainConfig.from_mapping({**variant.train, "seed": run.seed, "base_seed": run.base_seed})
     model, mesh = models.build(**variant.model), mesh_of(train_config)
-    layout = None if mesh is None else Layout(mesh, abstract_params(variant.model), model.family.sharding)
+    layout = None if mesh is None else Layout(mesh, model.abstract_params(), model.family.sharding)
     sinks: list[Sink] = []
     if processes.is_main():
         sinks = [JsonLines(directory / METRICS), progress.run(run.title, train_config)]
         if session.tensorboard:
             sinks.append(TensorBoard(session.workdir / "tensorboard" / variant.name / run.folder))
+    evaluate = session.evaluators.of(variant.model, model.apply, variant.train, layout)
     found = train(
         model,
-        LanguageModelling(
-            model,
-            train_config.compute_dtype,
-            session.evaluators.of(variant.model, model.apply, variant.train, layout),
-            train_config.remat,
-        ),
+        LanguageModelling(model, train_config.compute_dtype, evaluate, train_config.remat),
         TokenBatches(session.corpus.train, train_config, mesh),
         train_config,
         variant.schedule,

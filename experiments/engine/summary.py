@@ -9,23 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from experiments.engine.matching import has_maps
-from experiments.engine.papers import paper_corpus, paper_of
-from experiments.engine.session import Finished, Session
-from experiments.engine.variants import Contrast, Paper, Study, Variant
-from experiments.engine.workdir import Result
-from experiments.report.statistics import (
-    SAME_BYTES_PCT,
-    Figures,
-    Interval,
-    interval,
-    over_base_seeds,
-    paired_over_seeds,
-    seed_sd,
-    verdict,
-)
+from experiments.engine.results import Session
+from experiments.engine.variants import Contrast, Paper, Study, Variant, paper_corpus, paper_of
+from experiments.engine.workdir import Finished, Result
+from experiments.report import statistics
+from experiments.report.statistics import Figures, Interval, interval
 from freezejax.data import Corpus
 from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
@@ -45,7 +37,7 @@ def write(session: Session) -> dict[str, Any]:
 def summarize(study: Study, config: ConfigDict, corpus: Corpus, finished: Finished) -> dict[str, Any]:
     """What the finished runs of a study say, as plain values."""
     comparison = Comparison(study, finished, paper_corpus(study, config.paper, corpus.fingerprint))
-    baseline = finished.of(study.variants[0].name)
+    scored = next(iter(finished.of(study.variants[0].name)), {})
     return {
         "experiment": study.name,
         "scale": config.scale,
@@ -58,7 +50,7 @@ def summarize(study: Study, config: ConfigDict, corpus: Corpus, finished: Finish
             "tokenizer": corpus.tokenizer.name,
             "fingerprint": corpus.fingerprint,
             "train_tokens": len(corpus.train),
-            **{field: baseline[0].get(field) if baseline else None for field in ("tokens", "bytes")},
+            **{field: scored.get(field) for field in ("tokens", "bytes")},
         },
         "paper_corpus": comparison.corpus,
         "figures": [figure._asdict() for figure in study.figures],
@@ -85,12 +77,10 @@ def command(config: ConfigDict) -> str:
         defaults = importlib.import_module(f"experiments.configs.{name}").get_config(scale)
     except (ImportError, UserError):  # a config file of the user's own, whose path is nobody else's business
         return f"uv run python -m experiments.{name} --config=FILE.py:{scale} --workdir=DIR"
-    before, now = flatten(json.loads(defaults.to_json())), flatten(json.loads(config.to_json()))
-    changed = [
-        f"--config.{field.replace('/', '.')}={value}" for field, value in now.items() if before.get(field) != value
-    ]
+    before, now = (flatten_dict(json.loads(one.to_json()), sep=".") for one in (defaults, config))
+    changed = [f"--config.{field}={value}" for field, value in now.items() if before.get(field) != value]
     start = f"uv run python -m experiments.{name} --config=experiments/configs/{name}.py:{scale}"
-    return " ".join([start, *(shlex.quote(flag) for flag in changed), "--workdir=DIR"])
+    return " ".join([start, *map(shlex.quote, changed), "--workdir=DIR"])
 
 
 class Comparison:
@@ -104,9 +94,9 @@ class Comparison:
     def row(self, variant: Variant) -> dict[str, Any]:
         """Figures of a variant that has a finished run."""
         results = self.finished.of(variant.name)
+        first = results[0]
         times = [result["step_ms_median"] for result in results if result["step_ms_median"] is not None]
         step_ms = sorted(times)[len(times) // 2] if times else None
-        tokens_per_step = results[0]["train_tokens"] / results[0]["steps"]
         fields = [field for figure in self.study.figures for field in (figure.trained, figure.packed)]
         effect, spread = self.effect(variant.name, self.baseline), _figures(results, self.last.trained)
         same_bytes = self.same_bytes(variant)
@@ -115,27 +105,27 @@ class Comparison:
             "seeds": sorted({result["seed"] for result in results}),
             "base_seeds": sorted({result["base_seed"] for result in results}),
             **{name: value for field in fields for name, value in _mean(results, field).items()},
-            **{f"{axis}_seed_sd": seed_sd(spread, axis) for axis in ("training", "base")},
+            **{f"{axis}_seed_sd": statistics.seed_sd(spread, axis) for axis in ("training", "base")},
             **_effect("delta_pct", effect),
-            **{field: results[0][field] for field in _SIZES},
+            **{field: first[field] for field in _SIZES},
             "artifact_bytes": round(_bytes(results)),
-            "steps": results[0]["steps"],
-            "train_tokens": results[0]["train_tokens"],
+            "steps": first["steps"],
+            "train_tokens": first["train_tokens"],
             "step_ms_median": step_ms,
-            "tokens_per_second": step_ms and 1e3 * tokens_per_step / step_ms,
+            "tokens_per_second": step_ms and 1e3 * (first["train_tokens"] / first["steps"]) / step_ms,
             "params_sha256": [result["params_sha256"] for result in results],
             "meshes": [result.get("mesh") for result in results],
-            "model": results[0]["model"],
-            "phases": results[0]["phases"],
+            "model": first["model"],
+            "phases": first["phases"],
             **same_bytes,
-            **self.judged(variant.name, variant.papers, effect, same_bytes),
+            **self.judged(variant.papers, effect, same_bytes, variant.name),
         }
 
     def contrast(self, contrast: Contrast) -> dict[str, Any]:
         """The effect of a variant against another; both have finished runs."""
         pair = (contrast.variant, contrast.reference)
         effect, packed = self.effect(*pair), self.effect(*pair, field=self.last.packed)
-        controls = [v for v in self.study.variants if v.name in pair and v.same_bytes_as in set(pair) - {v.name}]
+        controls = [v for v in self.study.variants if {v.name, v.same_bytes_as} == set(pair)]
         same_bytes = self.same_bytes(controls[0]) if controls else {}
         return {
             "variant": contrast.variant,
@@ -144,15 +134,15 @@ class Comparison:
             **_effect("effect_pct", effect),
             **_effect("packed_effect_pct", packed),
             **same_bytes,
-            **self.judged("", contrast.papers, effect, same_bytes),
+            **self.judged(contrast.papers, effect, same_bytes),
         }
 
     def effect(self, variant: str, reference: str, field: str = "") -> Interval | None:
         """Relative difference of a figure, paired by seed; None where no training seed has finished in both."""
         both = [self.finished.of(name) for name in (variant, reference)]
-        same_maps = all(results and has_maps(results[0]["model"]) for results in both)
         ours, theirs = (_figures(results, field or self.first.trained) for results in both)
-        return paired_over_seeds(ours, theirs, same_maps=same_maps)
+        same_maps = all(results and has_maps(results[0]["model"]) for results in both)
+        return statistics.paired_over_seeds(ours, theirs, same_maps=same_maps)
 
     def same_bytes(self, control: Variant) -> dict[str, Any]:
         """Whether the files of a control are as large as those it is to match, once both are there."""
@@ -160,25 +150,27 @@ class Comparison:
         if not (ours and theirs):
             return {}
         difference = 100.0 * (_bytes(ours) / _bytes(theirs) - 1)
-        holds = abs(difference) <= SAME_BYTES_PCT
+        holds = abs(difference) <= statistics.SAME_BYTES_PCT
         return {"same_bytes": {"as": control.same_bytes_as, "difference_pct": difference, "holds": holds}}
 
     def judged(
-        self, name: str, papers: Sequence[Paper], effect: Interval | None, same_bytes: Mapping[str, Any]
+        self, papers: Sequence[Paper], effect: Interval | None, same_bytes: Mapping[str, Any], row: str = ""
     ) -> dict[str, Any]:
         """The paper's figure for an item and, unless a control is not of the size it claims, what the rule says of it.
 
-        `name` is that of a row, which the paper may compare with another than the baseline; "" = a contrast.
+        The paper may compare a row, given by its name, with another than the baseline.
         """
-        paper, ours = paper_of(papers, self.corpus), {}
-        if paper is not None and name and paper.reference:
-            effect = self.effect(name, paper.reference)
-            ours = {"judged": {"reference": paper.reference, **_effect("effect_pct", effect)}}
+        paper = paper_of(papers, self.corpus)
+        other = paper.reference if paper is not None and row else ""
+        effect = self.effect(row, other) if other else effect
         if paper is None or effect is None:
             return {}
-        figures = {field: getattr(paper, field) for field in ("source", "value", "delta_pct", "claim")}
-        holds = same_bytes.get("same_bytes", {"holds": True})["holds"]
-        return {"paper": figures, **({"verdict": verdict(effect, paper.delta_pct)} if holds else {}), **ours}
+        found: dict[str, Any] = {"paper": {f: getattr(paper, f) for f in ("source", "value", "delta_pct", "claim")}}
+        if same_bytes.get("same_bytes", {"holds": True})["holds"]:
+            found["verdict"] = statistics.verdict(effect, paper.delta_pct)
+        if other:
+            found["judged"] = {"reference": other, **_effect("effect_pct", effect)}
+        return found
 
 
 def _effect(name: str, effect: Interval | None) -> dict[str, float | None]:
@@ -186,7 +178,7 @@ def _effect(name: str, effect: Interval | None) -> dict[str, float | None]:
 
 
 def _mean(results: Sequence[Result], field: str) -> dict[str, float | None]:
-    found = interval(list(over_base_seeds(_figures(results, field)).values()))
+    found = interval(list(statistics.over_base_seeds(_figures(results, field)).values()))
     return {f"{field}_mean": found.mean, f"{field}_ci95": found.ci95}
 
 
@@ -196,18 +188,3 @@ def _bytes(results: Sequence[Result]) -> float:
 
 def _figures(results: Sequence[Result], field: str) -> Figures:
     return {(result["seed"], result["base_seed"]): result[field] for result in results}
-
-
-def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """Nested plain values as `{path: value}`, to compare two configs field by field.
-
-    >>> flatten({"train": {"steps": 3}, "seeds": 1})
-    {'train/steps': 3, 'seeds': 1}
-    """
-    if not isinstance(tree, Mapping):
-        return {path: tree}
-    return {
-        inner: value
-        for key, child in tree.items()
-        for inner, value in flatten(child, f"{path}/{key}" if path else str(key)).items()
-    }

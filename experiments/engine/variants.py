@@ -1,25 +1,30 @@
-"""What a study declares, as data: variants, contrasts, the figures it compares, and the paper's to compare with."""
+"""What a study declares: variants, contrasts, the figures it compares and their evaluation, the paper's figures.
+
+A claim of the paper is judged on the corpus it was made on, or not at all.
+"""
 
 import dataclasses
+import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.engine.evaluators import Evaluators
 from freezejax.data import Corpus
 from freezejax.errors import UserError
-from freezejax.paths import nearest
+from freezejax.paths import PyTree, nearest
 from freezejax.schedules import FreezeSchedule
+from freezejax.sharding import Layout
+from freezejax.training.config import TrainConfig
+from freezejax.training.evaluation import Apply, make_evaluator
+
+Evaluate = Callable[[PyTree], Mapping[str, float]]
 
 
 class Figure(NamedTuple):
-    """A figure that an evaluation gives; lower is better. It is taken of the trained weights and of the packed file.
-
-    >>> Figure("ce", "CE", "nats/token").heading, Figure("ce", "CE", "nats/token").trained
-    ('CE, nats/token', 'val_ce')
-    """
+    """A figure that an evaluation gives; lower is better. It is taken of the trained weights and of the packed file."""
 
     name: str
     label: str
@@ -27,7 +32,7 @@ class Figure(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """What stands over a column or beside an axis."""
+        """What stands over a column or beside an axis: "CE, nats/token"."""
         return ", ".join(filter(None, (self.label, self.unit)))
 
     @property
@@ -48,7 +53,7 @@ LANGUAGE = (Figure("ce", "CE", "nats/token"), Figure("bpb", "bits/byte"))
 class Paper:
     """A figure of a source document, and what it claims, in percent against the document's own reference."""
 
-    corpus: str  # what the document measured it on, see `experiments.engine.papers`
+    corpus: str  # what the document measured it on, see `CORPORA`
     source: str
     value: float | None  # None where the source gives the difference alone
     delta_pct: float
@@ -75,10 +80,8 @@ class Variant:
 class Run(NamedTuple):
     """One run: a variant, the seed it trains with, and the base seed that its random maps come from.
 
-    >>> Run("selective", 0).folder, Run("selective", 0, 1).folder
-    ('seed_0', 'seed_0_base_1')
-    >>> Run("selective", 0, 1).title
-    'selective, seed 0, base seed 1'
+    >>> Run("selective", 0).folder, Run("selective", 0, 1).folder, Run("selective", 0, 1).title
+    ('seed_0', 'seed_0_base_1', 'selective, seed 0, base seed 1')
     """
 
     variant: str
@@ -88,19 +91,15 @@ class Run(NamedTuple):
     @property
     def folder(self) -> str:
         """Name of the run's folder, inside that of its variant."""
-        return f"seed_{self.seed}" + (f"_base_{self.base_seed}" if self.base_seed else "")
+        return f"seed_{self.seed}" + f"_base_{self.base_seed}" * (self.base_seed > 0)
 
     @property
     def title(self) -> str:
         """What the terminal calls the run."""
-        return f"{self.variant}, seed {self.seed}" + (f", base seed {self.base_seed}" if self.base_seed else "")
+        return f"{self.variant}, seed {self.seed}" + f", base seed {self.base_seed}" * (self.base_seed > 0)
 
     def directory(self, workdir: Path) -> Path:
-        """The run's folder in that of the study.
-
-        >>> Run("selective_small", 0, 1).directory(Path("work")).as_posix()
-        'work/runs/selective_small/seed_0_base_1'
-        """
+        """The run's folder in that of the study."""
         return workdir / "runs" / self.variant / self.folder
 
 
@@ -112,6 +111,43 @@ class Contrast:
     reference: str
     question: str
     papers: Sequence[Paper] = ()
+
+
+class Evaluators:
+    """The evaluations of a study on the validation text of a corpus, of weights as trained and of those from a file.
+
+    Runs of one model share one: it is traced and compiled once. A study that compares other figures overrides `make`.
+    """
+
+    def __init__(self, config: ConfigDict, corpus: Corpus) -> None:  # noqa: D107
+        self.config, self.corpus = config, corpus
+        self._known: dict[Any, Evaluate] = {}
+
+    def of(
+        self, model: Mapping[str, Any], apply: Apply, train: Mapping[str, Any], layout: Layout | None = None
+    ) -> Evaluate:
+        """The evaluation of a model: `model` is its config, `apply` what that stands for, `train` how it trains."""
+        train_config = TrainConfig.from_mapping(train)
+        key = (json.dumps(model, sort_keys=True), train_config.seq_len, train_config.compute_dtype, layout is None)
+        if key not in self._known:
+            self._known[key] = self.make(apply, train_config, layout)
+        return self._known[key]
+
+    def make(self, apply: Apply, train: TrainConfig, layout: Layout | None) -> Evaluate:
+        """An evaluation of parameters; of language: `val_ce`, `val_bpb`, and the `tokens` and `bytes` scored."""
+        val, wanted = self.corpus.val, self.config.data.val_sequences
+        windows = (len(val) - 1) // train.seq_len
+        evaluate = make_evaluator(
+            apply,
+            val,
+            self.corpus.tokenizer.byte_table(),
+            batch_size=self.config.data.eval_batch_size,
+            seq_len=train.seq_len,
+            compute_dtype=train.compute_dtype,
+            layout=layout,
+            every=max(1, windows // wanted) if wanted else 1,  # keeps at least as many as are wanted; 0 wants all
+        )
+        return lambda params: evaluate(params)._asdict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,27 +169,50 @@ class Study:
         >>> [run.folder for _, run in Study("s", [Variant("a", {}, {}, None, base_seeds=True)]).runs(2, 2)]
         ['seed_0', 'seed_1', 'seed_0_base_1', 'seed_1_base_1']
         """
-        for base_seed in range(base_seeds):
-            for seed in range(seeds):
-                for variant in self.variants:
-                    if base_seed == 0 or variant.base_seeds:
-                        yield variant, Run(variant.name, seed, base_seed)
+        for base_seed, seed, variant in itertools.product(range(base_seeds), range(seeds), self.variants):
+            if base_seed == 0 or variant.base_seeds:
+                yield variant, Run(variant.name, seed, base_seed)
 
 
 def select(study: Study, wanted: str) -> Study:
-    """The study with only the named variants (comma separated; empty = all), baseline kept first.
-
-    Raises:
-      UserError: a name that no variant has.
-    """
+    """The study with only the named variants (comma separated; empty = all), baseline kept first."""
     if not wanted:
         return study
     names = [variant.name for variant in study.variants]
-    chosen = [name.strip() for name in wanted.split(",")]
+    chosen = [names[0], *(name.strip() for name in wanted.split(","))]
     for name in chosen:
         if name not in names:
             raise UserError(f"config.variants: no variant is named {name!r}; {nearest(name, names)}")
-    chosen = [names[0], *chosen]
     variants = [variant for variant in study.variants if variant.name in chosen]
     contrasts = [c for c in study.contrasts if c.variant in chosen and c.reference in chosen]
     return dataclasses.replace(study, variants=variants, contrasts=contrasts)
+
+
+# `freezejax.data.Corpus.fingerprint` (both token files and the tokenizer) -> the corpus as the paper names it.
+# A sample counts as its corpus, with either of the paper's tokenizers: its claims are of the corpus, not of one part.
+CORPORA = {
+    # Project Gutenberg 11, 84, 1342 and 1661 as distributed, as bytes, the last tenth of each for validation.
+    "ffaefeba6a9d4478972b6b8c140815b1c4b9433279420af67e11013373cfffc6": "gutenberg",
+    # 200 training documents of FineWeb, and the first 65,536 tokens of the challenge's sp1024 validation split.
+    "519e3b3e30640e08875236d6f814b980912ed4b650236422688ea081a41857b7": "fineweb",  # sp1024
+    "fcdc44af4d524884f4165f62ade2f628b7313b5a00dd2e83d2efb6eaf1fa092b": "fineweb",  # sp4096
+}
+
+
+def paper_corpus(study: Study, wanted: str, fingerprint: str) -> str:
+    """The corpus whose figures of the paper stand beside a study's; "" = none.
+
+    `wanted` is `config.paper`: a corpus, by the word of whoever runs the study; "none"; or "auto": by fingerprint.
+    Refuses a corpus of which the paper reports nothing in this study.
+    """
+    papers = [*(v.papers for v in study.variants), *(c.papers for c in study.contrasts)]
+    known = sorted({paper.corpus for of_item in papers for paper in of_item})
+    if wanted not in ("auto", "none", *known):
+        raise UserError(f"config.paper={wanted!r}: expected {', '.join(('auto', *known))} or none")
+    found = CORPORA.get(fingerprint, "") if wanted == "auto" else wanted
+    return found if found in known else ""
+
+
+def paper_of(papers: Sequence[Paper], corpus: str) -> Paper | None:
+    """The paper's figure on a corpus, if it has one."""
+    return next((paper for paper in papers if paper.corpus == corpus), None)

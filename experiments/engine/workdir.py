@@ -3,11 +3,12 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.engine import lock
+from experiments.engine.variants import Run, Study
 from freezejax.errors import UserError
 from freezejax.training.metrics import Record, read_json_lines, write_atomically
 
@@ -15,26 +16,20 @@ CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.jsonl"
 Result = dict[str, Any]
 _WRITTEN_ANEW = ("summary.json", METRICS, "report.html")
 _AGAIN = "and the same command makes that run again"
+_TEXTS = ("variant", "tokenizer", "params_sha256", "metrics_sha256")
 _COUNTS = (
     *("seed", "base_seed", "trainable_params", "frozen_params", "seeded_params"),
     *("stored_bytes_predicted", "artifact_bytes", "steps", "train_tokens"),
 )
-_TYPES = {  # what every run leaves; its other figures are those of its study
-    **dict.fromkeys(("variant", "tokenizer", "params_sha256", "metrics_sha256"), str),
-    **dict.fromkeys(_COUNTS, int),
-    **{"model": dict, "phases": list},
-}
+# What every run leaves; its other figures are those of its study.
+_TYPES = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_COUNTS, int), "model": dict, "phases": list}
 
 
 def open_for_writing(workdir: Path, figures: Sequence[str]) -> None:
-    """Holds the folder for this command alone, and reads every file of it that later figures come from.
+    """Holds the folder of a study for this command alone, and reads every file of it that later figures come from.
 
-    Args:
-      workdir: of a study.
-      figures: that the study compares, which every result must have.
-
-    Raises:
-      UserError: another process writes there, or a file is missing or damaged.
+    `figures` are those that every result must have. Refuses a folder where another process writes, or a file is missing
+    or damaged.
     """
     lock.acquire(workdir)
     for name in _WRITTEN_ANEW:
@@ -51,11 +46,7 @@ def open_for_writing(workdir: Path, figures: Sequence[str]) -> None:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """What config.json holds: `config` and `data_fingerprint`.
-
-    Raises:
-      UserError: it is missing, or not what a study writes.
-    """
+    """What config.json holds, checked to be what a study writes: `config` and `data_fingerprint`."""
     path, otherwise = workdir / CONFIG, "put it back as it was, or name another --workdir"
     found = _object(path, otherwise)
     if not isinstance(found.get("config"), dict) or not isinstance(found.get("data_fingerprint"), str):
@@ -64,56 +55,70 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def write_result(directory: Path, result: Result) -> None:
-    """Writes result.json of a run, with the SHA-256 of its metrics and of all the figures.
-
-    >>> import tempfile
-    >>> directory = Path(tempfile.mkdtemp())
-    >>> _ = (directory / METRICS).write_text("")
-    >>> write_result(directory, {"val_ce": 1.0})
-    >>> sorted(json.loads((directory / RESULT).read_text()))
-    ['digest', 'metrics_sha256', 'val_ce']
-    """
+    """Writes result.json of a run, with the SHA-256 of its metrics and of all the figures."""
     result = {**result, "metrics_sha256": _sha256((directory / METRICS).read_bytes())}
     text = json.dumps({**result, "digest": _digest(result)}, indent=2, allow_nan=False)
     write_atomically(directory / RESULT, text + "\n")
 
 
 def read_result(directory: Path, figures: Sequence[str] = ()) -> Result:
-    """The figures of a finished run, without their digest.
-
-    Raises:
-      UserError: result.json is missing, was changed, or lacks a figure.
-    """
+    """The figures of a finished run, without their digest; refused where one is changed or missing."""
     path, otherwise = directory / RESULT, f"delete it, {_AGAIN}"
     found = _object(path, otherwise)
     if found.pop("digest", None) != _digest(found):
         raise UserError(f"{path} is not as its run wrote it (its digest differs); {otherwise}")
     numbers = [name for name, value in found.items() if isinstance(value, int | float)]
-    kinds = dict.fromkeys([*numbers, *figures], float) | _TYPES
-    for name, kind in kinds.items():
+    for name, kind in {**dict.fromkeys([*numbers, *figures], float), **_TYPES}.items():
         if not _is(kind, found.get(name)):
             raise UserError(f"{path}: {name}={found.get(name)!r} is no figure of a run; {otherwise}")
     return found
 
 
 def read_metrics(directory: Path, result: Result) -> list[Record]:
-    """The records of the finished run that `result` is of.
-
-    Raises:
-      UserError: metrics.jsonl is missing, or was changed after the run.
-    """
+    """The records of the finished run that `result` is of; refused where they were changed after the run."""
     path, otherwise = directory / METRICS, f"delete {directory / RESULT}, and the file if it is there, {_AGAIN}"
     if _sha256(_bytes(path, otherwise)) != result["metrics_sha256"]:
         raise UserError(f"{path} is not as its run left it (its SHA-256 differs); {otherwise}")
     return list(read_json_lines(path))
 
 
+class Finished:
+    """Results of the finished runs of a study's folder, each read once."""
+
+    def __init__(self, workdir: Path) -> None:
+        """Reads nothing yet."""
+        self.workdir = workdir
+        self._results: dict[str, dict[tuple[int, int], Result]] = {}
+
+    def read_all(self, study: Study) -> None:
+        """Reads what earlier commands left in the folder."""
+        for variant in study.variants:
+            for path in (self.workdir / "runs" / variant.name).glob(f"seed_*/{RESULT}"):
+                self.add(path.parent)
+
+    def add(self, directory: Path) -> None:
+        """Reads the result of a run that has ended."""
+        result = read_result(directory)
+        self._results.setdefault(directory.parent.name, {})[result["seed"], result["base_seed"]] = result
+
+    def of(self, variant: str) -> list[Result]:
+        """Results of a variant's runs, by training seed, then base seed."""
+        return [result for _, result in sorted(self._results.get(variant, {}).items())]
+
+    def records(self, study: Study) -> Iterator[Record]:
+        """The metrics of every finished run, each record with the variant and the seeds that it is of."""
+        for variant in study.variants:
+            for result in self.of(variant.name):
+                run = Run(variant.name, result["seed"], result["base_seed"])
+                for record in read_metrics(run.directory(self.workdir), result):
+                    yield {**run._asdict(), **record}
+
+
 def _object(path: Path, otherwise: str) -> dict[str, Any]:
+    content = _bytes(path, otherwise)
     try:
         # NaN and Infinity, which are not JSON either, are no numbers that `int` knows.
-        found = json.loads(_bytes(path, otherwise).decode("utf-8"), parse_constant=int)
-    except UserError:
-        raise
+        found = json.loads(content.decode("utf-8"), parse_constant=int)
     except (ValueError, RecursionError):
         raise UserError(f"{path} is not JSON; {otherwise}") from None
     if not isinstance(found, dict):
@@ -128,11 +133,11 @@ def _bytes(path: Path, otherwise: str) -> bytes:
         raise UserError(f"{path} cannot be read ({error.strerror}); {otherwise}") from None
 
 
-def _is(kind: type, value: object) -> bool:
-    if kind in (int, float):
-        number = isinstance(value, kind | int) and not isinstance(value, bool)  # 2.0 may be written as 2
-        return number and math.isfinite(value) and value >= 0  # type: ignore[arg-type, operator]
-    return isinstance(value, kind)
+def _is(kind: type, value: Any) -> bool:
+    if kind not in (int, float):
+        return isinstance(value, kind)
+    number = isinstance(value, kind | int) and not isinstance(value, bool)  # 2.0 may be written as 2
+    return number and math.isfinite(value) and value >= 0
 
 
 def _digest(result: Result) -> str:

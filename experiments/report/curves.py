@@ -39,14 +39,11 @@ def curves_of(records: Iterable[Mapping[str, Any]], field: str) -> dict[str, Cur
         if field in record:
             by_seed = found.setdefault(record["variant"], {})
             by_seed.setdefault(record["seed"], {}).setdefault(record["step"], []).append(record[field])
-    curves = {name: _curve(list(by_seed.values())) for name, by_seed in found.items()}
-    return {name: curve for name, curve in curves.items() if curve is not None}
+    common = {name: sorted(set.intersection(*map(set, seeds.values()))) for name, seeds in found.items()}
+    return {name: _curve(list(found[name].values()), steps) for name, steps in common.items() if steps}
 
 
-def _curve(seeds: Sequence[Mapping[int, Sequence[float]]]) -> Curve | None:
-    steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
-    if not steps:
-        return None
+def _curve(seeds: Sequence[Mapping[int, Sequence[float]]], steps: Sequence[int]) -> Curve:
     values = np.array([[np.mean(seed[step]) for step in steps] for seed in seeds])
     bins = np.array_split(np.arange(len(steps)), min(len(steps), _MAX_POINTS))
     intervals = [interval(values[:, part].mean(axis=1).tolist()) for part in bins]
@@ -69,9 +66,7 @@ def plot(rows: Sequence[Row], records: Sequence[Mapping[str, Any]], compared: Co
     heights = [max(2.1, _LINE * (len(members) + 1) + 0.5) for members in groups.values()]
 
     def draw(figure: Figure) -> None:
-        grid = figure.subplots(
-            len(groups), len(fields), squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
-        )
+        grid = figure.subplots(len(groups), len(fields), squeeze=False, sharex=True, height_ratios=heights)
         for line, (name, members), height in zip(grid, groups.items(), heights, strict=True):
             shown = [rows[0], *(row for row in members if row is not rows[0])]
             for axes, found in zip(line, fields.values(), strict=True):
@@ -95,11 +90,11 @@ def _panel(axes: Axes, shown: Sequence[Row], curves: Mapping[str, Curve]) -> Non
     for position, row in enumerate(shown):
         if (curve := curves.get(row["name"])) is None:
             continue
-        half = np.zeros_like(curve.mean) if curve.ci95 is None else curve.ci95
         color, few = _color(position), len(curve.steps) <= 20
         axes.plot(curve.steps, curve.mean, color=color, lw=1.3, marker="o" if few else "", ms=2.5)
         if curve.ci95 is not None:
-            axes.fill_between(curve.steps, curve.mean - half, curve.mean + half, color=color, alpha=0.15, lw=0)
+            low, high = curve.mean - curve.ci95, curve.mean + curve.ci95
+            axes.fill_between(curve.steps, low, high, color=color, alpha=0.15, lw=0)
         late = (curve.steps >= _SKIPPED * row["steps"]) | (curve.steps == curve.steps[-1])
         tails.extend(curve.mean[late])
     for start in sorted({phase["start"] for row in shown for phase in row["phases"]} - {0}):
@@ -115,12 +110,6 @@ def _label_ends(axes: Axes, shown: Sequence[Row], curves: Mapping[str, Curve], h
     at = [(curves[name].mean[-1] - low) / (high - low) for _, name in ends]
     places = spread(at, _LINE / (height - 0.4), 0.0, 1.0)
     for (position, name), start, place in zip(ends, at, places, strict=True):
-        axes.plot(
-            (1.0, 1.03),
-            (start, place),
-            transform=axes.transAxes,
-            color=_color(position),
-            lw=0.7,
-            clip_on=False,
-        )
-        axes.text(1.04, place, name, transform=axes.transAxes, color=_color(position), va="center", fontsize=8)
+        style: dict[str, Any] = {"transform": axes.transAxes, "color": _color(position)}
+        axes.plot((1.0, 1.03), (start, place), lw=0.7, clip_on=False, **style)
+        axes.text(1.04, place, name, va="center", fontsize=8, **style)

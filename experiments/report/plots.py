@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -19,59 +20,44 @@ from experiments.report.table import typeset, with_ci
 from experiments.report.tables import is_packed
 
 Row = Mapping[str, Any]
-_Box = tuple[float, float, float, float]  # left, right, bottom, top in points
+_Box = tuple[float, float, float, float]  # left, right, bottom, top, in points
 
 # Matplotlib draws in these stand-ins; the file says var(--NAME), which the page sets for light and dark.
 _NAMES = ("ink", "muted", "grid", "ours", "trainable", "frozen", "seeded", *(f"c{i}" for i in range(10)))
 COLOR = {name: f"#fe00{index:02x}" for index, name in enumerate(_NAMES)}
 WIDTH = 10.0  # inches; 720 pt, the width of the page's text
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
+_COLORS = {
     "grid.color": COLOR["grid"],
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "savefig.transparent": True,
     **dict.fromkeys(("text.color", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), COLOR["ink"]),
     **dict.fromkeys(("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), COLOR["muted"]),
 }
 
 
 def render(name: str, alt: str, height: float, draw: Callable[[Figure], None]) -> str:
-    """One figure as an SVG element for an HTML page; the same drawing gives the same bytes.
+    """One figure, `WIDTH` x `height` inches, as an SVG element for an HTML page; the same drawing gives the same bytes.
 
-    Args:
-      name: prefix of the ids inside, unique on the page.
-      alt: what a reader who cannot see the figure is told.
-      height: inches; the width is always `WIDTH`.
-      draw: puts axes and artists on the figure.
+    `name` is a prefix of the ids inside, unique on the page; `alt` what a reader who cannot see the figure is told;
+    `draw` puts axes and artists on the figure.
 
     >>> render("dot", "a dot", 1.0, lambda figure: None)[:43]
     '<svg role="img" aria-label="a dot" viewBox='
     """
     file = io.StringIO()
-    with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}]), warnings.catch_warnings():
+    style: list[Any] = ["default", Path(__file__).with_name("report.mplstyle"), {**_COLORS, "svg.hashsalt": name}]
+    with matplotlib.style.context(style), warnings.catch_warnings():
         # The browser picks the font: a glyph that matplotlib's own lacks is no loss.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
         figure.savefig(file, format="svg", metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", file.getvalue(), flags=re.DOTALL)
-    view = re.search(r'viewBox="[^"]*"', text)
-    assert view is not None
-    text = text[text.index(">", text.index("<svg")) + 1 :]
+    head, text = text.partition("<svg")[2].split(">", 1)
+    (view,) = re.findall(r'viewBox="[^"]*"', head)
     text = re.sub(r'( id="|url\(#)', rf"\1{name}-", text).replace('xlink:href="#', f'href="#{name}-')
     for color, value in COLOR.items():
         text = text.replace(value, f"var(--{color})")
     text = re.sub(r"\n\s*", "\n", text)
-    return f'<svg role="img" aria-label="{escape(alt)}" {view[0]}>{text}'
+    return f'<svg role="img" aria-label="{escape(alt)}" {view}>{text}'
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -97,15 +83,14 @@ def forest(items: Sequence[Row], compared: Compared, name: str) -> str:
     if not items:
         return ""
     effects = [typeset(with_ci(item["effect_pct"], item["effect_pct_ci95"], 2, " %")) for item in items]
-    pairs = [(item["variant"], item["reference"]) for item in items]
-    alt = "Forest plot: " + "; ".join(
-        f"{ours} against {other} {effect}" for (ours, other), effect in zip(pairs, effects, strict=True)
-    )
+    told = [
+        f"{item['variant']} against {item['reference']} {effect}" for item, effect in zip(items, effects, strict=True)
+    ]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.axvline(0, color=COLOR["ink"], lw=1)
-        axes.set_yticks(range(len(items)), [f"{ours}\nvs {other}" for ours, other in pairs])
+        axes.set_yticks(range(len(items)), [f"{item['variant']}\nvs {item['reference']}" for item in items])
         axes.set_ylim(len(items) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
@@ -120,19 +105,12 @@ def forest(items: Sequence[Row], compared: Compared, name: str) -> str:
         legend = "; diamond: the paper's" * any("paper" in item for item in items)
         axes.set_xlabel(f"difference in validation {compared.label}, %    (left of zero: lower{legend})")
 
-    return render(name, alt, 0.9 + 0.42 * len(items), draw)
-
-
-def kind(row: Row) -> str:
-    """How the weights that are not trained at the end exist: `seeded`, `frozen`, or `trainable` (none).
-
-    >>> kind({"seeded_params": 0, "frozen_params": 8})
-    'frozen'
-    """
-    return "seeded" if row["seeded_params"] else "frozen" if row["frozen_params"] else "trainable"
+    return render(name, f"Forest plot: {'; '.join(told)}", 0.9 + 0.42 * len(items), draw)
 
 
 class _Point(NamedTuple):
+    name: str
+    kind: str  # how the weights that are not trained at the end exist; "trainable": there are none
     kilobytes: float
     figure: float
     half: float  # of the interval of the figure
@@ -140,9 +118,10 @@ class _Point(NamedTuple):
 
 def _point(row: Row, compared: Compared) -> _Point:
     """Bytes and figure of the real file; what was predicted and trained where no run was packed."""
+    kind = "seeded" if row["seeded_params"] else "frozen" if row["frozen_params"] else "trainable"
     packed = is_packed(row)
     field, stored = (compared.packed, "artifact_bytes") if packed else (compared.trained, "stored_bytes_predicted")
-    return _Point(row[stored] / 1e3, row[f"{field}_mean"], row[f"{field}_ci95"] or 0.0)
+    return _Point(row["name"], kind, row[stored] / 1e3, row[f"{field}_mean"], row[f"{field}_ci95"] or 0.0)
 
 
 def tradeoff(rows: Sequence[Row], compared: Compared) -> str:
@@ -150,24 +129,23 @@ def tradeoff(rows: Sequence[Row], compared: Compared) -> str:
     if not rows:
         return ""
     points = [_point(row, compared) for row in rows]
-    alt = f"Scatter, stored kB and {compared.label}: " + "; ".join(
-        f"{row['name']} {point.kilobytes:.1f} kB {point.figure:.3f}" for row, point in zip(rows, points, strict=True)
-    )
+    told = [f"{point.name} {point.kilobytes:.1f} kB {point.figure:.3f}" for point in points]
+    alt = f"Scatter, stored kB and {compared.label}: {'; '.join(told)}"
     kinds = {"trainable": ("o", "all trained"), "frozen": ("s", "frozen later"), "seeded": ("^", "seeded")}
 
     def draw(figure: Figure) -> None:
         figure.set_layout_engine("none")
         axes = figure.add_axes((0.07, 0.12, 0.92, 0.8))
         for word, (marker, label) in kinds.items():
-            own = [point for row, point in zip(rows, points, strict=True) if kind(row) == word]
+            own = [point for point in points if point.kind == word]
             if own:
-                x, y, bars = zip(*own, strict=True)
+                _, _, x, y, bars = zip(*own, strict=True)
                 axes.errorbar(x, y, yerr=bars, fmt=marker, color=COLOR[word], ms=6, lw=1, label=label)
         axes.set_xscale("log")
         _log_frame(axes, [point.kilobytes for point in points])
         axes.set_xlabel("stored kB (log scale)")
         axes.set_ylabel(f"validation {compared.heading}")
-        _label_points(axes, [row["name"] for row in rows], points)
+        _label_points(axes, points)
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2)
 
     return render("tradeoff", alt, 5.2, draw)
@@ -182,7 +160,7 @@ def _log_frame(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _label_points(axes: Axes, names: Sequence[str], found: Sequence[_Point]) -> None:
+def _label_points(axes: Axes, found: Sequence[_Point]) -> None:
     """Names right of their points, each at the nearest height where it covers no point, bar or name."""
     points = np.array([(point.kilobytes, point.figure) for point in found])
     halves = np.array([(0.0, point.half) for point in found])
@@ -193,12 +171,12 @@ def _label_points(axes: Axes, names: Sequence[str], found: Sequence[_Point]) -> 
     shifts = [sign * shift for shift in np.arange(0.0, 160.0, 3.0) for sign in (1, -1)]
     for index in np.argsort(at[:, 0], kind="stable"):
         x, y = at[index]
-        right = x + 14.0 + 4.7 * len(names[index])  # a character is about 4.7 points wide
+        right = x + 14.0 + 4.7 * len(found[index].name)  # a character is about 4.7 points wide
         boxes = {shift: (x + 12.0, right, y + shift - 5.0, y + shift + 5.0) for shift in shifts}
         shift = next((s for s, box in boxes.items() if not any(_overlap(box, other) for other in taken)), 0.0)
         taken.append(boxes[shift])
         axes.annotate(
-            names[index],
+            found[index].name,
             points[index],
             xytext=(12.0, shift),
             textcoords="offset points",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
@@ -77,7 +77,7 @@ def markdown(columns: Sequence[Column], items: Sequence[Any]) -> str:
     """
     kept = _kept(columns, items, MARKDOWN)
     lines = [[column.heading for column in kept], *([column.cell(item) for column in kept] for item in items)]
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    head, *body = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([head, "|" + "---|" * len(kept), *body])
 
 
@@ -88,31 +88,19 @@ def html(columns: Sequence[Column], items: Sequence[Any]) -> str:
     '<div class="wide"><table><thead><tr><th class="number">a</th></tr>'
     """
     kept = _kept(columns, items, HTML)
-    lines = [[_tag("th", column, escape(column.heading)) for column in kept]]
-    lines += [[_tag("td", column, _cell(column, item)) for column in kept] for item in items]
-    head, *body = [f"<tr>{''.join(line)}</tr>" for line in lines]
-    rows = "\n".join(body)
-    return f'<div class="wide"><table><thead>{head}</thead>\n<tbody>{rows}</tbody></table></div>'
+    return fill("table.html", columns=kept, items=items, dash=DASH, typeset=typeset)
+
+
+def fill(template: str, **values: Any) -> str:
+    """An HTML template of this folder with its values, which it escapes."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # benchmarks print tables where it is missing
+
+    folder = FileSystemLoader(Path(__file__).parent)
+    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    made = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, **blocks)
+    return made.get_template(template).render(values)
 
 
 def _kept(columns: Sequence[Column], items: Sequence[Any], where: str) -> list[Column]:
-    return [
-        column
-        for column in columns
-        if where in column.where and (not items or any(column.value(item) is not None for item in items))
-    ]
-
-
-def _tag(tag: str, column: Column, content: str) -> str:
-    return f"<{tag}{' class="number"' if column.kind == 'number' else ''}>{content}</{tag}>"
-
-
-def _cell(column: Column, item: Any) -> str:
-    if column.value(item) is None:
-        return "" if column.kind == "words" else DASH
-    text = escape(column.cell(item))
-    if column.kind == "name":
-        return f"<code>{text}</code>"
-    if column.kind == "mark":
-        return f'<span class="verdict {text.partition(" (")[0].replace(" ", "-")}">{typeset(text)}</span>'
-    return re.sub(" (±.*)", r'<span class="below">\1</span>', typeset(text)) if column.kind == "number" else text
+    shown = [column for column in columns if where in column.where]
+    return [column for column in shown if not items or any(column.value(item) is not None for item in items)]

@@ -2,7 +2,7 @@
 
 import operator
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.engine.variants import LANGUAGE, Figure
@@ -16,9 +16,10 @@ _WRITTEN = (MARKDOWN, HTML)
 
 def show(found: Item) -> None:
     """Prints a summary: what the paper has a figure for first, then all variants and contrasts."""
+    title = f"{found['experiment']} ({found['scale']})"
     if judged := against_paper(found):
-        terminal(f"{found['experiment']} ({found['scale']}) against the paper", PAPER_COLUMNS, judged)
-    terminal(f"{found['experiment']} ({found['scale']}), {found['data']['source']}", row_columns(found), found["rows"])
+        terminal(f"{title} against the paper", PAPER_COLUMNS, judged)
+    terminal(f"{title}, {found['data']['source']}", row_columns(found), found["rows"])
     if found["contrasts"]:
         terminal("paired contrasts (negative = lower loss)", CONTRAST_COLUMNS, found["contrasts"])
     for note in notes(found):
@@ -27,40 +28,29 @@ def show(found: Item) -> None:
 
 def as_markdown(found: Item) -> str:
     """Both tables of a summary, and what a reader must know of them."""
-    text = markdown(row_columns(found), found["rows"])
-    if found["contrasts"]:
-        text += "\n\n" + markdown(CONTRAST_COLUMNS, found["contrasts"])
-    return "\n\n".join([text, *notes(found)])
+    written = [(row_columns(found), found["rows"]), (CONTRAST_COLUMNS, found["contrasts"])]
+    return "\n\n".join([*(markdown(columns, items) for columns, items in written if items), *notes(found)])
 
 
 def figures_of(found: Item) -> Sequence[Figure]:
-    """What a study compares; summaries made before they said so are of language.
-
-    >>> figures_of({"figures": [{"name": "accuracy", "label": "accuracy", "unit": "%"}]})[0].heading
-    'accuracy, %'
-    """
+    """What a study compares; summaries made before they said so are of language."""
     return [Figure(**figure) for figure in found["figures"]] if "figures" in found else LANGUAGE
 
 
 def is_packed(row: Item) -> bool:
-    """Whether the runs of a row were packed and scored again: summaries of earlier versions hold no such figures.
-
-    >>> is_packed({"packed_bpb_mean": 2.0}), is_packed({})
-    (True, False)
-    """
+    """Whether the runs of a row were packed and scored again: summaries of earlier versions hold no such figures."""
     return any(field.startswith("packed_") for field in row)
 
 
 def against_paper(found: Item) -> list[dict[str, Any]]:
     """Every comparison that the paper has a figure for, once: ours beside it."""
-    items = {}
+    pairs = []
     for row in found["rows"]:
-        if "paper" in row:
-            ours = row.get("judged", {"effect_pct": row["delta_pct"], "effect_pct_ci95": row["delta_pct_ci95"]})
-            pair = (row["name"], ours.get("reference", found["rows"][0]["name"]))
-            items[pair] = {**row, **ours}
-    items |= {(item["variant"], item["reference"]): item for item in found["contrasts"] if "paper" in item}
-    return [{**item, "variant": variant, "reference": reference} for (variant, reference), item in items.items()]
+        ours = {"effect_pct": row["delta_pct"], "effect_pct_ci95": row["delta_pct_ci95"]}
+        pair = {"variant": row["name"], "reference": found["rows"][0]["name"]}
+        pairs.append({**pair, **row, **row.get("judged", ours)})
+    items = [item for item in (*pairs, *found["contrasts"]) if "paper" in item]
+    return list({(item["variant"], item["reference"]): item for item in items}.values())
 
 
 def notes(found: Item) -> list[str]:
@@ -80,11 +70,7 @@ def notes(found: Item) -> list[str]:
 
 
 def size(row: Item) -> str:
-    """Layers and width of a row's model.
-
-    >>> size({"model": {"num_layers": 4, "model_dim": 128}})
-    '4 × 128'
-    """
+    """Layers and width of a row's model: "4 × 128"."""
     return " × ".join(str(row["model"][field]) for field in ("num_layers", "model_dim") if field in row["model"])
 
 
@@ -111,23 +97,25 @@ def row_columns(found: Item) -> list[Column]:
     ]
 
 
-def _figure(field: str, half: str) -> Callable[[Item], tuple[float, float | None] | None]:
-    """A figure and its half-width; None where an item has none."""
-    return lambda item: None if item.get(field) is None else (item[field], item[half])
+def _figure(heading: str, field: str, half: str, digits: int, unit: str, where: Sequence[str]) -> Column:
+    """A figure with its half-width; empty where an item has none."""
+    return Column(
+        heading,
+        lambda item: None if item.get(field) is None else (item[field], item[half]),
+        lambda value: with_ci(value[0], value[1], digits, unit),
+        where=where,
+    )
 
 
 def _means(heading: str, field: str, where: Sequence[str] = (TERMINAL, MARKDOWN, HTML)) -> Column:
-    return Column(heading, _figure(f"{field}_mean", f"{field}_ci95"), _in(4), where=where)
-
-
-def _in(digits: int, unit: str = "") -> Callable[[tuple[float, float | None]], str]:
-    return lambda value: with_ci(*value, digits, unit)
+    return _figure(heading, f"{field}_mean", f"{field}_ci95", 4, "", where)
 
 
 def _effects(heading: str, field: str, narrow: Sequence[str] = (TERMINAL, MARKDOWN)) -> list[Column]:
     """An effect in percent; the report has room for a digit more."""
-    value = _figure(field, f"{field}_ci95")
-    return [Column(heading, value, _in(1, "%"), where=narrow), Column(heading, value, _in(2, "%"), where=(HTML,))]
+    return [
+        _figure(heading, field, f"{field}_ci95", digits, "%", where) for digits, where in ((1, narrow), (2, (HTML,)))
+    ]
 
 
 def _spreads(row: Item) -> list[str] | None:

@@ -5,9 +5,8 @@ from types import SimpleNamespace
 
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
-from experiments.engine.session import Finished
 from experiments.engine.variants import Paper, Run, Study, Variant
-from experiments.engine.workdir import write_result
+from experiments.engine.workdir import Finished, write_result
 from freezejax.schedules import FreezeSchedule
 
 SCHEDULE = FreezeSchedule([(0, [(".*", True)])])

@@ -9,9 +9,8 @@ import pytest
 
 from experiments.configs.progressive import get_config
 from experiments.engine.matching import stored_bytes
-from experiments.engine.papers import CORPORA, paper_corpus, paper_of
 from experiments.engine.results import packing, sizes
-from experiments.engine.variants import Variant, select
+from experiments.engine.variants import CORPORA, Variant, paper_corpus, paper_of, select
 from experiments.progressive import make_study
 from freezejax import data, models
 from freezejax.errors import UserError

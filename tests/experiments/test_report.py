@@ -14,15 +14,13 @@ from matplotlib.figure import Figure
 
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
-from experiments.engine.papers import CORPORA
-from experiments.engine.session import Finished
-from experiments.engine.variants import Contrast, Paper, Study, Variant
-from experiments.engine.workdir import write_result
+from experiments.engine.variants import CORPORA, Contrast, Paper, Study, Variant
+from experiments.engine.workdir import Finished, write_result
 from experiments.report import page
 from experiments.report.curves import curves_of
+from experiments.report.page import timelines
 from experiments.report.plots import COLOR, render, spread
 from experiments.report.statistics import interval
-from experiments.report.timeline import timelines
 from freezejax.schedules import FreezeSchedule
 
 STEPS, FREEZE_AT = 400, 133

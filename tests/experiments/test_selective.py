@@ -6,8 +6,8 @@ import pytest
 
 from experiments.configs.selective import get_config
 from experiments.engine.matching import abstract_params, step_flops, stored_bytes
-from experiments.engine.papers import paper_corpus, paper_of
 from experiments.engine.results import packing
+from experiments.engine.variants import paper_corpus, paper_of
 from experiments.selective import make_study
 from freezejax import models
 from freezejax.errors import UserError

@@ -6,8 +6,8 @@ import pytest
 
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
-from experiments.engine.session import Finished
 from experiments.engine.variants import Contrast, Run, Study, Variant
+from experiments.engine.workdir import Finished
 from experiments.report import tables
 from experiments.report.statistics import interval
 from tests.experiments.made_results import (
