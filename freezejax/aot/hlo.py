@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "collective-broadcast")
 
 _BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # of types whose name does not end in its bits
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\) -> [^\n]*\{\n(.*?)^\}$", re.MULTILINE | re.DOTALL)
 _INSTRUCTION = re.compile(rf"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _CALL = re.compile(
     r"\b(?:calls|body|condition|to_apply|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
@@ -61,7 +61,7 @@ def collectives(text: str) -> list[Collective]:
     [Collective(kind='all-gather', dtype='f32', shape=(8, 3), group=4, times=1, source='')]
     """
     devices = int(_first(r"num_partitions=(\d+)", text, "1")) * int(_first(r"replica_count=(\d+)", text, "1"))
-    computations = dict(_computations(text))
+    computations = {"ENTRY" if found[1] else found[2]: found[3].splitlines() for found in _COMPUTATION.finditer(text)}
     times = _executions(computations)
     return [
         collective
@@ -100,18 +100,6 @@ def _exchanged(line: str, computation: str, times: int, devices: int) -> Iterato
         if match[2] == "reduce-scatter":
             shape[int(_first(r"dimensions=\{(\d+)", line, "0"))] *= group
         yield Collective(kind, dtype, tuple(shape), group, times, source)
-
-
-def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    name, lines = "", list[str]()
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            name, lines = ("ENTRY" if match[1] else match[2]), []
-        elif line == "}" and name:
-            yield name, lines
-            name = ""
-        elif name:
-            lines.append(line)
 
 
 def _executions(computations: dict[str, list[str]]) -> dict[str, int]:

@@ -88,7 +88,7 @@ def load(name: str) -> Topology:
         extra = "install the preflight extra: uv pip install '.[preflight]'"
         raise UserError(f"compiling for {name} needs {' and '.join(missing)}; {extra}")
     try:
-        devices = (_gpus if chip.platform == "cuda" else _tpus)(name).devices
+        devices = _describe(chip.platform, name).devices
     except RuntimeError as error:  # of the compiler, or of a plugin that has no topologies
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"topology {name!r}: the compiler refuses it: {reason}; expected {chip.shape}") from None
@@ -104,21 +104,19 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _tpus(name: str) -> Any:
+def _describe(platform: str, name: str) -> Any:
+    if platform == "cuda":
+        description, shape = h100_description(_cuda_library()), name.partition(":")[2]
+        return topologies.get_topology_desc(platform="cuda", target_config=description, topology=shape)
     for variable, value in _QUIET_TPU.items():
         os.environ.setdefault(variable, value)
     return topologies.get_topology_desc(platform="tpu", topology_name=name)
 
 
-def _gpus(name: str) -> Any:
-    description, shape = h100_description(_cuda_library()), name.partition(":")[2]
-    return topologies.get_topology_desc(platform="cuda", target_config=description, topology=shape)
-
-
 def _cuda_library() -> Path:
     spec = importlib.util.find_spec("jax_plugins.xla_cuda12")
     assert spec is not None
-    return Path(spec.origin or "").parent / "xla_cuda_plugin.so"
+    return Path(spec.origin or "").with_name("xla_cuda_plugin.so")
 
 
 def h100_description(library: Path) -> str:

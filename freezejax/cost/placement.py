@@ -21,11 +21,7 @@ _LINEAR |= {"name", "broadcast_in_dim", "slice", "split", "sharding_constraint"}
 
 
 class Placement:
-    """Cuts a program for one device of a mesh with axes of given sizes, and counts what that device sends.
-
-    >>> Placement({"data": 2}).sent
-    Counter()
-    """
+    """Cuts a program for one device of a mesh with axes of given sizes, and counts what that device sends."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         """Takes the size of every mesh axis."""
@@ -118,27 +114,21 @@ class Placement:
             if axes := self._parts.pop(array, frozenset()):
                 wanted = self._fit(array, self._wanted.get(array, ((),) * len(array.shape)))
                 scattered = axes.intersection(itertools.chain(*wanted))
-                self._reduce(self._bytes(array), scattered, axes - scattered)
+                self._reduce(self._part(array).nbytes, scattered, axes - scattered)
                 if array in self._wanted:
                     self._summed[array] = wanted
 
     def _exchange(self, array: Array, placed: Array) -> None:
         """What a constraint makes devices send: parts are summed, and what is no longer split is gathered."""
-        before, after = self._axes(array), self._axes(placed)
+        before, after = (frozenset(itertools.chain(*self._spec(x))) for x in (array, placed))
         parts = self._parts.pop(placed, frozenset())
-        self._reduce(self._bytes(placed) * self._ways(parts & after), parts & after, parts - after)
+        self._reduce(self._part(placed).nbytes * self._ways(parts & after), parts & after, parts - after)
         if gathered := before - after:
-            self._send("all-gather", self._bytes(array) * self._ways(gathered), gathered)
+            self._send("all-gather", self._part(array).nbytes * self._ways(gathered), gathered)
 
     def _reduce(self, size: int, scattered: frozenset[str], summed: frozenset[str]) -> None:
         self._send("reduce-scatter", size, scattered)
         self._send("all-reduce", 2 * size // self._ways(scattered), summed)
-
-    def _axes(self, array: Array) -> frozenset[str]:
-        return frozenset(axis for axes in self._spec(array) for axis in axes)
-
-    def _bytes(self, array: Array) -> int:
-        return self._part(array).nbytes
 
     def _send(self, kind: str, size: int, axes: Iterable[str]) -> None:
         ways = self._ways(axes)

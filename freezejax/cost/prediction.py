@@ -197,11 +197,11 @@ def _cost(plan: RunPlan, index: int, sizes: Mapping[str, int], stored: int) -> P
 
 def _bytes(tree: PyTree) -> int:
     """Of the leaves of a tree on one device."""
-    shapes = ((getattr(leaf, "sharding", None), leaf) for leaf in jax.tree.leaves(tree))
-    return sum(
-        math.prod(leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for sharding, leaf in shapes
-    )
+
+    def shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+        return leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+
+    return sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _mesh_sizes(mesh: Mapping[str, int]) -> dict[str, int]:
