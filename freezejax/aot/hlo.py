@@ -4,6 +4,7 @@ Each compiler writes them in its own way: combined over many arrays, split into 
 fusions, inside loops. What is counted is what a device does in one step.
 """
 
+import ast
 import collections
 import math
 import re
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "collective-broadcast")
 
 _BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # of types whose name does not end in its bits
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\) -> [^\n]*\{\n(.*?)^\}$", re.MULTILINE | re.DOTALL)
 _INSTRUCTION = re.compile(rf"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _CALL = re.compile(
     r"\b(?:calls|body|condition|to_apply|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
@@ -60,15 +61,15 @@ def collectives(text: str) -> list[Collective]:
     [Collective(kind='all-gather', dtype='f32', shape=(8, 3), group=4, times=1, source='')]
     """
     devices = int(_first(r"num_partitions=(\d+)", text, "1")) * int(_first(r"replica_count=(\d+)", text, "1"))
-    computations = dict(_computations(text))
+    computations = {"ENTRY" if found[1] else found[2]: found[3].splitlines() for found in _COMPUTATION.finditer(text)}
     times = _executions(computations)
-    found = []
-    for name, lines in computations.items():
-        for line in lines:
-            if (match := _INSTRUCTION.match(line)) and times[name] and not _repeats_a_started_one(line, lines):
-                kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else match[2]
-                found += list(_arrays(line, match, kind, times[name], devices))
-    return found
+    return [
+        collective
+        for name, lines in computations.items()
+        for line in lines
+        if times[name] and not _repeats_a_started_one(line, lines)
+        for collective in _exchanged(line, name, times[name], devices)
+    ]
 
 
 def sent_by_kind(found: Iterable[Collective]) -> dict[str, int]:
@@ -77,32 +78,28 @@ def sent_by_kind(found: Iterable[Collective]) -> dict[str, int]:
     >>> sent_by_kind([Collective("all-reduce", "f32", (6,), 4, 2, "")] * 2)
     {'all-reduce': 144}
     """
-    total: dict[str, int] = collections.defaultdict(int)
+    total = collections.Counter[str]()
     for collective in found:
         total[collective.kind] += collective.sent
     return dict(total)
 
 
-def _arrays(line: str, match: re.Match[str], kind: str, times: int, devices: int) -> Iterator[Collective]:
+def _exchanged(line: str, computation: str, times: int, devices: int) -> Iterator[Collective]:
+    """The arrays of the collective in a line, if there is one."""
+    if not (match := _INSTRUCTION.match(line)):
+        return
+    kind = "reduce-scatter" if computation.startswith("all-reduce-scatter") else match[2]
     group = _group_size(line, devices)
     source = _first(r'op_name="((?:[^"\\]|\\.)*)"', line, "").replace("\\'", "'")
-    for dtype, shape in _leaves(_results(_parse_type(match[1]), match[2], match[3] is not None)):
+    results = _parse_type(match[1])
+    # A start returns (operands, results, ...); only an all-reduce's may be the results alone.
+    if match[3] and isinstance(results, list) and (match[2] != "all-reduce" or isinstance(results[0], list)):
+        results = results[1]
+    for dtype, sizes in results if isinstance(results, list) else [results]:
+        shape = list(sizes)
         if match[2] == "reduce-scatter":
-            at = int(_first(r"dimensions=\{(\d+)", line, "0"))
-            shape = (*shape[:at], shape[at] * group, *shape[at + 1 :])
-        yield Collective(kind, dtype, shape, group, times, source)
-
-
-def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    name, lines = "", list[str]()
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            name, lines = ("ENTRY" if match[1] else match[2]), []
-        elif line == "}" and name:
-            yield name, lines
-            name = ""
-        elif name:
-            lines.append(line)
+            shape[int(_first(r"dimensions=\{(\d+)", line, "0"))] *= group
+        yield Collective(kind, dtype, tuple(shape), group, times, source)
 
 
 def _executions(computations: dict[str, list[str]]) -> dict[str, int]:
@@ -145,33 +142,11 @@ def _group_size(line: str, devices: int) -> int:
 
 
 def _parse_type(text: str) -> Any:
-    """`(f32[2]{0}, (s8[]))` -> `[("f32", (2,)), [("s8", ())]]`."""
-    stack: list[list[Any]] = [[]]
-    plain = re.sub(r"/\*.*?\*/|\{[^}]*\}", "", text)  # comments and layouts
-    for token in re.findall(r"\w+\[[\d,]*\]|[()]", plain):
-        if token == "(":
-            stack.append([])
-        elif token == ")":
-            stack[-2].append(stack.pop())
-        else:
-            dtype, _, sizes = token[:-1].partition("[")
-            stack[-1].append((dtype, tuple(int(size) for size in sizes.split(",") if size)))
-    return stack[0][0]
-
-
-def _results(parsed: Any, kind: str, starts: bool) -> Any:
-    # A start returns (operands, results, ...); only an all-reduce's may be the results alone.
-    if starts and isinstance(parsed, list) and (kind != "all-reduce" or isinstance(parsed[0], list)):
-        return parsed[1]
-    return parsed
-
-
-def _leaves(parsed: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    if isinstance(parsed, list):
-        for part in parsed:
-            yield from _leaves(part)
-    else:
-        yield parsed
+    """`(f32[2]{0}, (s8[]))` -> `[("f32", [2]), [("s8", [])]]`."""
+    plain = re.sub(r"/\*.*?\*/|\{[^}]*\}", "", text)  # without comments and layouts
+    nested = plain.replace("(", "<").replace(")", ">")
+    typed = re.sub(r"(\w+)(\[[\d,]*\])", r'("\1", \2)', nested)
+    return ast.literal_eval(typed.replace("<", "[").replace(">", "]"))
 
 
 def _first(pattern: str | re.Pattern[str], text: str, default: str) -> str:

@@ -19,9 +19,6 @@ from freezejax.chips import CHIPS, Chip
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 
-_INSTALL = "install the preflight extra: uv pip install '.[preflight]'"
-
-
 # Keeps libtpu from asking a metadata server which TPU this machine is, and lets two processes load it.
 _QUIET_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -88,9 +85,10 @@ def load(name: str) -> Topology:
     kind, shape = parse(name)
     chip = CHIPS[kind]
     if missing := missing_packages(name):
-        raise UserError(f"compiling for {name} needs {' and '.join(missing)}; {_INSTALL}")
+        extra = "install the preflight extra: uv pip install '.[preflight]'"
+        raise UserError(f"compiling for {name} needs {' and '.join(missing)}; {extra}")
     try:
-        devices = _gpus(shape) if chip.platform == "cuda" else _tpus(name)
+        devices = _describe(chip.platform, name).devices
     except RuntimeError as error:  # of the compiler, or of a plugin that has no topologies
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"topology {name!r}: the compiler refuses it: {reason}; expected {chip.shape}") from None
@@ -106,23 +104,19 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _tpus(name: str) -> Sequence[Any]:
+def _describe(platform: str, name: str) -> Any:
+    if platform == "cuda":
+        description, shape = h100_description(_cuda_library()), name.partition(":")[2]
+        return topologies.get_topology_desc(platform="cuda", target_config=description, topology=shape)
     for variable, value in _QUIET_TPU.items():
         os.environ.setdefault(variable, value)
-    return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-
-
-def _gpus(shape: Sequence[int]) -> Sequence[Any]:
-    topology = "x".join(map(str, shape))
-    description = h100_description(_cuda_library())
-    return topologies.get_topology_desc(platform="cuda", target_config=description, topology=topology).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=name)
 
 
 def _cuda_library() -> Path:
     spec = importlib.util.find_spec("jax_plugins.xla_cuda12")
     assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "xla_cuda_plugin.so"
+    return Path(spec.origin or "").with_name("xla_cuda_plugin.so")
 
 
 def h100_description(library: Path) -> str:

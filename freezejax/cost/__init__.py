@@ -2,8 +2,14 @@
 
 from freezejax.chips import HARDWARE, hardware_named
 from freezejax.chips import Chip as Hardware
-from freezejax.cost.prediction import PhaseCost, Prediction, matmul_flops_per_token, predict
-from freezejax.cost.seconds import EFFICIENCY, estimate_seconds
+from freezejax.cost.prediction import (
+    EFFICIENCY,
+    PhaseCost,
+    Prediction,
+    estimate_seconds,
+    matmul_flops_per_token,
+    predict,
+)
 
 __all__ = [
     "EFFICIENCY",

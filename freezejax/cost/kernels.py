@@ -7,8 +7,8 @@ several full arrays and one of its readers needs it in memory anyway.
 """
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from freezejax.cost.program import Array, Equation, FlatProgram
 
@@ -19,21 +19,10 @@ _GENERATED = {"broadcast_in_dim", "iota"}  # always made where they are read
 _EXPENSIVE = {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erf_inv", "erfc", "sin", "cos"}
 _EXPENSIVE |= {"div", "rem", "pow", "sqrt", "rsqrt", "cbrt", "gather", "concatenate"}
 # Kernels of their own: they take nothing in, and their results reach memory. So does everything with a body.
-_ALONE: tuple[str, ...] = (
-    "dot_general",
-    "conv",
-    "reduce",
-    "arg",
-    "cum",
-    "scatter",
-    "sort",
-    "random",
-    "threefry",
-    "rng",
-    "fft",
-    "top_k",
+_ALONE = re.compile(
+    "dot_general|conv|reduce|arg|cum|scatter|sort|random|threefry|rng|fft|top_k"
+    "|cholesky|lu|qr|geqrf|householder|eig|svd|triangular"
 )
-_ALONE += ("fft", "top_k", "cholesky", "lu", "qr", "geqrf", "householder", "eig", "svd", "triangular")
 # What only a sum reads is made while summing.
 _INTO_REDUCTIONS = {"mul", "square", "integer_pow", "abs", "add", "sub", "neg", "exp", "max", "min"}
 
@@ -46,15 +35,10 @@ class Kernel:
     reads: tuple[Array, ...]
     equations: tuple[Equation, ...]
 
-    @property
-    def in_place(self) -> bool:
-        """Whether it may write its result over an operand."""
-        return not any(map(stands_alone, self.equations))
-
 
 def stands_alone(equation: Equation) -> bool:
     """Whether an operation is a kernel of its own, and what it reads and makes is in memory."""
-    return bool(equation.bodies) or equation.primitive.startswith(_ALONE)
+    return bool(equation.bodies) or _ALONE.match(equation.primitive) is not None
 
 
 def simplify(program: FlatProgram) -> FlatProgram:
@@ -62,13 +46,17 @@ def simplify(program: FlatProgram) -> FlatProgram:
     same: dict[Array, Array] = {}
     seen: dict[tuple[object, ...], Equation] = {}
     made: dict[Array, Equation] = {}
+    pinned = _pinned(program)
     for equation in program.equations:
         inputs = tuple(same.get(array, array) for array in equation.inputs)
         if equation.primitive in _RENAMED or _changes_nothing(equation, inputs):
             same.update(zip(equation.outputs, inputs, strict=False))
             continue
-        if equation.primitive == "dot_general" and not equation.params["dimension_numbers"][1][0]:
-            inputs = tuple(_as_matrix(_untransposed(array, made), made, seen) for array in inputs)
+        if (batch := _batch_sizes(equation)) in ([], [1]):
+            inputs = tuple(_untransposed(array, made) for array in inputs)
+            free = set(inputs) - pinned if batch else set[Array]()  # XLA reshapes those first, which fuses
+            squared = bool(free) and inputs[0] is inputs[1]  # a matrix by its own transpose: XLA makes both
+            inputs = tuple(_as_matrix(x, made, seen, x in free, squared and i == 1) for i, x in enumerate(inputs))
         operands = tuple(array if array.literal is None else array.literal for array in inputs)
         key = (equation.primitive, operands, repr(sorted(equation.params.items())))
         if not equation.bodies and key in seen:
@@ -76,27 +64,64 @@ def simplify(program: FlatProgram) -> FlatProgram:
             continue
         seen[key] = dataclasses.replace(equation, inputs=inputs)
         made |= dict.fromkeys(equation.outputs, seen[key])
-    outputs = tuple(same.get(array, array) for array in program.outputs)
-    return _without_barriers(FlatProgram(program.inputs, outputs, tuple(seen.values())).pruned())
-
-
-def _changes_nothing(equation: Equation, inputs: tuple[Array, ...]) -> bool:
-    return (
-        equation.primitive in ("mul", "div") and inputs[1].literal == 1 and inputs[0].shape == equation.outputs[0].shape
-    )
+    return _without_barriers(FlatProgram(program.inputs, program.outputs, tuple(seen.values())).renamed(same).pruned())
 
 
 def _without_barriers(program: FlatProgram) -> FlatProgram:
     """What stands behind a barrier is not equal to what stands before it, but lies in the same place."""
     same: dict[Array, Array] = {}
-    equations = []
+    kept = list[Equation]()
     for equation in program.equations:
-        inputs = tuple(same.get(array, array) for array in equation.inputs)
         if equation.primitive == "optimization_barrier":
-            same.update(zip(equation.outputs, inputs, strict=True))
+            pairs = zip(equation.outputs, equation.inputs, strict=True)
+            same |= {output: same.get(array, array) for output, array in pairs}
         else:
-            equations.append(dataclasses.replace(equation, inputs=inputs))
-    return FlatProgram(program.inputs, tuple(same.get(array, array) for array in program.outputs), tuple(equations))
+            kept.append(equation)
+    return FlatProgram(program.inputs, program.outputs, tuple(kept)).renamed(same)
+
+
+def _changes_nothing(equation: Equation, inputs: tuple[Array, ...]) -> bool:
+    by_one = equation.primitive in ("mul", "div") and inputs[1].literal == 1
+    return by_one and inputs[0].shape == equation.outputs[0].shape
+
+
+def _batch_sizes(equation: Equation) -> list[int] | None:
+    """Of the batch axes of a matmul; None of another operation."""
+    if equation.primitive != "dot_general":
+        return None
+    axes, _ = equation.params["dimension_numbers"][1]
+    return [equation.inputs[0].shape[axis] for axis in axes]
+
+
+def _pinned(program: FlatProgram) -> set[Array]:
+    """Arrays that something else reads in memory than a matmul with one batch axis of size 1, which XLA drops."""
+    found = set(program.outputs)
+    for equation in reversed(program.equations):
+        renames = equation.primitive in _RENAMED or equation.primitive == "transpose"
+        reads = stands_alone(equation) and _batch_sizes(equation) != [1]
+        if reads or (renames and not found.isdisjoint(equation.outputs)):
+            found.update(equation.inputs)
+    return found
+
+
+def _untransposed(array: Array, made: Mapping[Array, Equation]) -> Array:
+    while array in made and made[array].primitive == "transpose":
+        (array,) = made[array].inputs
+    return array
+
+
+def _as_matrix(
+    array: Array, made: dict[Array, Equation], seen: dict[tuple[object, ...], Equation], free: bool, transposed: bool
+) -> Array:
+    """What a matmul reads: an array of more axes than two is computed for it as a matrix, if that is cheap or free."""
+    if len(array.shape) < 3 or array not in made or stands_alone(made[array]):
+        return array
+    if not free and not _cheap_again(made[array], made):
+        return array
+    matrix = Equation("matrix", (array,), (Array((array.size,), array.itemsize),), {})
+    found = seen.setdefault(("matrix", array, transposed), matrix)
+    made[found.outputs[0]] = found
+    return found.outputs[0]
 
 
 def fuse(program: FlatProgram) -> list[Kernel]:
@@ -110,63 +135,59 @@ def fuse(program: FlatProgram) -> list[Kernel]:
     """
     program = simplify(program)
     made = {array: equation for equation in program.equations for array in equation.outputs}
-    absorbed = dict(_absorbed(program, made))
-    stored, inlined = _places(program, made, absorbed)
-    return list(_kernels(program, made, absorbed, stored, inlined))
-
-
-def _untransposed(array: Array, made: Mapping[Array, Equation]) -> Array:
-    while array in made and made[array].primitive == "transpose":
-        (array,) = made[array].inputs
-    return array
-
-
-def _as_matrix(array: Array, made: dict[Array, Equation], seen: dict[tuple[object, ...], Equation]) -> Array:
-    """What a matmul reads: a cheap array of more axes than two is computed for it as a matrix, apart from others."""
-    if len(array.shape) < 3 or array not in made or stands_alone(made[array]) or not _cheap_again(made[array], made):
-        return array
-    matrix = Equation("matrix", (array,), (Array((array.size,), array.itemsize),), {})
-    found = seen.setdefault(("matrix", array), matrix)
-    made[found.outputs[0]] = found
-    return found.outputs[0]
-
-
-def _readers(program: FlatProgram) -> dict[Array, list[Equation]]:
-    found: dict[Array, list[Equation]] = defaultdict(list)
+    readers: dict[Array, list[Equation]] = {array: [] for array in made}
     for equation in program.equations:
-        for array in dict.fromkeys(equation.inputs):
-            found[array].append(equation)
+        for array in made.keys() & equation.inputs:
+            readers[array].append(equation)
+    absorbed = {e: _absorbed(e, made, readers, program) for e in program.equations if e.primitive.startswith("reduce")}
+    stored, inlined = _places(program, made, readers, {part for parts in absorbed.values() for part in parts})
+    kernels = []
+    for equation in program.equations:
+        if stands_alone(equation):
+            kernels.append(_kernel(equation.outputs, [equation, *absorbed.get(equation, ())]))
+        else:
+            computed = _computed_with(equation, made, inlined)
+            kernels += [_kernel((array,), computed) for array in equation.outputs if array in stored]
+    return kernels
+
+
+def _kernel(outputs: tuple[Array, ...], equations: Sequence[Equation]) -> Kernel:
+    within = {array for equation in equations for array in equation.outputs}
+    reads = dict.fromkeys(array for equation in equations for array in equation.inputs if array not in within)
+    return Kernel(outputs, tuple(array for array in reads if array.literal is None), tuple(equations))
+
+
+def _absorbed(
+    reduction: Equation, made: Mapping[Array, Equation], readers: Mapping[Array, list[Equation]], program: FlatProgram
+) -> list[Equation]:
+    """What is computed inside a reduction."""
+    found, arrays = list[Equation](), [reduction.inputs[0]]
+    for array in arrays:  # which grows
+        equation = made.get(array)
+        if equation is None or equation.primitive not in _INTO_REDUCTIONS:
+            continue
+        if len(readers[array]) == 1 and array not in program.outputs:
+            found.append(equation)
+            arrays += [operand for operand in equation.inputs if operand.size == array.size]
     return found
 
 
-def _absorbed(program: FlatProgram, made: Mapping[Array, Equation]) -> Iterator[tuple[Equation, list[Equation]]]:
-    """What is computed inside a reduction: `(reduction, operations)`."""
-    readers, outputs = _readers(program), set(program.outputs)
-
-    def inside(array: Array) -> Iterator[Equation]:
-        equation = made.get(array)
-        if equation is None or equation.primitive not in _INTO_REDUCTIONS:
-            return
-        if len(readers[array]) == 1 and array not in outputs:
-            yield equation
-            for operand in equation.inputs:
-                if operand.size == array.size:
-                    yield from inside(operand)
-
-    for equation in program.equations:
-        if equation.primitive.startswith("reduce"):
-            yield equation, list(inside(equation.inputs[0]))
+def _computed_with(equation: Equation, made: Mapping[Array, Equation], inlined: set[Array]) -> list[Equation]:
+    """The operation, and those whose results it computes for itself."""
+    found = [equation]
+    for part in found:  # which grows
+        sources = dict.fromkeys(made[array] for array in part.inputs if array in inlined)
+        found += [source for source in sources if source not in found]
+    return found
 
 
 def _places(
-    program: FlatProgram, made: Mapping[Array, Equation], absorbed: Mapping[Equation, list[Equation]]
+    program: FlatProgram,
+    made: Mapping[Array, Equation],
+    readers: Mapping[Array, list[Equation]],
+    taken: set[Equation],
 ) -> tuple[set[Array], set[Array]]:
     """Arrays that reach memory, and those that their readers compute for themselves; an array may be both."""
-    readers, outputs, taken = (
-        _readers(program),
-        set(program.outputs),
-        {part for parts in absorbed.values() for part in parts},
-    )
     stored, inlined, homes = set[Array](), set[Array](), dict[Array, set[Array]]()
     for equation in reversed(program.equations):
         if equation in taken:
@@ -175,7 +196,7 @@ def _places(
             users = readers[array]
             alone = [user for user in users if user in taken or stands_alone(user)]
             home = {root for user in users if user not in alone for out in user.outputs for root in homes[out]}
-            needed = array in outputs or bool(alone)
+            needed = array in program.outputs or bool(alone)
             once = not needed and (equation.primitive not in _EXPENSIVE or len(home) == 1)
             if not stands_alone(equation) and (once or _cheap_again(equation, made)):
                 inlined.add(array)
@@ -189,51 +210,8 @@ def _places(
 
 def _cheap_again(equation: Equation, made: Mapping[Array, Equation]) -> bool:
     """Whether making it a second time reads no more memory than its result would take."""
-    if equation.primitive in _GENERATED:
-        return True
-    if equation.primitive in _EXPENSIVE:
-        return False
+    if equation.primitive in _GENERATED | _EXPENSIVE:
+        return equation.primitive in _GENERATED
     size = max(array.size for array in equation.outputs)
     full = {array for array in equation.inputs if array.size >= size}
     return sum(array not in made or made[array].primitive not in _GENERATED for array in full) <= 1
-
-
-def _kernels(
-    program: FlatProgram,
-    made: Mapping[Array, Equation],
-    absorbed: Mapping[Equation, list[Equation]],
-    stored: set[Array],
-    inlined: set[Array],
-) -> Iterator[Kernel]:
-    for equation in program.equations:
-        if stands_alone(equation):
-            parts = (equation, *absorbed.get(equation, ()))
-            within = {array for part in parts for array in part.outputs}
-            inputs = [array for part in parts for array in part.inputs if array not in within]
-            yield Kernel(equation.outputs, _in_memory(inputs), parts)
-            continue
-        for array in equation.outputs:
-            if array in stored:
-                loop: dict[Equation, None] = {equation: None}
-                reads: dict[Array, None] = {}
-                _collect(equation, made, inlined, loop, reads)
-                yield Kernel((array,), _in_memory(reads), tuple(loop))
-
-
-def _collect(
-    equation: Equation,
-    made: Mapping[Array, Equation],
-    inlined: set[Array],
-    parts: dict[Equation, None],
-    reads: dict[Array, None],
-) -> None:
-    for array in equation.inputs:
-        if array not in inlined:
-            reads[array] = None
-        elif made[array] not in parts:
-            parts[made[array]] = None
-            _collect(made[array], made, inlined, parts, reads)
-
-
-def _in_memory(arrays: Iterable[Array]) -> tuple[Array, ...]:
-    return tuple(dict.fromkeys(array for array in arrays if array.literal is None))

@@ -16,26 +16,12 @@ from freezejax.cost.splitting import Axes, Spec, spec_of_sharding, split_result
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce")
 
-_LINEAR = {
-    "convert_element_type",
-    "neg",
-    "transpose",
-    "reshape",
-    "squeeze",
-    "expand_dims",
-    "copy",
-    "reduce_sum",
-    "name",
-}
-_LINEAR |= {"broadcast_in_dim", "slice", "split", "sharding_constraint"}
+_LINEAR = {"convert_element_type", "neg", "transpose", "reshape", "squeeze", "expand_dims", "copy", "reduce_sum"}
+_LINEAR |= {"name", "broadcast_in_dim", "slice", "split", "sharding_constraint"}
 
 
 class Placement:
-    """Cuts a program for one device of a mesh with axes of given sizes, and counts what that device sends.
-
-    >>> Placement({"data": 2}).sent
-    Counter()
-    """
+    """Cuts a program for one device of a mesh with axes of given sizes, and counts what that device sends."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         """Takes the size of every mesh axis."""
@@ -47,12 +33,7 @@ class Placement:
         self._summed: dict[Array, Spec] = {}  # how a value lies that was in parts where it was computed
 
     def cut(self, program: FlatProgram, specs: Sequence[Spec]) -> FlatProgram:
-        """The program of one device.
-
-        Args:
-          program: over whole arrays.
-          specs: how its inputs are split.
-        """
+        """The part of a program over whole arrays that one device runs; `specs` say how its inputs are split."""
         self._specs |= {array: self._fit(array, spec) for array, spec in zip(program.inputs, specs, strict=True)}
         self._wish(program)
         equations = tuple(self._cut(equation) for equation in program.equations)
@@ -104,31 +85,26 @@ class Placement:
             return equation
         passed_on = self._passed_on(equation)
         specs = [self._spec(array) for array in equation.inputs]
-        generated = not any(map(any, specs)) and _is_generated(equation)
+        drawn = equation.primitive.startswith("random") or all(array.size == 1 for array in equation.inputs)
+        drawn = drawn and not any(map(any, specs))
         spec, parts = split_result(equation, specs)
-        spec = self._shared_out(equation, spec, parts)
+        if parts and equation.primitive in ("dot_general", "scatter-add"):
+            # Devices that would all compute the same sum in parts share its first dimension out among themselves.
+            busy = parts.union(*spec, *itertools.chain(*specs))
+            spec = (spec[0] + tuple(axis for axis in self.sizes if axis not in busy), *spec[1:])
         for out in equation.outputs:
-            self._specs[out] = self._fit(out, self._wanted.get(out, spec) if generated else spec)
+            self._specs[out] = self._fit(out, self._wanted.get(out, spec) if drawn else spec)
             self._parts[out] = parts | passed_on
         if equation.primitive == "sharding_constraint":
             self._exchange(equation.inputs[0], equation.outputs[0])
         return equation
 
-    def _shared_out(self, equation: Equation, spec: Spec, parts: frozenset[str]) -> Spec:
-        """Devices that would all compute the same sum in parts share its first dimension out among themselves."""
-        if not parts or equation.primitive not in ("dot_general", "scatter-add"):
-            return spec
-        busy = parts.union(*spec, *(self._axes(array) for array in equation.inputs))
-        return (spec[0] + tuple(axis for axis in self.sizes if axis not in busy), *spec[1:])
-
     def _passed_on(self, equation: Equation) -> frozenset[str]:
         """Parts of the operands that the result has as well; all others are summed up here."""
         arrays = [array for array in equation.inputs if array.literal is None]
         parts = [self._parts.get(array, frozenset()) for array in arrays]
-        scaled = equation.primitive in ("mul", "div") and equation.inputs[-1].size == 1 and len(set(parts[1:])) < 2
-        if equation.primitive in _LINEAR and len(set(parts)) == 1:
-            return parts[0]
-        if scaled and parts and not any(parts[1:]):
+        scaled = equation.primitive in ("mul", "div") and equation.inputs[-1].size == 1 and not any(parts[1:])
+        if parts and (scaled or (equation.primitive in _LINEAR and len(set(parts)) == 1)):
             return parts[0]
         self._sum_up(arrays)
         return frozenset()
@@ -138,27 +114,21 @@ class Placement:
             if axes := self._parts.pop(array, frozenset()):
                 wanted = self._fit(array, self._wanted.get(array, ((),) * len(array.shape)))
                 scattered = axes.intersection(itertools.chain(*wanted))
-                self._reduce(self._bytes(array), scattered, axes - scattered)
+                self._reduce(self._part(array).nbytes, scattered, axes - scattered)
                 if array in self._wanted:
                     self._summed[array] = wanted
 
     def _exchange(self, array: Array, placed: Array) -> None:
         """What a constraint makes devices send: parts are summed, and what is no longer split is gathered."""
-        before, after = self._axes(array), self._axes(placed)
+        before, after = (frozenset(itertools.chain(*self._spec(x))) for x in (array, placed))
         parts = self._parts.pop(placed, frozenset())
-        self._reduce(self._bytes(placed) * self._ways(parts & after), parts & after, parts - after)
+        self._reduce(self._part(placed).nbytes * self._ways(parts & after), parts & after, parts - after)
         if gathered := before - after:
-            self._send("all-gather", self._bytes(array) * self._ways(gathered), gathered)
+            self._send("all-gather", self._part(array).nbytes * self._ways(gathered), gathered)
 
     def _reduce(self, size: int, scattered: frozenset[str], summed: frozenset[str]) -> None:
         self._send("reduce-scatter", size, scattered)
         self._send("all-reduce", 2 * size // self._ways(scattered), summed)
-
-    def _axes(self, array: Array) -> frozenset[str]:
-        return frozenset(axis for axes in self._spec(array) for axis in axes)
-
-    def _bytes(self, array: Array) -> int:
-        return self._part(array).size * array.itemsize
 
     def _send(self, kind: str, size: int, axes: Iterable[str]) -> None:
         ways = self._ways(axes)
@@ -179,7 +149,3 @@ class Placement:
                 stacked = len(out.shape) - len(own.shape)  # a scan stacks what every round yields
                 self._specs[out] = self._fit(out, ((),) * stacked + inner._spec(own))
         return dataclasses.replace(equation, bodies=tuple(bodies))
-
-
-def _is_generated(equation: Equation) -> bool:
-    return equation.primitive.startswith("random") or all(array.size == 1 for array in equation.inputs)

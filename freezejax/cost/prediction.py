@@ -1,15 +1,16 @@
-"""What every phase of a run costs, from the jaxpr of its step: nothing is allocated, compiled or run."""
+"""What every phase of a run costs, and how long it takes, from its step's jaxpr: nothing is compiled or run."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType
 
 from freezejax import artifact
 from freezejax.artifact.tensors import CodecRules
+from freezejax.chips import Chip
 from freezejax.cost.flops import matmul_flops, other_flops
 from freezejax.cost.memory import temporary_bytes
 from freezejax.cost.placement import KINDS, Placement
@@ -23,7 +24,8 @@ from freezejax.schedules import FreezeSchedule
 from freezejax.sharding import AXES
 from freezejax.training.config import TrainConfig
 from freezejax.training.plan import RunPlan
-from freezejax.weights import as_matrices
+
+EFFICIENCY = 0.4  # of the peak in matmuls, where nothing better is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +108,12 @@ def predict(
     sizes = _mesh_sizes(mesh or {})
     plan = _plan(model, config, schedule, sizes)
     stored = artifact.predict_bytes(model.abstract_params(), codec)
-    costs: dict[tuple[bool, ...], dict[str, Any]] = {}
-    found = list[PhaseCost]()
-    common: dict[str, Any]
+    costs: dict[tuple[bool, ...], PhaseCost] = {}  # phases that train the same leaves run the same program
+    found = []
     for index, phase in enumerate(plan.phases):
-        mask = tuple(jax.tree.leaves(phase.mask))  # phases that train the same leaves run the same program
-        if mask not in costs:
-            costs[mask] = _cost(plan, index, sizes)
-        common = {"trainable_share": _trainable_share(model, phase.mask), "stored_bytes": stored, **costs[mask]}
-        found.append(PhaseCost(phase.start, phase.stop, **common))
+        mask = tuple(jax.tree.leaves(phase.mask))
+        costs[mask] = costs.get(mask) or _cost(plan, index, sizes, stored)
+        found.append(dataclasses.replace(costs[mask], start=phase.start, stop=phase.stop))
     return Prediction(tuple(found))
 
 
@@ -130,6 +129,36 @@ def matmul_flops_per_token(model: Model, schedule: FreezeSchedule, seq_len: int)
     return matmul_flops(trace(plan.step(0), *plan.arguments(0))) // seq_len
 
 
+def estimate_seconds(phase: PhaseCost, hardware: Chip, efficiency: float = EFFICIENCY) -> float:
+    """Seconds of one step: the longest of what matmuls, memory and links need, each working while the others do.
+
+    Matmuls reach `efficiency` of the peak. Memory carries the arguments twice, read and written, and the temporaries
+    twice. Links carry every collective at the rate inside a node or a pod slice; a slower network is not modelled.
+    That they overlap is optimistic for small models, whose steps are bound by launches: measure those.
+
+    Args:
+      phase: its cost, per device.
+      hardware: what runs it.
+      efficiency: share of the peak FLOP/s in (0, 1].
+
+    Raises:
+      UserError: an efficiency outside (0, 1].
+
+    >>> from freezejax import FreezeSchedule, cost, models
+    >>> from freezejax.training.config import TrainConfig
+    >>> config = TrainConfig(steps=1, batch_size=64, seq_len=512, compute_dtype="bfloat16")
+    >>> phase = cost.predict(models.build("geglu"), config, FreezeSchedule([(0, [(".*", True)])])).phases[0]
+    >>> 1e-4 < estimate_seconds(phase, cost.HARDWARE["h100"], 0.4) < 1e-1
+    True
+    """
+    if not 0 < efficiency <= 1:
+        raise UserError(f"efficiency={efficiency}: expected a share of the peak in (0, 1]")
+    compute = phase.matmul_flops / (efficiency * hardware.flops[phase.compute_dtype])
+    memory = 2 * (phase.argument_bytes + phase.activation_bytes) / hardware.memory_rate
+    links = sum(phase.collective_bytes.values()) / hardware.link_rate
+    return max(compute, memory, links)
+
+
 def _plan(model: Model, config: TrainConfig, schedule: FreezeSchedule, sizes: Mapping[str, int]) -> RunPlan:
     # A prefix that runs apart is counted with the step, as in the first epoch.
     config = dataclasses.replace(config, prefix_cache="off")
@@ -139,50 +168,47 @@ def _plan(model: Model, config: TrainConfig, schedule: FreezeSchedule, sizes: Ma
     return RunPlan(model, config, schedule, mesh)
 
 
-def _cost(plan: RunPlan, index: int, sizes: Mapping[str, int]) -> dict[str, Any]:
-    arguments, placement = plan.arguments(index), Placement(sizes)
+def _cost(plan: RunPlan, index: int, sizes: Mapping[str, int], stored: int) -> PhaseCost:
+    phase, arguments, placement = plan.phases[index], plan.arguments(index), Placement(sizes)
     program = trace(plan.step(index), *arguments)
     if sizes:
         leaves = jax.tree.leaves(arguments)
-        specs = [spec_of_sharding(leaf.sharding, len(leaf.shape)) for leaf in leaves]
-        program = placement.cut(program, specs)
+        program = placement.cut(program, [spec_of_sharding(leaf.sharding, len(leaf.shape)) for leaf in leaves])
     state = plan.abstract_state(index)
-    step_state, _ = state.split(plan.phases[index].mask)
+    step_state, _ = state.split(phase.mask)
     matmuls = matmul_flops(program)
-    return {
-        "devices": int(np.prod(list(sizes.values()), dtype=int)),
-        "compute_dtype": plan.config.compute_dtype,
-        "flops": matmuls + other_flops(program),
-        "matmul_flops": matmuls,
-        "parameter_bytes": _bytes(state.params),
-        "gradient_bytes": _bytes(step_state.trainable),
-        "optimizer_bytes": _bytes((step_state.opt_state, step_state.ema)),
-        "activation_bytes": temporary_bytes(program),
-        "argument_bytes": sum(array.size * array.itemsize for array in program.read),
-        "collective_bytes": {kind: placement.sent[kind] for kind in KINDS},
-    }
+    return PhaseCost(
+        start=phase.start,
+        stop=phase.stop,
+        devices=math.prod(sizes.values()),
+        compute_dtype=plan.config.compute_dtype,
+        trainable_share=count_parameters(plan.matrices, phase.mask) / count_parameters(plan.matrices),
+        flops=matmuls + other_flops(program),
+        matmul_flops=matmuls,
+        parameter_bytes=_bytes(state.params),
+        gradient_bytes=_bytes(step_state.trainable),
+        optimizer_bytes=_bytes((step_state.opt_state, step_state.ema)),
+        activation_bytes=temporary_bytes(program),
+        argument_bytes=sum(array.nbytes for array in program.read),
+        collective_bytes={kind: placement.sent[kind] for kind in KINDS},
+        stored_bytes=stored,
+    )
 
 
 def _bytes(tree: PyTree) -> int:
     """Of the leaves of a tree on one device."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        sharding = getattr(leaf, "sharding", None)
-        shape = sharding.shard_shape(leaf.shape) if isinstance(sharding, NamedSharding) else leaf.shape
-        total += int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
-    return total
 
+    def shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+        return leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
 
-def _trainable_share(model: Model, mask: PyTree) -> float:
-    matrices = as_matrices(model.abstract_params())
-    return count_parameters(matrices, mask) / count_parameters(matrices)
+    return sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _mesh_sizes(mesh: Mapping[str, int]) -> dict[str, int]:
+    """Of all axes; none where there is one device."""
     for axis, size in mesh.items():
         if axis not in AXES:
             raise UserError(f"mesh: there is no axis {axis!r}; {nearest(axis, AXES)}")
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UserError(f"mesh: {axis}={size!r}: expected an integer of at least 1")
-    sizes = {axis: mesh.get(axis, 1) for axis in AXES}
-    return sizes if any(size > 1 for size in sizes.values()) else {}
+    return {axis: mesh.get(axis, 1) for axis in AXES} if math.prod(mesh.values()) > 1 else {}

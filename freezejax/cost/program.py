@@ -10,7 +10,8 @@ import numpy as np
 from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 
-_LOOPS = ("scan", "while", "cond")  # whose bodies stay programs of their own; every other call is written out
+# Where a loop has its bodies, which stay programs of their own; every other call is written out.
+_LOOPS = {"scan": "jaxpr", "while": "body_jaxpr", "cond": "branches"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +30,11 @@ class Array:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.itemsize
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,6 +63,15 @@ class FlatProgram:
         found = {array for equation in self.equations for array in equation.inputs} | set(self.outputs)
         return found & set(self.inputs)
 
+    def renamed(self, same: Mapping[Array, Array]) -> "FlatProgram":
+        """The program that reads other arrays in the place of some."""
+
+        def new(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+            return tuple(same.get(array, array) for array in arrays)
+
+        equations = (dataclasses.replace(equation, inputs=new(equation.inputs)) for equation in self.equations)
+        return FlatProgram(self.inputs, new(self.outputs), tuple(equations))
+
     def pruned(self) -> "FlatProgram":
         """The program without equations that no output needs."""
         needed, live = set(self.outputs), list[Equation]()
@@ -80,46 +95,59 @@ def trace(fn: Callable[..., Any], *arguments: Any) -> FlatProgram:
 
 
 def _program(jaxpr: Any) -> FlatProgram:
-    inputs = tuple(_array(var) for var in jaxpr.invars)
-    equations: list[Equation] = []
-    outputs = _write(jaxpr, inputs, [True] * len(jaxpr.outvars), equations)
-    return FlatProgram(inputs, outputs, tuple(equations)).pruned()
+    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    inputs, equations = tuple(_array(var) for var in live.invars), list[Equation]()
+    return FlatProgram(inputs, _write(live, inputs, equations), tuple(equations)).pruned()
 
 
-def _write(jaxpr: Any, inputs: Sequence[Array], used: Sequence[bool], into: list[Equation]) -> tuple[Array, ...]:
-    """Appends the equations that the used outputs need; returns all outputs."""
+def _write(jaxpr: Any, inputs: Sequence[Array], into: list[Equation]) -> tuple[Array, ...]:
+    """Appends the equations of a jaxpr at given inputs; returns its outputs."""
     known = dict(zip(jaxpr.invars, inputs, strict=True)) | {var: _array(var) for var in jaxpr.constvars}
-    live, _ = partial_eval.dce_jaxpr(jaxpr, list(used), instantiate=True)
-    read = {id(var) for eqn in live.eqns for var in eqn.invars} | {id(var) for var in live.outvars}
 
     def array(atom: Any) -> Array:
         return _array(atom, np.asarray(atom.val).item()) if isinstance(atom, Literal) else known[atom]
 
-    for eqn in live.eqns:
-        operands = tuple(array(atom) for atom in eqn.invars)
-        body = None if eqn.primitive.name in _LOOPS else _body(eqn.params)
-        if body is not None and len(body.invars) == len(operands):
-            outputs = _write(body, operands, [id(var) in read for var in eqn.outvars], into)
+    for eqn in jaxpr.eqns:
+        operands, name = tuple(array(atom) for atom in eqn.invars), eqn.primitive.name
+        body = None if name in _LOOPS else _body(eqn.params)
+        if name == "scan" and not 0 < eqn.params["unroll"] < eqn.params["length"]:
+            outputs = _write_rounds(eqn, operands, into)
+        elif body is not None and len(body.invars) == len(operands):
+            outputs = _write(body, operands, into)
         else:
             outputs = tuple(_array(var) for var in eqn.outvars)
-            into.append(Equation(eqn.primitive.name, operands, outputs, eqn.params, *_loop(eqn)))
+            into.append(Equation(name, operands, outputs, eqn.params, _bodies(eqn), eqn.params.get("length", 1)))
         known.update(zip(eqn.outvars, outputs, strict=True))
-    kept = iter(live.outvars)
-    pairs = zip(jaxpr.outvars, used, strict=True)
-    return tuple(array(next(kept)) if is_used else _array(var) for var, is_used in pairs)
+    return tuple(array(atom) for atom in jaxpr.outvars)
 
 
-def _loop(eqn: Any) -> tuple[tuple[FlatProgram, ...], int]:
-    if eqn.primitive.name not in _LOOPS:
-        return (), 1
-    names = {"scan": ["jaxpr"], "while": ["body_jaxpr"], "cond": ["branches"]}[eqn.primitive.name]
-    found = [eqn.params[name] for name in names]
-    bodies = found[0] if isinstance(found[0], tuple) else found
-    return tuple(_program(getattr(body, "jaxpr", body)) for body in bodies), eqn.params.get("length", 1)
+def _write_rounds(eqn: Any, operands: Sequence[Array], into: list[Equation]) -> tuple[Array, ...]:
+    """Appends the rounds of a scan that is unrolled: XLA gets them one after another, and fuses over them."""
+    body = _body(eqn.params)
+    outputs = tuple(_array(var) for var in eqn.outvars)
+    carried = sum(out.shape == own.aval.shape for out, own in zip(outputs, body.outvars, strict=True))
+    stacked = sum(array.shape != own.aval.shape for array, own in zip(operands, body.invars, strict=True))
+    constants, stacks = operands[: len(operands) - carried - stacked], operands[len(operands) - stacked :]
+    carry, yielded = operands[len(constants) : len(constants) + carried], []
+    for _ in range(eqn.params["length"]):
+        rows = tuple(Array(stack.shape[1:], stack.itemsize) for stack in stacks)
+        into += [Equation("slice", (stack,), (row,), {}) for stack, row in zip(stacks, rows, strict=True)]
+        results = _write(body, (*constants, *carry, *rows), into)
+        carry = results[:carried]
+        yielded.append(results[carried:])
+    for parts, output in zip(zip(*yielded, strict=True), outputs[carried:], strict=True):
+        into.append(Equation("concatenate", parts, (output,), {}))
+    return (*carry, *outputs[carried:])
+
+
+def _bodies(eqn: Any) -> tuple[FlatProgram, ...]:
+    found = eqn.params[_LOOPS[eqn.primitive.name]] if eqn.primitive.name in _LOOPS else ()
+    bodies = found if isinstance(found, tuple) else (found,)
+    return tuple(_program(getattr(body, "jaxpr", body)) for body in bodies)
 
 
 def _body(params: Mapping[str, Any]) -> Any:
-    body = next((params[name] for name in ("jaxpr", "call_jaxpr") if name in params), None)
+    body = params.get("jaxpr", params.get("call_jaxpr"))
     return getattr(body, "jaxpr", body)  # of a closed jaxpr; its constants are arguments of the step or literals
 
 

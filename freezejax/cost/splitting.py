@@ -1,6 +1,7 @@
 """How the result of one operation is split over a mesh, given how its operands are: one rule per kind of operation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from freezejax.cost.program import Equation
@@ -22,9 +23,16 @@ def split_result(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, froze
     >>> split_result(dot, [(("data",), ("tensor",)), (("tensor",), ())])
     ((('data',), ()), frozenset({'tensor'}))
     """
-    name = equation.primitive
-    rule = _RULES.get("reduce" if name.startswith(("reduce_", "arg")) else name)
-    return (_elementwise(equation, specs), frozenset()) if rule is None else rule(equation, specs)
+    name = "reduce" if equation.primitive.startswith(("reduce_", "arg")) else equation.primitive
+    summed = set[str]()
+    if name == "dot_general":
+        contract, _ = equation.params["dimension_numbers"]
+        summed.update(*(specs[0][i] or specs[1][j] for i, j in zip(*contract, strict=True)))
+    elif name == "reduce":
+        summed.update(*(specs[0][i] for i in equation.params["axes"]))
+    elif name == "scatter-add":
+        summed = set(chain(*specs[2])).difference(*specs[0])
+    return tuple(_RULES.get(name, _elementwise)(equation, specs)), frozenset(summed)
 
 
 def spec_of_sharding(sharding: Any, rank: int) -> Spec:
@@ -39,54 +47,38 @@ def spec_of_sharding(sharding: Any, rank: int) -> Spec:
     return (*entries, *((),) * (rank - len(entries)))
 
 
-def _elementwise(equation: Equation, specs: Sequence[Spec]) -> Spec:
+def _elementwise(equation: Equation, specs: Sequence[Spec]) -> Iterable[Axes]:
     """Also of slices and the like: a dimension is split as in the first operand that splits it."""
     out = equation.outputs[0]
     found: list[Axes] = [()] * len(out.shape)
     for array, spec in zip(equation.inputs, specs, strict=True):
         if len(array.shape) == len(out.shape):
             found = [old or (new if n != 1 else ()) for old, new, n in zip(found, spec, array.shape, strict=True)]
-    return tuple(found)
+    return found
 
 
-def _constraint(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, frozenset[str]]:
-    sharding = equation.params["sharding"]
-    return spec_of_sharding(sharding, len(equation.outputs[0].shape)), frozenset()
-
-
-def _dot(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, frozenset[str]]:
+def _dot(equation: Equation, specs: Sequence[Spec]) -> Iterable[Axes]:
     (contract, batch), (left, right) = equation.params["dimension_numbers"], specs
     shared = [left[i] or right[j] for i, j in zip(*batch, strict=True)]
-    free = [
-        axes
-        for spec, done, dims in zip(specs, batch, contract, strict=True)
-        for i, axes in enumerate(spec)
-        if i not in done and i not in dims
-    ]
-    summed = {axis for i, j in zip(*contract, strict=True) for axis in left[i] or right[j]}
-    return (*shared, *free), frozenset(summed)
+    for spec, *gone in zip(specs, batch, contract, strict=True):
+        shared += [axes for i, axes in enumerate(spec) if i not in chain(*gone)]
+    return shared
 
 
-def _reduce(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, frozenset[str]]:
-    gone = equation.params["axes"]
-    summed = {axis for i in gone for axis in specs[0][i]}
-    return tuple(axes for i, axes in enumerate(specs[0]) if i not in gone), frozenset(summed)
+def _reduce(equation: Equation, specs: Sequence[Spec]) -> Iterable[Axes]:
+    return (axes for i, axes in enumerate(specs[0]) if i not in equation.params["axes"])
 
 
-def _broadcast(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, frozenset[str]]:
+def _broadcast(equation: Equation, specs: Sequence[Spec]) -> Iterable[Axes]:
     (array, *_), out = equation.inputs, equation.outputs[0]
     found: list[Axes] = [()] * len(out.shape)
     for i, j in enumerate(equation.params["broadcast_dimensions"]):
         if array.shape[i] == out.shape[j]:
             found[j] = specs[0][i]
-    return tuple(found), frozenset()
+    return found
 
 
-def _transpose(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, frozenset[str]]:
-    return tuple(specs[0][i] for i in equation.params["permutation"]), frozenset()
-
-
-def _reshape(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, frozenset[str]]:
+def _reshape(equation: Equation, specs: Sequence[Spec]) -> Iterable[Axes]:
     """Dimensions are compared from the left, product by product; of those that are joined the first keeps its axes."""
     old, new = equation.inputs[0].shape, equation.outputs[0].shape
     found: list[Axes] = [()] * len(new)
@@ -105,40 +97,31 @@ def _reshape(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, frozenset
         wide = next((k for k in range(start, j + 1) if new[k] > 1), start)
         found[wide] = next((axes for axes in split if axes), ())
         i, j = i + 1, j + 1
-    return tuple(found), frozenset()
+    return found
 
 
-def _gather(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, frozenset[str]]:
+def _gather(equation: Equation, specs: Sequence[Spec]) -> Iterable[Axes]:
     """Rows of a table: split as the indices are, and along what is taken whole as the table is."""
-    numbers, table = equation.params["dimension_numbers"], equation.inputs[0]
+    numbers, table, indices = equation.params["dimension_numbers"], equation.inputs[0], iter(specs[1])
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    kept = [i for i in range(len(table.shape)) if i not in gone]
-    rows, columns = iter(specs[1]), iter(kept)
-    found = []
+    columns = (i for i in range(len(table.shape)) if i not in gone)
     for i in range(len(equation.outputs[0].shape)):
         if i in numbers.offset_dims:
             column = next(columns)
-            whole = equation.params["slice_sizes"][column] == table.shape[column]
-            found.append(specs[0][column] if whole else ())
+            yield specs[0][column] if equation.params["slice_sizes"][column] == table.shape[column] else ()
         else:
-            found.append(next(rows))
-    return tuple(found), frozenset()
+            yield next(indices)
 
 
-def _scatter_add(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, frozenset[str]]:
-    there = {axis for axes in specs[0] for axis in axes}
-    return specs[0], frozenset(axis for axes in specs[2] for axis in axes) - there
-
-
-_RULES: dict[str, Callable[[Equation, Sequence[Spec]], tuple[Spec, frozenset[str]]]] = {
-    "sharding_constraint": _constraint,
+_RULES: dict[str, Callable[[Equation, Sequence[Spec]], Iterable[Axes]]] = {
+    "sharding_constraint": lambda e, specs: spec_of_sharding(e.params["sharding"], len(specs[0])),
     "dot_general": _dot,
     "reduce": _reduce,
     "broadcast_in_dim": _broadcast,
-    "transpose": _transpose,
+    "transpose": lambda e, specs: (specs[0][i] for i in e.params["permutation"]),
     "reshape": _reshape,
     "squeeze": _reshape,
     "expand_dims": _reshape,
     "gather": _gather,
-    "scatter-add": _scatter_add,
+    "scatter-add": lambda e, specs: specs[0],
 }

@@ -54,17 +54,24 @@ def test_seeded_weights_are_never_gathered():
     assert seeded.collective_bytes["all-gather"] == 0
 
 
-def test_accumulation_draws_maps_in_every_microbatch_and_gathers_again():
-    model, rules = {**GEGLU, "weights": [{"pattern": ".*/(gate|up)/kernel", "kind": "map"}]}, ALL
-    twice = dataclasses.replace(CONFIG, accumulation=2)
-    assert predict(model, rules, twice).flops > predict(model, rules).flops
-    held = dataclasses.replace(CONFIG, draw_maps="per_step")
-    held_twice = dataclasses.replace(held, accumulation=2)
-    drawn_once, drawn_again = predict(model, rules, held_twice).flops, predict(model, rules, twice).flops
-    assert drawn_once < drawn_again
-    once = predict(model, rules, mesh={"fsdp": 2}).collective_bytes
-    again = predict(model, rules, twice, mesh={"fsdp": 2}).collective_bytes
-    assert again["all-gather"] == 2 * once["all-gather"] > 0
+def test_accumulation_draws_maps_in_every_microbatch_and_exchanges_again():
+    model = {**GEGLU, "weights": [{"pattern": ".*/(gate|up)/kernel", "kind": "map"}]}
+
+    def cost_of(draw_maps, parts, **more):
+        return predict(model, ALL, dataclasses.replace(CONFIG, draw_maps=draw_maps, accumulation=parts), **more)
+
+    whole, halves = (
+        {mode: cost_of(mode, parts).flops for mode in ("per_layer", "per_step", "once")} for parts in (1, 2)
+    )
+    drawn = {mode: (whole[mode] - whole["once"], halves[mode] - halves["once"]) for mode in ("per_step", "per_layer")}
+    assert drawn["per_step"][0] == drawn["per_step"][1] > 0
+    assert 2 * drawn["per_layer"][0] == drawn["per_layer"][1] > 0
+    once, again = (cost_of("per_layer", parts, mesh={"fsdp": 2}).collective_bytes for parts in (1, 2))
+    scalars = 64  # those of the norm of the gradient are summed once
+    assert again == {
+        kind: pytest.approx(2 * size, abs=scalars if kind == "all-reduce" else 0) for kind, size in once.items()
+    }
+    assert min(once.values()) > 0
 
 
 def test_stored_bytes_follow_the_codec():
@@ -76,7 +83,10 @@ def test_stored_bytes_follow_the_codec():
     [
         ({"fdsp": 8}, "there is no axis 'fdsp'; nearest: fsdp"),
         ({"fsdp": 0}, "fsdp=0: expected an integer of at least 1"),
-        ({"data": 3}, "train.batch_size"),
+        (
+            {"data": 3},
+            "train.batch_size / train.accumulation=8: expected a multiple of 3, the parts that train.mesh splits",
+        ),
     ],
     ids=["axis", "size", "batch"],
 )

@@ -49,7 +49,14 @@ def toy_step(trains, tx):
     return make_step(Regression(), tx), (state, rest, key, index, {"x": rows, "y": rows})
 
 
-@pytest.mark.parametrize("optimizer", [optax.adamw(1e-3), optax.sgd(1e-3, momentum=0.9)], ids=["adamw", "sgd"])
+OPTIMIZERS = {
+    "adamw": optax.adamw(1e-3),
+    "sgd": optax.sgd(1e-3, momentum=0.9),
+    "muon": optax.contrib.muon(1e-3),  # the loop of Newton-Schulz is unrolled, and fused over its rounds
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("trains", [lambda path: True, lambda path: "up" not in path], ids=["all", "up frozen"])
 def test_a_model_of_no_family_is_predicted(trains, optimizer):
     step, arguments = toy_step(trains, optimizer)
@@ -93,6 +100,20 @@ def test_a_scan_is_counted_with_all_its_rounds(remat):
     once = 2 * 5 * width * width
     # Forward, dX and dW in every round; with remat the forward product again.
     assert matmul_flops(trace(jax.grad(loss), w, x)) == rounds * once * (4 if remat else 3)
+
+
+def test_an_unrolled_scan_is_its_rounds_one_after_another():
+    def rounds(unroll):
+        def add(total, row):
+            return total + row, total * row
+
+        return trace(lambda x, rows: jax.lax.scan(add, x, rows, unroll=unroll), jnp.ones(2), jnp.ones((3, 2)))
+
+    names = [equation.primitive for equation in rounds(True).equations]
+    assert names.count("add") == names.count("mul") == names.count("slice") == 3
+    assert names.count("concatenate") == 1
+    assert [array.shape for array in rounds(True).outputs] == [(2,), (3, 2)]
+    assert [equation.primitive for equation in rounds(1).equations] == ["scan"]
 
 
 def test_what_the_step_does_not_read_is_no_argument():
