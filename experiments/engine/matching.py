@@ -1,5 +1,7 @@
 """What studies share in saying what is compared: frozen weights by word, and sizes matched in bytes or FLOPs."""
 
+import bisect
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,8 +76,9 @@ def match_bytes(model: Mapping[str, Any], target: int, codec: Codec) -> dict[str
     # Heads of even width, for the rotary halves, and no narrower than what rotates.
     rotated = getattr(models.build(**model).config, "rope_dims", 2)
     widths = range(heads * rotated, model["model_dim"] + 1, 2 * heads)
-    stored = {width: stored_bytes(_sized(model, width, round(mult * width)), codec) for width in widths}
-    nearest = min(widths, key=lambda width: abs(stored[width] - target))
+    stored = functools.cache(lambda width: stored_bytes(_sized(model, width, round(mult * width)), codec))
+    above = bisect.bisect_left(widths, target, key=stored)
+    nearest = min(widths[max(above - 1, 0) : above + 1], key=lambda width: abs(stored(width) - target))
     return _match_hidden(model, nearest, target, lambda candidate: stored_bytes(candidate, codec))
 
 
