@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from benchmarks.running_step import Sizes, phase
 from benchmarks.timing import compare, interleave
-from experiments.engine import host_memory
+from experiments.engine import accelerators
 from freezejax.models import layers
 from freezejax.models.attention import blocked_attention
 
@@ -74,7 +74,7 @@ def memory_kept(sizes: Sizes) -> list[dict[str, Any]]:
 
 def _print_memory(form: str, sizes: Sizes) -> None:
     if form == KEPT:
-        host_memory.keep_freed_memory()
+        accelerators.keep_freed_memory()
     program = phase(sizes)
     program.run(2 * _STEPS)  # until the heap has grown to what overlapping steps need
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.process_time()

@@ -30,7 +30,7 @@ from benchmarks.matmuls import Run
 from benchmarks.running_step import EVERYTHING, GATE_UP, Sizes, phase
 from benchmarks.tables import table, verdict
 from benchmarks.timing import compare, interleave
-from experiments.engine import host_memory
+from experiments.engine import accelerators
 from freezejax import trainable_mask
 from freezejax.errors import UserError
 from freezejax.models.importers import state_to_torch, torch_names
@@ -129,7 +129,7 @@ def torch_process(
     with tempfile.TemporaryDirectory() as folder:
         names = write_orders(Path(folder), settings)
         command = [python, str(_CHILD), folder]
-        kept = {f"MALLOC_{name}": str(value) for name, (_, value) in host_memory.KEEP.items()} if keep else {}
+        kept = {f"MALLOC_{name}": str(value) for name, (_, value) in accelerators.KEEP.items()} if keep else {}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         try:
             child = subprocess.Popen(command, env={**os.environ, **kept}, **pipes)

@@ -121,12 +121,10 @@ def figures(row: _Row, code_bytes: int, limit: int) -> dict[str, Any]:
     config = with_maps(row.model, *([{"pattern": row.seeded, "kind": "map"}] if row.seeded else []))
     shapes = abstract_params(config)
     stored = count_parameters(shapes, jax.tree.map(lambda leaf: leaf.dtype == "float32", shapes))
+    int8, int6 = (artifact.predict_size(shapes, model=config, codec=codec).high for codec in ("int8", "int6"))
     coded = artifact.predict_size(shapes, model=config, codec="int6", compressor="brotli")
-    sizes = {
-        **{codec: artifact.predict_size(shapes, model=config, codec=codec).high for codec in ("int8", "int6")},
-        "int6_brotli": coded.gaussian,
-        "gptq": round(GPTQ_BYTES_PER_PARAMETER * stored),
-    }
+    gptq = round(GPTQ_BYTES_PER_PARAMETER * stored)
+    sizes = {"int8": int8, "int6": int6, "int6_brotli": coded.gaussian, "gptq": gptq}
     return {
         "name": row.name,
         "model": config,

@@ -11,14 +11,9 @@ ELSEWHERE = {"artifact": "freezejax.artifact.__main__"}
 
 
 def commands() -> dict[str, str]:
-    """Name of every command and the module it runs.
-
-    >>> commands()["progressive"], commands()["artifact"]
-    ('experiments.progressive', 'freezejax.artifact.__main__')
-    """
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    own = {path.stem: f"experiments.{path.stem}" for path in files if path.stem not in ("__init__", "command")}
-    return own | ELSEWHERE
+    """Name of every command and the module it runs."""
+    names = {path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "command"}
+    return {name: f"experiments.{name}" for name in sorted(names)} | ELSEWHERE
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,10 +18,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.engine import accelerators, cli
-from experiments.engine.evaluators import Evaluators
 from experiments.engine.results import PACKED
 from experiments.engine.study import TOKENIZER
-from experiments.engine.variants import Run
+from experiments.engine.variants import Evaluators, Run
 from experiments.engine.workdir import CONFIG, RESULT, read_config, read_result
 from freezejax import artifact, data, models
 from freezejax.errors import UserError
@@ -146,14 +145,9 @@ def _of_artifact() -> _Scored:
 
 def _chosen(config: ConfigDict) -> ConfigDict:
     """The config with what the flags say in its place."""
-    for where, name, flag in (
-        (config.train, "seq_len", "seq_len"),
-        (config.train, "compute_dtype", "compute_dtype"),
-        (config.data, "eval_batch_size", "batch_size"),
-        (config.data, "val_sequences", "val_sequences"),
-    ):
-        if _GIVEN[flag].value is not None:
-            where[name] = _GIVEN[flag].value
+    fields = {"train.seq_len": _GIVEN.seq_len, "train.compute_dtype": _GIVEN.compute_dtype}
+    fields |= {"data.eval_batch_size": _GIVEN.batch_size, "data.val_sequences": _GIVEN.val_sequences}
+    config.update_from_flattened_dict({field: value for field, value in fields.items() if value is not None})
     return config
 
 

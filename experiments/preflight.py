@@ -62,7 +62,7 @@ class Row(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Time and money of the runs of one variant, by estimate; evaluation, compilation and reading data come on top."""
+    """Time and money of the runs of one variant, by estimate."""
 
     variant: str
     runs: int
@@ -84,23 +84,27 @@ def main() -> None:
     for group in groups:
         rows.append(Row(group, aot.compile_for(group[0].lowered, topology)))
         print_row(rows[-1])
-    runs = {variant.name: config.seeds * (config.base_seeds if variant.base_seeds else 1) for variant in variants}
     price = None if values.price_per_hour is None else values.price_per_hour * mesh.size / 3600
-    found = [Cost(name, count, *costs(rows, name, price)) for name, count in runs.items()]
-    print_end(rows, found, values.efficiency)
+    runs = {variant.name: config.seeds * (config.base_seeds if variant.base_seeds else 1) for variant in variants}
+    costs = [cost_of(rows, name, count, price) for name, count in runs.items()]
+    print_end(rows, costs, values.efficiency)
+    everything = {
+        "topology": topology.name,
+        "mesh": dict(mesh.shape),
+        "limit_bytes": topology.chip.limit,
+        "efficiency": values.efficiency,
+        "programs": [as_json(*row) for row in rows],
+        "variants": [cost._asdict() for cost in costs],
+        "fits": all(row.program.fits for row in rows),
+    }
     if values.json:
-        everything = as_json(rows, found, topology, mesh, values.efficiency)
         with cli.writing(f"--json={values.json}"):
             write_atomically(Path(values.json), json.dumps(everything, indent=1) + "\n")
-    sys.exit(0 if all(row.program.fits for row in rows) else 1)
+    sys.exit(0 if everything["fits"] else 1)
 
 
 def make_study(config: ConfigDict) -> Study:
-    """The study that a config is of.
-
-    Raises:
-      UserError: there is no such study, or something the study refuses.
-    """
+    """The study that a config is of."""
     try:
         make = importlib.import_module(f"experiments.{config.experiment}").make_study
     except (ImportError, AttributeError):
@@ -110,11 +114,7 @@ def make_study(config: ConfigDict) -> Study:
 
 
 def chosen(study: Study, wanted: str) -> Sequence[Variant]:
-    """The named variants (comma separated; empty = all); `largest` is the one with the most weights.
-
-    Raises:
-      UserError: a name that no variant has.
-    """
+    """The named variants (comma separated; empty = all); `largest` is the one with the most weights."""
     if not wanted:
         return study.variants
     names, known = [name.strip() for name in wanted.split(",")], [variant.name for variant in study.variants]
@@ -149,15 +149,11 @@ def distinct(phases: Sequence[Phase]) -> list[list[Phase]]:
     return list(groups.values())
 
 
-def costs(rows: Sequence[Row], variant: str, per_second: float | None) -> tuple[float, float | None]:
-    """Seconds of one run of a variant, and the price of all its devices for as long."""
-    seconds = sum(
-        (phase.stop - phase.start) * row.phases[0].step_seconds
-        for row in rows
-        for phase in row.phases
-        if phase.variant == variant
-    )
-    return seconds, None if per_second is None else seconds * per_second
+def cost_of(rows: Sequence[Row], variant: str, runs: int, per_second: float | None) -> Cost:
+    """What the runs of a variant take; `per_second` is the price of all devices in USD, if known."""
+    phases = [(phase, row.phases[0].step_seconds) for row in rows for phase in row.phases if phase.variant == variant]
+    seconds = sum((phase.stop - phase.start) * step_seconds for phase, step_seconds in phases)
+    return Cost(variant, runs, seconds, None if per_second is None else seconds * per_second)
 
 
 def print_head(topology: aot.Topology, mesh: Mesh, counts: str) -> None:
@@ -184,44 +180,31 @@ def print_row(row: Row) -> None:
     )
 
 
-def print_end(rows: Sequence[Row], found: Sequence[Cost], efficiency: float) -> None:
+def print_end(rows: Sequence[Row], costs: Sequence[Cost], efficiency: float) -> None:
     """Time and money of every variant and of all, and the verdict."""
     print(f"\nTraining at {efficiency:.0%} of peak; evaluation, compilation and reading data come on top:")
-    for name, runs, seconds, dollars in found:
-        price = "" if dollars is None else f", {runs} x ${dollars:.2f}"
-        print(f"  {name}: {runs} x {seconds / 60:.1f} minutes{price}")
-    minutes = sum(cost.runs * cost.seconds for cost in found) / 60
-    paid = [cost.runs * cost.dollars for cost in found if cost.dollars is not None]
-    print(f"  all: {minutes:,.1f} minutes" + (f", ${sum(paid):,.2f}" if paid else ""))
+    minutes = dollars = 0.0
+    for name, runs, seconds, price in costs:
+        print(f"  {name}: {runs} x {seconds / 60:.1f} minutes" + ("" if price is None else f", {runs} x ${price:.2f}"))
+        minutes += runs * seconds / 60
+        dollars += runs * (price or 0.0)
+    print(f"  all: {minutes:,.1f} minutes" + ("" if price is None else f", ${dollars:,.2f}"))
     too_large = [row.names for row in rows if not row.program.fits]
     print(f"Does not fit: {'; '.join(too_large)}" if too_large else "Everything fits.")
 
 
-def as_json(
-    rows: Sequence[Row], found: Sequence[Cost], topology: aot.Topology, mesh: Mesh, efficiency: float
-) -> dict[str, Any]:
-    """All of it, with every collective."""
+def as_json(phases: Sequence[Phase], program: aot.CompiledProgram) -> dict[str, Any]:
+    """One program, with every collective."""
     return {
-        "topology": topology.name,
-        "mesh": dict(mesh.shape),
-        "limit_bytes": topology.chip.limit,
-        "efficiency": efficiency,
-        "programs": [
-            {
-                "phases": [{"variant": p.variant, "start": p.start, "stop": p.stop} for p in phases],
-                "fits": program.fits,
-                "peak_bytes": program.peak,
-                "compile_seconds": program.seconds,
-                "flops": phases[0].flops,
-                "compiled_flops": program.flops,
-                "step_seconds": phases[0].step_seconds,
-                "sent_bytes": aot.sent_by_kind(program.collectives),
-                "collectives": [collective._asdict() for collective in program.collectives],
-            }
-            for phases, program in rows
-        ],
-        "variants": [cost._asdict() for cost in found],
-        "fits": all(row.program.fits for row in rows),
+        "phases": [{"variant": phase.variant, "start": phase.start, "stop": phase.stop} for phase in phases],
+        "fits": program.fits,
+        "peak_bytes": program.peak,
+        "compile_seconds": program.seconds,
+        "flops": phases[0].flops,
+        "compiled_flops": program.flops,
+        "step_seconds": phases[0].step_seconds,
+        "sent_bytes": aot.sent_by_kind(program.collectives),
+        "collectives": [collective._asdict() for collective in program.collectives],
     }
 
 

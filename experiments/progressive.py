@@ -58,11 +58,7 @@ _PAPER = {
 
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
-    """The study of a config, for a tokenizer of `vocab_size`.
-
-    Raises:
-      UserError: a freeze pattern or point that cannot be.
-    """
+    """The study of a config, for a tokenizer of `vocab_size`; refuses a freeze pattern or point that cannot be."""
     models = {size: _model(config, vocab_size, size) for size in config.sizes}
     matching.check_pattern("config.freeze.pattern", config.freeze.pattern, models["small"])
     variants = [_variant(config, models[row[1]], row) for row in _ROWS]

@@ -74,11 +74,7 @@ _FIRST_VERSION = "; its first version: CE 3.3838, -2.8% against the baseline wit
 
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
-    """The study of a config, for a tokenizer of `vocab_size`.
-
-    Raises:
-      UserError: a model family without gate and up, a pattern or a codec that cannot be.
-    """
+    """The study of a config, for a tokenizer of `vocab_size`; refuses a family, pattern or codec that cannot be."""
     if config.model.family != "geglu":
         raise UserError(f"config.model.family={config.model.family!r}: the places of this study are those of geglu")
     vocab = {"vocab_size": config.model.vocab_size or vocab_size}

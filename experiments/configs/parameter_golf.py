@@ -9,10 +9,9 @@ Scales (after the colon):
          --config.data.path=FOLDER of its shards. Not run yet: both limits hold by prediction
          (tests/aot/test_configs.py, docs/preflight.md).
 
-Bytes: `baseline` trains everything; the models of `selective_medium` and `selective_large` are larger, and their gate
-and up are random maps, which take no bytes. Each of the three fits at int6 even where the compressor gains nothing,
-with 100,000 bytes left for code. So does `trained_at_selective_bytes_same_maps`, the control at the bytes of
-`selective_medium`. Its other control, `trained_medium_same_maps`, does not fit and need not.
+Bytes: `baseline` trains everything; `selective_medium` and `selective_large` are larger, their gate and up random maps,
+which take no bytes. Each of the three fits at int6 even where the compressor gains nothing, with 100,000 bytes left for
+code. So does `trained_at_selective_bytes_same_maps`; `trained_medium_same_maps` does not fit and need not.
 Minutes: each run at a fifth of the GPUs' peak. The final evaluation has 10 minutes of its own.
 
 What is not set here is as in experiments/configs/selective.py.

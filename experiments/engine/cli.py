@@ -13,13 +13,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.engine import accelerators, distributed, dry_run, host_memory, lock
+from experiments.engine import accelerators, distributed, dry_run, lock
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import NonFinite, Stopped
 
-_BAD_INPUT = 2
 _default_config = ""  # where the command line names none
 
 
@@ -60,7 +59,7 @@ def run(main: Callable[[], None]) -> None:
             with lock.held:
                 _start(main)
         except UserError as error:
-            _fail(str(error) + _given_as(str(error)), _BAD_INPUT)
+            _fail(str(error) + _given_as(str(error)))
         except distributed.NotJoined as error:
             _fail(str(error), os.EX_TEMPFAIL)
         except NonFinite as error:
@@ -77,11 +76,11 @@ def run(main: Callable[[], None]) -> None:
         except Exception as error:
             if (line := no_space_left(error) or _unreadable(error)) is None:
                 raise
-            _fail(line, _BAD_INPUT)
+            _fail(line)
 
     logging.set_verbosity(logging.FATAL)  # libraries log an error, and then raise it: that is told once, above
     accelerators.choose_platform()
-    host_memory.keep_freed_memory()
+    accelerators.keep_freed_memory()
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -101,14 +100,7 @@ def _start(main: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def writing(given: str) -> Iterator[None]:
-    """The block writes the file that a flag names, `given` as --flag=path.
-
-    >>> with writing("--out=/a/b"):
-    ...     raise FileNotFoundError(2, "No such file or directory")
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: --out=/a/b: cannot be written: No such file or directory
-    """
+    """The block writes the file that a flag names, `given` as --flag=path; one line where it cannot."""
     try:
         yield
     except OSError as error:
@@ -157,8 +149,9 @@ def _given_as(message: str) -> str:
         found = re.fullmatch(r"--?config\.([\w.]*?(\w+))=(.*)", argument, re.DOTALL)
         if found and f"config.{found[1]}" not in message:
             _, name, value = found.groups()
-            words = len(value) > 3 and not re.fullmatch(r"[\d.e+-]+", value)
-            forms = [repr(value), f"{name}={value}", f"{name}={value!r}", *[value] * words]
+            forms = [repr(value), f"{name}={value}", f"{name}={value!r}"]
+            if len(value) > 3 and not re.fullmatch(r"[\d.e+-]+", value):
+                forms.append(value)
             meant += [argument] * any(re.search(rf"(?<!\w){re.escape(form)}(?!\w)", message) for form in forms)
     return f"; given as {', '.join(meant)}" if meant else ""
 
@@ -174,7 +167,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except SystemExit:  # absl's --help, which ends with 1
         sys.exit(0)
     except Exception as error:  # absl and ml_collections raise all kinds, and so does what stands in a config file
-        _fail(_plain(error), _BAD_INPUT)
+        _fail(_plain(error))
 
 
 def _plain(error: Exception) -> str:
@@ -190,8 +183,7 @@ def _plain(error: Exception) -> str:
     # of a traceback that ml_collections put in the message
     if told := [found[1] for line in lines if (found := re.match(r"[\w.]*(?:Error|Exception): (.*)", line))]:
         return told[-1]
-    quoted = re.fullmatch(r"'([^']*)'", text)  # as a KeyError has it
-    return (quoted[1] if quoted else text) or type(error).__name__
+    return re.sub(r"^'([^']*)'$", r"\1", text) or type(error).__name__  # a KeyError has quotes
 
 
 def _no_such_flag(name: str) -> str:
@@ -207,7 +199,7 @@ def _no_such_field(name: str) -> str:
     return f"{' '.join(given[:1]) or '--config'}: the config has no field {name!r}"
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
 

@@ -30,12 +30,7 @@ def define_flags() -> None:
 
 
 def start() -> None:
-    """Joins the other processes of the run, if there are any. Call before anything asks for a device.
-
-    Raises:
-      UserError: the flags do not fit each other.
-      NotJoined: the others were not there, or something between them failed.
-    """
+    """Joins the other processes of the run, if there are any. Call before anything asks for a device."""
     given = flags.FLAGS
     coordinator, count, index = given.coordinator, given.num_processes, given.process_id
     if (coordinator, count, index) == (None, None, None):
@@ -55,11 +50,7 @@ def start() -> None:
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:
-    """Which cluster runs this as one of several processes, if any.
-
-    >>> cluster({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "4"}), cluster({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"})
-    ('Slurm', None)
-    """
+    """Which cluster runs this as one of several processes, if any."""
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")  # of srun; SLURM_NTASKS stands in the shell of sbatch, too
     if "SLURM_JOB_ID" in environment and tasks != "1":
         return "Slurm"

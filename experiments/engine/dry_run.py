@@ -29,9 +29,6 @@ def print_costs(study: Study, config: ConfigDict, hardware: str = "", efficiency
 
     `hardware` is a name in `cost.HARDWARE` to estimate times for, "" = no times; `efficiency` the share of the peak
     FLOP/s that matmuls reach. The config's artifact codec says the stored bytes.
-
-    Raises:
-      UserError: an unknown hardware, an efficiency outside (0, 1], or a batch that the mesh does not split.
     """
     chip = cost.hardware_named(hardware) if hardware else None
     lines = [line for variant in study.variants for line in _lines(variant, config, chip, efficiency)]

@@ -13,34 +13,26 @@ ALL_TRAIN = FreezeSchedule([(0, [(".*", True)])])
 
 
 def random_map(pattern: str, distribution: str = "normal", trained: bool = False) -> dict[str, Any]:
-    """An entry of `model["weights"]`: kernels that are random maps, or with `trained` start as them and train.
-
-    >>> random_map(".*/gate/kernel")["scale"]
-    'fan_in'
-    """
+    """An entry of `model["weights"]`: kernels that are random maps, or with `trained` start as them and train."""
     return {"pattern": pattern, "kind": "map", "distribution": distribution, "scale": "fan_in", "trained": trained}
 
 
 def with_maps(model: Mapping[str, Any], *entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The model with some kernels as `random_map` says.
-
-    >>> has_maps({"family": "geglu"}), has_maps(with_maps({"family": "geglu"}, random_map(".*/gate/kernel")))
-    (False, True)
-    """
+    """The model with some kernels as `random_map` says."""
     return {**model, "weights": [*model.get("weights", ()), *entries]}
 
 
 def has_maps(model: Mapping[str, Any]) -> bool:
-    """Whether kernels of a model come from the base seed: frozen, or as initial values."""
+    """Whether kernels of a model come from the base seed: frozen, or as initial values.
+
+    >>> has_maps({"family": "geglu"}), has_maps(with_maps({"family": "geglu"}, random_map(".*/gate/kernel")))
+    (False, True)
+    """
     return any(rule["kind"] == "map" for rule in model.get("weights", ()))
 
 
 def check_pattern(field: str, pattern: str, model: Mapping[str, Any]) -> None:
-    """Finds a pattern of kernels that cannot be, while it still has the name of the config's field.
-
-    Raises:
-      UserError: what is wrong, and in which field.
-    """
+    """Refuses a pattern of kernels that cannot be, while it still has the name of the config's field."""
     abstract_params(model)  # what else is wrong with the model is not the pattern's fault
     try:
         models.build(**with_maps(model, random_map(pattern)))

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.engine.evaluators import Evaluators
 from experiments.engine.progress import Progress
-from experiments.engine.variants import Run, Study, Variant
+from experiments.engine.variants import Evaluators, Run, Study, Variant
 from experiments.engine.workdir import METRICS, Finished, write_result
 from freezejax import artifact, describe
 from freezejax.data import Corpus

@@ -86,32 +86,28 @@ def load_corpus(config: ConfigDict) -> data.Corpus:
 def conclude(session: Session) -> None:
     """Writes and prints what the finished runs of a folder say."""
     found, workdir = summary.write(session), session.workdir
-    lines = "".join(json.dumps(record) + "\n" for record in session.finished.records(session.study))
-    write_atomically(workdir / METRICS, lines)
+    records = session.finished.records(session.study)
+    write_atomically(workdir / METRICS, "".join(json.dumps(record) + "\n" for record in records))
     page.write(found, workdir)
     tables.show(found)
     print(f"Written: {workdir / 'summary.json'} and {workdir / 'report.html'}")
 
 
 def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
-    """Finds every bad field, pattern and size before a file is written or a step is run.
-
-    Raises:
-      UserError: what the first bad one is.
-    """
+    """Refuses every bad field, pattern and size before a file is written or a step is run."""
     for field, least in (("seeds", 1), ("base_seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
         if (value := operator.attrgetter(field)(config)) < least:
             raise UserError(f"config.{field}={value}: expected {least} or more")
+    tokenizer = corpus.tokenizer
     for variant in study.variants:
-        vocab_size, tokenizer = variant.model["vocab_size"], corpus.tokenizer
-        if vocab_size < tokenizer.vocab_size:
+        if (vocab_size := variant.model["vocab_size"]) < tokenizer.vocab_size:
             raise UserError(
                 f"config.model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
                 f"{tokenizer.name}; 0 follows the tokenizer"
             )
         train_config = TrainConfig.from_mapping(variant.train)
-        model, mesh = models.build(**variant.model), mesh_of(train_config)
-        plan = RunPlan(model, train_config, variant.schedule, mesh)
+        mesh = mesh_of(train_config)
+        plan = RunPlan(models.build(**variant.model), train_config, variant.schedule, mesh)
         processes.check_batch(config.data.eval_batch_size, mesh, "config.data.eval_batch_size")
         artifact.predict_size(plan.abstract_params, model=variant.model, **packing(config))
         sizes: Any = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
@@ -123,10 +119,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, figure
     """Writes config.json, or checks that the one there is of this config and data.
 
     More seeds of either kind or other variants may be added to a folder, and the mesh may change; anything else would
-    mix two studies.
-
-    Raises:
-      UserError: the folder holds a study of another config or corpus, is a file, or cannot be written.
+    mix two studies, and is refused.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
@@ -145,7 +138,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, figure
 
 
 def _check_same_study(before: Any, now: Any, workdir: Path) -> None:
-    old, new = flatten_dict(before, sep="/"), flatten_dict(now, sep="/")
+    old, new = (flatten_dict(found, sep="/") for found in (before, now))
     for field in sorted(old.keys() | new.keys()):
         if not field.startswith(_MAY_CHANGE) and old.get(field) != new.get(field):
             raise UserError(

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import shlex
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,16 +16,8 @@ from experiments.engine.matching import has_maps
 from experiments.engine.results import Session
 from experiments.engine.variants import Contrast, Paper, Study, Variant, paper_corpus, paper_of
 from experiments.engine.workdir import Finished, Result
-from experiments.report.statistics import (
-    SAME_BYTES_PCT,
-    Figures,
-    Interval,
-    interval,
-    over_base_seeds,
-    paired_over_seeds,
-    seed_sd,
-    verdict,
-)
+from experiments.report import statistics
+from experiments.report.statistics import Figures, Interval, interval
 from freezejax.data import Corpus
 from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
@@ -105,7 +96,7 @@ class Comparison:
         results = self.finished.of(variant.name)
         first = results[0]
         times = [result["step_ms_median"] for result in results if result["step_ms_median"] is not None]
-        step_ms = statistics.median_high(times) if times else None
+        step_ms = sorted(times)[len(times) // 2] if times else None
         fields = [field for figure in self.study.figures for field in (figure.trained, figure.packed)]
         effect, spread = self.effect(variant.name, self.baseline), _figures(results, self.last.trained)
         same_bytes = self.same_bytes(variant)
@@ -114,7 +105,7 @@ class Comparison:
             "seeds": sorted({result["seed"] for result in results}),
             "base_seeds": sorted({result["base_seed"] for result in results}),
             **{name: value for field in fields for name, value in _mean(results, field).items()},
-            **{f"{axis}_seed_sd": seed_sd(spread, axis) for axis in ("training", "base")},
+            **{f"{axis}_seed_sd": statistics.seed_sd(spread, axis) for axis in ("training", "base")},
             **_effect("delta_pct", effect),
             **{field: first[field] for field in _SIZES},
             "artifact_bytes": round(_bytes(results)),
@@ -151,7 +142,7 @@ class Comparison:
         both = [self.finished.of(name) for name in (variant, reference)]
         ours, theirs = (_figures(results, field or self.first.trained) for results in both)
         same_maps = all(results and has_maps(results[0]["model"]) for results in both)
-        return paired_over_seeds(ours, theirs, same_maps=same_maps)
+        return statistics.paired_over_seeds(ours, theirs, same_maps=same_maps)
 
     def same_bytes(self, control: Variant) -> dict[str, Any]:
         """Whether the files of a control are as large as those it is to match, once both are there."""
@@ -159,7 +150,7 @@ class Comparison:
         if not (ours and theirs):
             return {}
         difference = 100.0 * (_bytes(ours) / _bytes(theirs) - 1)
-        holds = abs(difference) <= SAME_BYTES_PCT
+        holds = abs(difference) <= statistics.SAME_BYTES_PCT
         return {"same_bytes": {"as": control.same_bytes_as, "difference_pct": difference, "holds": holds}}
 
     def judged(
@@ -169,16 +160,16 @@ class Comparison:
 
         The paper may compare a row, given by its name, with another than the baseline.
         """
-        found: dict[str, Any] = {}
         paper = paper_of(papers, self.corpus)
-        if paper is not None and row and paper.reference:
-            effect = self.effect(row, paper.reference)
-            found["judged"] = {"reference": paper.reference, **_effect("effect_pct", effect)}
+        other = paper.reference if paper is not None and row else ""
+        effect = self.effect(row, other) if other else effect
         if paper is None or effect is None:
             return {}
-        found["paper"] = {field: getattr(paper, field) for field in ("source", "value", "delta_pct", "claim")}
+        found: dict[str, Any] = {"paper": {f: getattr(paper, f) for f in ("source", "value", "delta_pct", "claim")}}
         if same_bytes.get("same_bytes", {"holds": True})["holds"]:
-            found["verdict"] = verdict(effect, paper.delta_pct)
+            found["verdict"] = statistics.verdict(effect, paper.delta_pct)
+        if other:
+            found["judged"] = {"reference": other, **_effect("effect_pct", effect)}
         return found
 
 
@@ -187,7 +178,7 @@ def _effect(name: str, effect: Interval | None) -> dict[str, float | None]:
 
 
 def _mean(results: Sequence[Result], field: str) -> dict[str, float | None]:
-    found = interval(list(over_base_seeds(_figures(results, field)).values()))
+    found = interval(list(statistics.over_base_seeds(_figures(results, field)).values()))
     return {f"{field}_mean": found.mean, f"{field}_ci95": found.ci95}
 
 

@@ -1,29 +1,30 @@
-"""What a study declares, as data: variants, contrasts, the figures it compares, and the paper's to compare with.
+"""What a study declares: variants, contrasts, the figures it compares and their evaluation, the paper's figures.
 
 A claim of the paper is judged on the corpus it was made on, or not at all.
 """
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.engine.evaluators import Evaluators
 from freezejax.data import Corpus
 from freezejax.errors import UserError
-from freezejax.paths import nearest
+from freezejax.paths import PyTree, nearest
 from freezejax.schedules import FreezeSchedule
+from freezejax.sharding import Layout
+from freezejax.training.config import TrainConfig
+from freezejax.training.evaluation import Apply, make_evaluator
+
+Evaluate = Callable[[PyTree], Mapping[str, float]]
 
 
 class Figure(NamedTuple):
-    """A figure that an evaluation gives; lower is better. It is taken of the trained weights and of the packed file.
-
-    >>> Figure("ce", "CE", "nats/token").heading, Figure("ce", "CE", "nats/token").trained
-    ('CE, nats/token', 'val_ce')
-    """
+    """A figure that an evaluation gives; lower is better. It is taken of the trained weights and of the packed file."""
 
     name: str
     label: str
@@ -31,7 +32,7 @@ class Figure(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """What stands over a column or beside an axis."""
+        """What stands over a column or beside an axis: "CE, nats/token"."""
         return ", ".join(filter(None, (self.label, self.unit)))
 
     @property
@@ -79,10 +80,8 @@ class Variant:
 class Run(NamedTuple):
     """One run: a variant, the seed it trains with, and the base seed that its random maps come from.
 
-    >>> Run("selective", 0).folder, Run("selective", 0, 1).folder
-    ('seed_0', 'seed_0_base_1')
-    >>> Run("selective", 0, 1).title
-    'selective, seed 0, base seed 1'
+    >>> Run("selective", 0).folder, Run("selective", 0, 1).folder, Run("selective", 0, 1).title
+    ('seed_0', 'seed_0_base_1', 'selective, seed 0, base seed 1')
     """
 
     variant: str
@@ -114,6 +113,43 @@ class Contrast:
     papers: Sequence[Paper] = ()
 
 
+class Evaluators:
+    """The evaluations of a study on the validation text of a corpus, of weights as trained and of those from a file.
+
+    Runs of one model share one: it is traced and compiled once. A study that compares other figures overrides `make`.
+    """
+
+    def __init__(self, config: ConfigDict, corpus: Corpus) -> None:  # noqa: D107
+        self.config, self.corpus = config, corpus
+        self._known: dict[Any, Evaluate] = {}
+
+    def of(
+        self, model: Mapping[str, Any], apply: Apply, train: Mapping[str, Any], layout: Layout | None = None
+    ) -> Evaluate:
+        """The evaluation of a model: `model` is its config, `apply` what that stands for, `train` how it trains."""
+        train_config = TrainConfig.from_mapping(train)
+        key = (json.dumps(model, sort_keys=True), train_config.seq_len, train_config.compute_dtype, layout is None)
+        if key not in self._known:
+            self._known[key] = self.make(apply, train_config, layout)
+        return self._known[key]
+
+    def make(self, apply: Apply, train: TrainConfig, layout: Layout | None) -> Evaluate:
+        """An evaluation of parameters; of language: `val_ce`, `val_bpb`, and the `tokens` and `bytes` scored."""
+        val, wanted = self.corpus.val, self.config.data.val_sequences
+        windows = (len(val) - 1) // train.seq_len
+        evaluate = make_evaluator(
+            apply,
+            val,
+            self.corpus.tokenizer.byte_table(),
+            batch_size=self.config.data.eval_batch_size,
+            seq_len=train.seq_len,
+            compute_dtype=train.compute_dtype,
+            layout=layout,
+            every=max(1, windows // wanted) if wanted else 1,  # keeps at least as many as are wanted; 0 wants all
+        )
+        return lambda params: evaluate(params)._asdict()
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """What a study file declares: its variants (the first is the baseline), its contrasts, what it compares.
@@ -139,11 +175,7 @@ class Study:
 
 
 def select(study: Study, wanted: str) -> Study:
-    """The study with only the named variants (comma separated; empty = all), baseline kept first.
-
-    Raises:
-      UserError: a name that no variant has.
-    """
+    """The study with only the named variants (comma separated; empty = all), baseline kept first."""
     if not wanted:
         return study
     names = [variant.name for variant in study.variants]
@@ -171,12 +203,7 @@ def paper_corpus(study: Study, wanted: str, fingerprint: str) -> str:
     """The corpus whose figures of the paper stand beside a study's; "" = none.
 
     `wanted` is `config.paper`: a corpus, by the word of whoever runs the study; "none"; or "auto": by fingerprint.
-
-    Raises:
-      UserError: a corpus of which the paper reports nothing in this study.
-
-    >>> paper_corpus(Study("s", []), "auto", "0" * 64)
-    ''
+    Refuses a corpus of which the paper reports nothing in this study.
     """
     papers = [*(v.papers for v in study.variants), *(c.papers for c in study.contrasts)]
     known = sorted({paper.corpus for of_item in papers for paper in of_item})
@@ -187,9 +214,5 @@ def paper_corpus(study: Study, wanted: str, fingerprint: str) -> str:
 
 
 def paper_of(papers: Sequence[Paper], corpus: str) -> Paper | None:
-    """The paper's figure on a corpus, if it has one.
-
-    >>> paper_of([Paper("fineweb", "section 3", 4.1, -0.9, "-0.9%")], "fineweb").delta_pct
-    -0.9
-    """
+    """The paper's figure on a corpus, if it has one."""
     return next((paper for paper in papers if paper.corpus == corpus), None)

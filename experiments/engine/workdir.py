@@ -28,10 +28,8 @@ _TYPES = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_COUNTS, int), "model": 
 def open_for_writing(workdir: Path, figures: Sequence[str]) -> None:
     """Holds the folder of a study for this command alone, and reads every file of it that later figures come from.
 
-    `figures` are those that every result must have.
-
-    Raises:
-      UserError: another process writes there, or a file is missing or damaged.
+    `figures` are those that every result must have. Refuses a folder where another process writes, or a file is missing
+    or damaged.
     """
     lock.acquire(workdir)
     for name in _WRITTEN_ANEW:
@@ -48,11 +46,7 @@ def open_for_writing(workdir: Path, figures: Sequence[str]) -> None:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """What config.json holds: `config` and `data_fingerprint`.
-
-    Raises:
-      UserError: it is missing, or not what a study writes.
-    """
+    """What config.json holds, checked to be what a study writes: `config` and `data_fingerprint`."""
     path, otherwise = workdir / CONFIG, "put it back as it was, or name another --workdir"
     found = _object(path, otherwise)
     if not isinstance(found.get("config"), dict) or not isinstance(found.get("data_fingerprint"), str):
@@ -68,11 +62,7 @@ def write_result(directory: Path, result: Result) -> None:
 
 
 def read_result(directory: Path, figures: Sequence[str] = ()) -> Result:
-    """The figures of a finished run, without their digest.
-
-    Raises:
-      UserError: result.json is missing, was changed, or lacks a figure.
-    """
+    """The figures of a finished run, without their digest; refused where one is changed or missing."""
     path, otherwise = directory / RESULT, f"delete it, {_AGAIN}"
     found = _object(path, otherwise)
     if found.pop("digest", None) != _digest(found):
@@ -85,11 +75,7 @@ def read_result(directory: Path, figures: Sequence[str] = ()) -> Result:
 
 
 def read_metrics(directory: Path, result: Result) -> list[Record]:
-    """The records of the finished run that `result` is of.
-
-    Raises:
-      UserError: metrics.jsonl is missing, or was changed after the run.
-    """
+    """The records of the finished run that `result` is of; refused where they were changed after the run."""
     path, otherwise = directory / METRICS, f"delete {directory / RESULT}, and the file if it is there, {_AGAIN}"
     if _sha256(_bytes(path, otherwise)) != result["metrics_sha256"]:
         raise UserError(f"{path} is not as its run left it (its SHA-256 differs); {otherwise}")
@@ -97,11 +83,7 @@ def read_metrics(directory: Path, result: Result) -> list[Record]:
 
 
 class Finished:
-    """Results of the finished runs of a study's folder, each read once.
-
-    >>> Finished(Path("work")).of("baseline")
-    []
-    """
+    """Results of the finished runs of a study's folder, each read once."""
 
     def __init__(self, workdir: Path) -> None:
         """Reads nothing yet."""

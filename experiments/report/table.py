@@ -86,7 +86,7 @@ def markdown(columns: Sequence[Column], items: Sequence[Any]) -> str:
     """
     kept = _kept(columns, items, MARKDOWN)
     lines = [[column.heading for column in kept], *([column.cell(item) for column in kept] for item in items)]
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    head, *body = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([head, "|" + "---|" * len(kept), *body])
 
 

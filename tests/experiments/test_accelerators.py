@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments.engine import accelerators, host_memory
+from experiments.engine import accelerators
 from freezejax.errors import UserError
 
 HERE, MISSING = ("null", "no such device*"), ("no such device*",)
@@ -20,8 +20,7 @@ def machine(monkeypatch):
         config.update = lambda name, value: setattr(config, name, value)
         monkeypatch.setattr(accelerators, "_PLUGINS", (plugin,))
         monkeypatch.setattr(accelerators, "_DEVICE_FILES", devices)
-        for module in (accelerators, host_memory):
-            monkeypatch.setattr(module, "jax", SimpleNamespace(config=config))
+        monkeypatch.setattr(accelerators, "jax", SimpleNamespace(config=config))
         return config
 
     return make
@@ -54,9 +53,9 @@ def test_a_plugin_without_a_device_leaves_commands_on_the_cpu(plugin, devices, p
 def test_memory_is_kept_where_the_cpu_is_all_there_is(plugin, devices, platforms, kept, machine, monkeypatch):
     machine(plugin, devices, platforms)
     library = SimpleNamespace(gnu_get_libc_version=None, mallopt=lambda number, value: 1)
-    monkeypatch.setattr(host_memory, "ctypes", SimpleNamespace(CDLL=lambda _: library))
-    monkeypatch.setattr(host_memory, "sys", SimpleNamespace(platform="linux"))
-    assert host_memory.keep_freed_memory() == kept
+    monkeypatch.setattr(accelerators, "ctypes", SimpleNamespace(CDLL=lambda _: library))
+    monkeypatch.setattr(accelerators, "sys", SimpleNamespace(platform="linux"))
+    assert accelerators.keep_freed_memory() == kept
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.configs import progressive as config_file
-from experiments.engine.evaluators import Evaluators
+from experiments.engine.variants import Evaluators
 from experiments.progressive import make_study
 from freezejax.data import ByteTable
 

@@ -7,8 +7,8 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from experiments.engine import host_memory
-done = host_memory.keep_freed_memory() if sys.argv[1] == "keep" else None
+from experiments.engine import accelerators
+done = accelerators.keep_freed_memory() if sys.argv[1] == "keep" else None
 import jax, jax.numpy as jnp
 x = jnp.ones((2048, 2048))
 step = jax.jit(lambda x: jnp.sum(jnp.sin(x @ x) @ jnp.cos(x @ x)))  # two temporaries of 16 MiB at least

@@ -18,9 +18,9 @@ from experiments.engine.variants import CORPORA, Contrast, Paper, Study, Variant
 from experiments.engine.workdir import Finished, write_result
 from experiments.report import page
 from experiments.report.curves import curves_of
+from experiments.report.page import timelines
 from experiments.report.plots import COLOR, render, spread
 from experiments.report.statistics import interval
-from experiments.report.timeline import timelines
 from freezejax.schedules import FreezeSchedule
 
 STEPS, FREEZE_AT = 400, 133

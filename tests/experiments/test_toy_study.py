@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.configs.progressive import get_config
-from experiments.engine.evaluators import Evaluators
 from experiments.engine.study import run_study
-from experiments.engine.variants import Contrast, Figure, Paper, Study, Variant
+from experiments.engine.variants import Contrast, Evaluators, Figure, Paper, Study, Variant
 from freezejax import artifact, data
 from freezejax.schedules import FreezeSchedule
 
