@@ -57,7 +57,7 @@ def finish(
     directory, tokenizer = run.directory(session.workdir), session.corpus.tokenizer
     compared = session.study.figures[0].trained
     last = [record for record in read_json_lines(directory / METRICS) if compared in record][-1]
-    predicted = artifact.predict_size(found.params, compressor="none", **_file_options(session, variant))
+    predicted = artifact.predict_size(found.params, **{**_file_options(session, variant), "compressor": "none"})
     result = {
         **run._asdict(),
         "model": dict(variant.model),
@@ -80,8 +80,7 @@ def finish(
 
 def pack(session: Session, variant: Variant, params: PyTree, directory: Path) -> None:
     """Packs the weights of a run into `directory/model.fjax`."""
-    compressor = packing(session.config)["compressor"]
-    artifact.save(directory / PACKED, params, compressor=compressor, **_file_options(session, variant))
+    artifact.save(directory / PACKED, params, **_file_options(session, variant))
 
 
 def score_packed(session: Session, variant: Variant, directory: Path, layout: Layout | None) -> dict[str, Any]:
@@ -102,7 +101,7 @@ def _file_options(session: Session, variant: Variant) -> dict[str, Any]:
     tokenizer = session.corpus.tokenizer
     return {
         "model": dict(variant.model),
-        "codec": packing(session.config)["codec"],
+        **packing(session.config),
         "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.fingerprint},
         "notes": {"seq_len": variant.train["seq_len"]},  # for experiments.evaluate
     }
@@ -133,8 +132,8 @@ def sizes(variant: Variant, params: PyTree) -> dict[str, int]:
 def phases(variant: Variant, params: PyTree) -> list[dict[str, Any]]:
     """Trainable share of every module group in every phase, for the report's timeline."""
     found = []
-    for phase in variant.schedule.phases(params, variant.train["steps"]):
-        _, rows = describe(params, phase.mask).phases[0]
+    for start, stop, mask in variant.schedule.phases(params, variant.train["steps"]):
+        _, rows = describe(params, mask).phases[0]
         shares = {row.group: row.trainable_share for row in rows}
-        found.append({"start": phase.start, "stop": phase.stop, "trainable": shares})
+        found.append({"start": start, "stop": stop, "trainable": shares})
     return found

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.report.table import TEMPLATES, html
 from experiments.report.tables import CONTRAST_COLUMNS, against_paper, figures_of, notes, row_columns
@@ -13,6 +13,7 @@ from freezejax.data.atomic import write_atomically
 from freezejax.training.metrics import read_json_lines
 
 Row = Mapping[str, Any]
+_Segment = tuple[int, int, str, str]  # first step, last step, style (a class of the page's), text
 
 
 def write(found: Mapping[str, Any], workdir: Path) -> None:
@@ -58,15 +59,6 @@ def picture(found: Mapping[str, Any], variants: Sequence[str]) -> str:
     return f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
 
 
-class Segment(NamedTuple):
-    """A part of a bar, in steps; the style is a class of the page's."""
-
-    start: int
-    stop: int
-    style: str
-    text: str
-
-
 def timelines(rows: Sequence[Row]) -> str:
     """One panel per distinct timeline, naming its variants; groups that behave alike share a line.
 
@@ -95,16 +87,16 @@ def _panel(rows: Sequence[Row]) -> dict[str, Any]:
     for same in zip(*(row["phases"] for row in rows), strict=True):
         shares = [phase["trainable"].get("total", 0.0) for phase in same]
         text = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))))
-        totals.append(Segment(same[0]["start"], same[0]["stop"], "total", text))
+        totals.append((same[0]["start"], same[0]["stop"], "total", text))
     return {
         "variants": [row["name"] for row in rows],
         "bars": [([name for name, own in groups if own == bar], _segments(rows[0], bar)) for bar in distinct],
         "totals": totals,
-        "axis": [Segment(p["start"], p["stop"], "tick", f"{p['start']:,}") for p in phases],
+        "axis": [(p["start"], p["stop"], "tick", f"{p['start']:,}") for p in phases],
     }
 
 
-def _segments(row: Row, shares: Sequence[float]) -> list[Segment]:
+def _segments(row: Row, shares: Sequence[float]) -> list[_Segment]:
     """The bar of a group; neighbouring phases of the same share are one segment."""
     untrained = "seeded" if row["seeded_params"] and not any(shares) else "frozen"
     found = []
@@ -112,5 +104,5 @@ def _segments(row: Row, shares: Sequence[float]) -> list[Segment]:
         phases = [phase for _, phase in pairs]
         style = "part" if 0 < share < 1 else "trainable" if share else untrained
         text = f"{share:.0%} trainable" if style == "part" else style
-        found.append(Segment(phases[0]["start"], phases[-1]["stop"], style, text))
+        found.append((phases[0]["start"], phases[-1]["stop"], style, text))
     return found

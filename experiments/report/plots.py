@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -25,20 +26,8 @@ _Box = tuple[float, float, float, float]  # left, right, bottom, top, in points
 _NAMES = ("ink", "muted", "grid", "ours", "trainable", "frozen", "seeded", *(f"c{i}" for i in range(10)))
 COLOR = {name: f"#fe00{index:02x}" for index, name in enumerate(_NAMES)}
 WIDTH = 10.0  # inches; 720 pt, the width of the page's text
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
+_COLORS = {
     "grid.color": COLOR["grid"],
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "savefig.transparent": True,
     **dict.fromkeys(("text.color", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), COLOR["ink"]),
     **dict.fromkeys(("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), COLOR["muted"]),
 }
@@ -54,7 +43,8 @@ def render(name: str, alt: str, height: float, draw: Callable[[Figure], None]) -
     '<svg role="img" aria-label="a dot" viewBox='
     """
     file = io.StringIO()
-    with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}]), warnings.catch_warnings():
+    style: list[Any] = ["default", Path(__file__).with_name("report.mplstyle"), {**_COLORS, "svg.hashsalt": name}]
+    with matplotlib.style.context(style), warnings.catch_warnings():
         # The browser picks the font: a glyph that matplotlib's own lacks is no loss.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
