@@ -53,7 +53,7 @@ def test_effects_average_over_base_seeds_or_keep_to_the_same_one(two_axes):
 def test_counterpart_averaged_over_all_base_seeds_the_twin_looks_worse(two_axes, monkeypatch):
     found, workdir = two_axes
     monkeypatch.setattr(
-        summary, "paired_over_seeds", lambda *sides, same_maps: paired_over_seeds(*sides, same_maps=False)
+        summary.statistics, "paired_over_seeds", lambda *sides, same_maps: paired_over_seeds(*sides, same_maps=False)
     )
     variants = [Variant(row["name"], {}, {}, SCHEDULE) for row in found["rows"]]
     contrasts = [Contrast("seeded", "twin", "?")]
