@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report.table import TEMPLATES, html
+from experiments.report.table import fill, html
 from experiments.report.tables import CONTRAST_COLUMNS, against_paper, figures_of, notes, row_columns
 from freezejax.data.atomic import write_atomically
 from freezejax.training.metrics import read_json_lines
@@ -27,7 +27,8 @@ def write(found: Mapping[str, Any], workdir: Path) -> None:
     records = list(read_json_lines(path)) if path.exists() else []
     rows, contrasts, figures = found["rows"], found["contrasts"], figures_of(found)
     judged = Counter(item["verdict"] for item in (*rows, *contrasts) if "verdict" in item)
-    text = TEMPLATES.get_template("page.html").render(
+    text = fill(
+        "page.html",
         found=found,
         title=f"{found['experiment']} at scale {found['scale']}",
         first=figures[0],
@@ -71,7 +72,7 @@ def timelines(rows: Sequence[Row]) -> str:
         if row["phases"]:
             steps = tuple((phase["start"], phase["stop"]) for phase in row["phases"])
             panels.setdefault((row["seeded_params"] > 0, steps, tuple(_shares(row).items())), []).append(row)
-    return TEMPLATES.get_template("timeline.html").render(panels=[_panel(members) for members in panels.values()])
+    return fill("timeline.html", panels=[_panel(members) for members in panels.values()])
 
 
 def _shares(row: Row) -> dict[str, tuple[float, ...]]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,14 +12,6 @@ from rich.table import Table
 TERMINAL, MARKDOWN, HTML = "terminal", "markdown", "html"
 WIDTH = 100  # columns of text on a terminal
 DASH = "–"  # not known, or too few seeds or steps to say
-TEMPLATES = Environment(  # of this folder; what they are given is escaped
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-    keep_trailing_newline=True,
-)
 
 
 class Column(NamedTuple):
@@ -97,7 +88,17 @@ def html(columns: Sequence[Column], items: Sequence[Any]) -> str:
     '<div class="wide"><table><thead><tr><th class="number">a</th></tr>'
     """
     kept = _kept(columns, items, HTML)
-    return TEMPLATES.get_template("table.html").render(columns=kept, items=items, dash=DASH, typeset=typeset)
+    return fill("table.html", columns=kept, items=items, dash=DASH, typeset=typeset)
+
+
+def fill(template: str, **values: Any) -> str:
+    """An HTML template of this folder with its values, which it escapes."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # benchmarks print tables where it is missing
+
+    folder = FileSystemLoader(Path(__file__).parent)
+    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    made = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, **blocks)
+    return made.get_template(template).render(values)
 
 
 def _kept(columns: Sequence[Column], items: Sequence[Any], where: str) -> list[Column]:
