@@ -22,9 +22,8 @@ from freezejax.training.objectives.base import Batch, Objective
 from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.optimizers import lr_schedule_of_run, make_optimizer
 from freezejax.training.prefix_cache.prefix import PrefixOutput, check_prefix, frozen_prefix, make_prefix
-from freezejax.training.programs.compiler import PhasePrograms
+from freezejax.training.programs.compiler import PhasePrograms, PhaseTransition
 from freezejax.training.programs.tracing import Program, traced
-from freezejax.training.programs.transition import PhaseTransition
 from freezejax.training.state import RunState, abstract_state, initial_state, next_phase
 from freezejax.training.step import make_step
 from freezejax.weights import as_matrices, draw_maps

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from freezejax.errors import UserError
 from freezejax.paths import PyTree
 from freezejax.training.batches import BatchSource
 from freezejax.training.config import TrainConfig
-from freezejax.training.prefix_cache.store import ActivationCache, remove_folder
+from freezejax.training.prefix_cache.store import ActivationCache
 from freezejax.training.programs.compiler import PhasePrograms
 from freezejax.training.state import fingerprint
 from freezejax.version import versions
@@ -25,11 +26,9 @@ LOOKAHEAD = 16  # batches that are read ahead, at most, to fill a program whose 
 
 
 class _Read(NamedTuple):
-    """A batch of the source, the numbers of its windows, and the source's position after it."""
-
     batch: dict[str, Any]
-    windows: np.ndarray
-    position: dict[str, Any]
+    windows: np.ndarray  # their numbers; none from a source that does not number them
+    position: dict[str, Any]  # of the source after this batch
 
 
 class PrefixBatches:
@@ -89,23 +88,22 @@ class PrefixBatches:
 
     def _read(self) -> _Read:
         batch = next(self._source)
-        windows = getattr(self._source, "windows", None)
-        return _Read(batch, np.zeros(0, np.int64) if windows is None else windows, self._source.get_state())
+        return _Read(batch, getattr(self._source, "windows", np.zeros(0, np.int64)), self._source.get_state())
 
     def _of_batch(self, windows: np.ndarray, inputs: np.ndarray) -> PyTree:
         if self._cache is None:
             return self._run(inputs)
-        rows, structure, found = self._cache.get(windows, inputs)
-        if not found.any() and not any(int(window) in self._ahead for window in windows):
+        leaves, structure, found = self._cache.get(windows, inputs)
+        hits = int(found.sum())
+        self._take_ahead(windows, leaves, found)
+        if not found.any():
             computed = self._run(inputs)
             self._pending = windows, inputs, computed
             return computed
-        hits = int(found.sum())
-        self._take_ahead(windows, rows, found)
         if not found.all():
-            self._compute_with_those_to_come(windows[~found], inputs[~found])
-            self._take_ahead(windows, rows, found)
-        kept = jax.tree.unflatten(structure, rows)
+            self._compute_with_those_to_come(self._cache, windows[~found], inputs[~found])
+            self._take_ahead(windows, leaves, found)
+        kept = jax.tree.unflatten(structure, leaves)
         if not self._checked and not self._check(kept, inputs):
             return self._run(inputs)
         self.reused += hits
@@ -115,42 +113,40 @@ class PrefixBatches:
         self.runs += 1
         return self._program(self._frozen, inputs)
 
-    def _take_ahead(self, windows: np.ndarray, rows: list[np.ndarray], found: np.ndarray) -> None:
+    def _take_ahead(self, windows: np.ndarray, leaves: list[np.ndarray], found: np.ndarray) -> None:
         """Fills in the rows that were computed ahead."""
         for i in np.flatnonzero(~found):
-            if int(windows[i]) in self._ahead:
-                for leaf, row in zip(rows, self._ahead[int(windows[i])], strict=True):
+            if windows[i] in self._ahead:
+                for leaf, row in zip(leaves, self._ahead[windows[i]], strict=True):
                     leaf[i] = row
                 found[i] = True
         for window in windows:
-            self._ahead.pop(int(window), None)
+            self._ahead.pop(window, None)
 
-    def _compute_with_those_to_come(self, windows: np.ndarray, inputs: np.ndarray) -> None:
+    def _compute_with_those_to_come(self, cache: ActivationCache, windows: np.ndarray, inputs: np.ndarray) -> None:
         """Runs the program on windows that are wanted now, and on others that will be, up to a whole batch."""
-        assert self._cache is not None
-        wanted = dict(zip(map(int, windows), inputs, strict=True))
+        wanted = dict(zip(windows, inputs, strict=True))
         for place in range(LOOKAHEAD):
             if place == len(self._queue):
                 self._queue.append(self._read())
             later = self._queue[place]
             size = len(later.windows)
-            for i in np.flatnonzero(~self._cache.has(later.windows)):
-                if len(wanted) < size and int(later.windows[i]) not in self._ahead:
-                    wanted.setdefault(int(later.windows[i]), later.batch["inputs"][i])
+            for i in np.flatnonzero(~cache.has(later.windows)):
+                if len(wanted) < size and later.windows[i] not in self._ahead:
+                    wanted.setdefault(later.windows[i], later.batch["inputs"][i])
             if len(wanted) == size:
                 break
         whole = np.resize(np.array(list(wanted)), size)  # filled up with those that are there
-        tokens = np.stack([wanted[number] for number in whole.tolist()])
+        tokens = np.stack([wanted[window] for window in whole])
         computed = jax.device_get(self._run(tokens))
-        self._cache.put(whole, tokens, computed)
-        for row, number in enumerate(wanted):
-            self._ahead[number] = [np.array(leaf[row]) for leaf in jax.tree.leaves(computed)]
+        cache.put(whole, tokens, computed)
+        for row, window in enumerate(wanted):
+            self._ahead[window] = [np.array(leaf[row]) for leaf in jax.tree.leaves(computed)]
 
     def _keep(self) -> None:
         # One step late, like the metrics: fetching waits for the prefix, and the step is under way behind it.
         if self._pending is not None and self._cache is not None:
-            windows, inputs, computed = self._pending
-            self._cache.put(windows, inputs, jax.device_get(computed))
+            self._cache.put(*jax.device_get(self._pending))
         self._pending = None
 
     def _check(self, kept: PyTree, inputs: np.ndarray) -> bool:
@@ -180,42 +176,38 @@ def phase_batches(
       UserError: the folder of the cache cannot be made, or the memory is too small.
     """
     if programs.prefix is None:
-        remove_folder(directory / FOLDER)  # left by a run that was killed at the end of an earlier phase
+        shutil.rmtree(directory / FOLDER, ignore_errors=True)  # left by a run killed at the end of an earlier phase
         yield source
         return
     cache = _make_cache(config, programs, frozen, source, directory / FOLDER)
-    found = PrefixBatches(source, programs.prefix, frozen, cache)
+    found, whole = PrefixBatches(source, programs.prefix, frozen, cache), False
     try:
         yield found
-    except BaseException:
-        found.close(remove=False)
-        raise
-    found.close(remove=True)
+        whole = True
+    finally:
+        found.close(remove=whole)
 
 
 def _make_cache(
     config: TrainConfig, programs: PhasePrograms, frozen: PyTree, source: BatchSource, folder: Path
 ) -> ActivationCache | None:
     assert programs.prefix is not None
-    if config.prefix_cache == "recompute":
+    kind, gib = config.prefix_cache, config.prefix_cache_gib
+    if kind == "recompute":
         return None
     windows = getattr(source, "count", None)
     if windows is None:
+        raise UserError(f"train.prefix_cache={kind!r} needs batches of numbered windows: use 'recompute'")
+    batch = programs.prefix.compiled.out_info
+    row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
+    where = folder if kind == "disk" else None
+    try:
+        return ActivationCache(row, windows, gib * 2**30, where, lambda: _origin(programs.prefix_text, frozen))
+    except MemoryError:
         raise UserError(
-            f"train.prefix_cache={config.prefix_cache!r} needs batches of numbered windows: use 'recompute'"
-        )
-    whole = programs.prefix.compiled.out_info
-    row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), whole)
-    limit = config.prefix_cache_gib * 2**30
-    if config.prefix_cache == "memory":
-        try:
-            return ActivationCache(row, windows, limit)
-        except MemoryError:
-            raise UserError(
-                f"train.prefix_cache_gib={config.prefix_cache_gib}: this machine's memory is smaller; lower it, or use "
-                "train.prefix_cache='disk'"
-            ) from None
-    return ActivationCache(row, windows, limit, folder, lambda: _origin(programs.prefix_text, frozen))
+            f"train.prefix_cache_gib={gib}: this machine's memory is smaller; lower it, or use "
+            "train.prefix_cache='disk'"
+        ) from None
 
 
 def _origin(program: str, frozen: PyTree) -> str:

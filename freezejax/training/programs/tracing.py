@@ -1,10 +1,9 @@
 """Each program is traced once: traces are counted, and a call that would need another one is refused by name."""
 
 import contextlib
-import dataclasses
 import functools
 import inspect
-import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -85,14 +84,15 @@ y: float32[2] -> weak float32[] (a Python float)
         self, fn: Callable[..., Any], name: str, static_argnums: tuple[int, ...] = (), out_shardings: Any = None
     ) -> None:
         """Takes the function, its name in counts and errors, which arguments are static, and where results go."""
-        self.name, self._names, self._static = name, _parameter_names(fn), static_argnums
+        self.name, self._names, self._static = name, list(inspect.signature(fn).parameters), static_argnums
         self._jitted = jax.jit(traced(fn, name), static_argnums=static_argnums, out_shardings=out_shardings)
         self._known: tuple[Any, ...] | None = None
         self._description: dict[str, str] = {}
 
     def __call__(self, *args: Any) -> Any:
         """The result. Raises RetraceError where the arguments are not like those of the first call."""
-        shown = tuple(_Static(repr(arg)) if i in self._static else arg for i, arg in enumerate(args))
+        # A string, which JAX takes for no argument, stands for a static one.
+        shown = tuple(f"static {arg!r}" if i in self._static else arg for i, arg in enumerate(args))
         leaves, structure = jax.tree.flatten(shown)
         found = (structure, *map(_kind, leaves))
         if self._known is None:
@@ -118,8 +118,7 @@ batch/inputs: int32[8,256] -> int32[7,256]
 
     def __init__(self, compiled: Any, fn: Callable[..., Any], arguments: tuple[Any, ...], name: str) -> None:
         """Takes the executable, the function it was made of, the abstract arguments and a name for errors."""
-        self.compiled, self.name = compiled, name
-        self._names = _parameter_names(fn)
+        self.compiled, self.name, self._names = compiled, name, list(inspect.signature(fn).parameters)
         self._description = describe_arguments(arguments, self._names)
 
     def __call__(self, *args: Any) -> Any:
@@ -127,10 +126,9 @@ batch/inputs: int32[8,256] -> int32[7,256]
         try:
             return self.compiled(*args)
         except (TypeError, ValueError) as error:
-            found = changes(self._description, describe_arguments(args, self._names))
-            if not found:
-                raise
-            raise RetraceError(self.name, found) from error
+            if lines := changes(self._description, describe_arguments(args, self._names)):
+                raise RetraceError(self.name, lines) from error
+            raise
 
 
 def describe_arguments(args: tuple[Any, ...], names: list[str]) -> dict[str, str]:
@@ -155,53 +153,38 @@ def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
     >>> changes({"x": "int32[8]"}, {"x": "int32[7]", "y": "int32[]"})
     ['x: int32[8] -> int32[7]', 'y: absent -> int32[]']
     """
-    lines: list[str] = []
-    moved: list[str] = []
+    lines, trees, moved = list[str](), list[str](), list[str]()
     for path in dict.fromkeys([*before, *now]):
         old, new = before.get(path, "absent"), now.get(path, "absent")
+        (old_kind, _, where), (new_kind, _, there) = old.partition(" on "), new.partition(" on ")
         if path.endswith(_TREE):
-            lines += [_line(path, old, new)] if old != new and not lines else []
-            continue
-        (old, _, where), (new, _, there) = old.partition(" on "), new.partition(" on ")
-        if old != new:
-            lines.append(_line(path, old, new))
+            trees += [_line(path, old, new)] if old != new else []
+        elif old_kind != new_kind:
+            lines.append(_line(path, old_kind, new_kind))
         elif where and there and where != there:  # an abstract argument, or one on the host, need not have one
-            moved.append(_line(path, f"{old} on {where}", f"{new} on {there}"))
-    return lines or moved
+            moved.append(_line(path, old, new))
+    return lines or trees[:1] or moved
 
 
 def _line(path: str, old: str, new: str) -> str:
-    old, new = (old, new) if len(old) + len(new) < 200 else _around_first_difference(old, new)
+    if len(old) + len(new) >= 200:  # what stands around the first difference
+        at = len(os.path.commonprefix([old, new]))
+        old, new = (f"...{text[max(0, at - 40) : at + 60]}..." for text in (old, new))
     return f"{path}: {old} -> {new}"
-
-
-def _around_first_difference(old: str, new: str) -> tuple[str, str]:
-    at = next((i for i, (a, b) in enumerate(itertools.zip_longest(old, new)) if a != b), 0)
-    start = max(0, at - 40)
-    return f"...{old[start : at + 60]}...", f"...{new[start : at + 60]}..."
-
-
-def _parameter_names(fn: Callable[..., Any]) -> list[str]:
-    return list(inspect.signature(fn).parameters)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """Stands for a static argument; a leaf to JAX, unlike what it may hold."""
-
-    value: str
 
 
 def _kind(leaf: Any) -> Any:
     """What decides about a trace, cheaply, as something to compare."""
     if isinstance(leaf, jax.Array):
         return leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding
-    return (leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf if isinstance(leaf, _Static) else type(leaf)
+    if hasattr(leaf, "shape"):
+        return leaf.shape, leaf.dtype
+    return leaf if isinstance(leaf, str) else type(leaf)
 
 
 def _text(leaf: Any) -> str:
-    if isinstance(leaf, _Static):
-        return f"static {leaf.value}"
+    if isinstance(leaf, str):
+        return leaf
     if not hasattr(leaf, "shape"):
         kind = {bool: "bool", int: "weak int32", float: "weak float32", complex: "weak complex64"}
         return f"{kind.get(type(leaf), '')}[] (a Python {type(leaf).__name__})"
