@@ -112,7 +112,7 @@ def _finish(folder: Path) -> None:
 
 
 def _load(folder: Path, abstract: PyTree, wrong: str, not_as_saved: str) -> tuple[PyTree, dict[str, Any]]:
-    """`(tree, custom metadata)`. Tells damage, and another model, in the words of `wrong`; other trouble as what it is."""
+    """`(tree, metadata)`. Tells damage, and another model, in the words of `wrong`; any other trouble as what it is."""
     try:
         checksums.verify(folder, not_as_saved, everything=True)
         saved = ocp.metadata(folder)

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as a wish to stop at the next step, and the ways a run ends early."""
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -36,16 +37,11 @@ class NonFinite(Exception):
         super().__init__(f"step {step}: {what} is {value}; {kept}. Lower the learning rate or raise the warmup")
 
 
+@dataclasses.dataclass
 class StopSignal:
-    """Whether a stop was asked for; `received` is the signal's number or None.
+    """Whether a stop was asked for; `received` is the signal's number or None."""
 
-    >>> StopSignal().received is None
-    True
-    """
-
-    def __init__(self) -> None:
-        """Nothing was asked yet."""
-        self.received: int | None = None
+    received: int | None = None
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Everything about a run that follows from shapes alone: phases, state, layout, and the program of each phase."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ from freezejax.training.optimizers import lr_schedule_of_run, make_optimizer
 from freezejax.training.prefix_cache.prefix import PrefixOutput, check_prefix, frozen_prefix, make_prefix
 from freezejax.training.programs.compiler import PhasePrograms, PhaseTransition
 from freezejax.training.programs.tracing import Program, traced
-from freezejax.training.state import RunState, abstract_state, initial_state, next_phase
+from freezejax.training.state import RunState, initial_state, next_phase
 from freezejax.training.step import make_step
 from freezejax.weights import as_matrices, draw_maps
 
@@ -63,7 +64,7 @@ class RunPlan:
         params: PyTree | None = None,
     ) -> None:
         """Checks that all fits; costs two traces of `model.init` and no device memory."""
-        self.model, self.config, self.mesh = model, config, mesh
+        self.model, self.config = model, config
         self.objective = objective or LanguageModelling(model, config.compute_dtype, remat=config.remat)
         self.batch = token_batch(config) if batch is None else batch
         self.abstract_params = _abstract_params(model, params)
@@ -87,8 +88,14 @@ class RunPlan:
 
     def abstract_state(self, index: int) -> RunState:
         """Shapes, and on a mesh shardings, of the whole state during a phase."""
-        tx = self.optimizer(self.phases[0])
-        state = abstract_state(self.abstract_params, self.phases[: index + 1], tx, self.config)
+
+        def follow(params: PyTree) -> RunState:
+            state = self._first_state(params)
+            for old, new in itertools.pairwise(self.phases[: index + 1]):
+                state = next_phase(state, old, new, self.optimizer(new), self.config)
+            return state
+
+        state = jax.eval_shape(follow, self.abstract_params)
         return state if self.layout is None else self.layout.abstract(state)
 
     def step(self, index: int) -> Callable[..., Any]:
@@ -107,7 +114,7 @@ class RunPlan:
     def arguments(self, index: int) -> tuple[Any, ...]:
         """Abstract arguments of that step: `(StepState, frozen half, root key, step index, batch)`."""
         state, frozen = self.abstract_state(index).split(self.phases[index].mask)
-        key, scalar = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
+        key, scalar = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
         batch = dict(self.batch)
         if self.config.draw_maps == "once":
             frozen = jax.eval_shape(draw_maps, frozen)
@@ -124,10 +131,7 @@ class RunPlan:
 
     def place(self, rows: Batch) -> Batch:
         """The global batch, from the rows that this process has read."""
-        if self.layout is None:
-            return rows
-        placed: Batch = processes.from_rows(rows, self.layout.batch, self.config.batch_size)
-        return placed
+        return rows if self.layout is None else processes.from_rows(rows, self.layout.batch, self.config.batch_size)
 
     def blocks_apart(self, index: int) -> int:
         """Blocks of a phase's frozen prefix that run apart from its step; 0 = all is in the step."""
@@ -140,31 +144,27 @@ class RunPlan:
     def transition(self, index: int) -> PhaseTransition:
         """Compiled `state -> state` from the last step of the phase before to the first of this one."""
         old, new = self.phases[index - 1 : index + 1]
-        shardings = None if self.layout is None else self.layout.shardings
-
-        def enter(state: RunState) -> RunState:
-            return next_phase(state, old, new, self.optimizer(new), self.config)
-
-        return PhaseTransition(enter, self.abstract_state(index - 1), shardings)
+        return PhaseTransition(
+            lambda state: next_phase(state, old, new, self.optimizer(new), self.config),
+            self.abstract_state(index - 1),
+            None if self.layout is None else self.layout.shardings,
+        )
 
     def lower(self, index: int) -> jax.stages.Lowered:
         """The program of a phase, ready to be compiled; it donates the state that it changes."""
-        arguments = self.arguments(index)
-        shardings = None
+        arguments, shardings = self.arguments(index), None
         if self.layout is not None:
-            state = jax.tree.map(lambda leaf: leaf.sharding, arguments[0])
-            shardings = (state, self.layout.replicated)
+            shardings = (jax.tree.map(lambda leaf: leaf.sharding, arguments[0]), self.layout.replicated)
         step = traced(self.step(index), f"step of phase {index}")
         return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(*arguments)
 
     def compile(self, index: int) -> PhasePrograms:
         """The programs of a phase."""
-        arguments = self.arguments(index)
-        compiled = self.lower(index).compile()
+        arguments, compiled = self.arguments(index), self.lower(index).compile()
         if index > 0 and self.layout is None and jax.default_backend() == "cpu":
             # XLA's CPU backend sets its matmuls up when a program first runs, which takes up to two steps: now, on
             # this thread, not at the boundary. (On an accelerator a second state might not fit.)
-            compiled(*jax.tree.map(_zeros, arguments))
+            compiled(*jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), arguments))
         step = Program(compiled, self.step(index), arguments, f"step of phase {index}")
         if not self.blocks_apart(index):
             return PhasePrograms(step, None, "")
@@ -179,10 +179,10 @@ class RunPlan:
 
     def key(self) -> jax.Array:
         """Root key of the run, on every device."""
-        make = lambda: jax.random.key(self.config.seed)  # noqa: E731
         if self.layout is None:
-            return make()
-        key: jax.Array = jax.jit(make, out_shardings=self.layout.replicated)()
+            return jax.random.key(self.config.seed)
+        make = jax.jit(jax.random.key, static_argnums=0, out_shardings=self.layout.replicated)
+        key: jax.Array = make(self.config.seed)
         return key
 
     def begin(self, params: PyTree | None = None) -> RunState:
@@ -190,14 +190,9 @@ class RunPlan:
 
         On a mesh every device makes its own shard of the weights and of the optimizer state, and of nothing else.
         """
-        first = self.phases[0]
-
-        def state_of(params: PyTree) -> RunState:
-            return initial_state(params, first, self.optimizer(first), self.config)
-
         keys = jax.random.key(self.config.seed), jax.random.key(self.config.base_seed)
         if self.layout is None:  # given weights are copied: the step donates what it trains
-            return state_of(self.model.init(*keys) if params is None else jax.tree.map(jnp.array, params))
+            return self._first_state(self.model.init(*keys) if params is None else jax.tree.map(jnp.array, params))
         shardings = self.layout.shardings(self.abstract_params)
         if params is None:
             # Bits as arguments: constants would be folded, and an array of one device is none of several processes.
@@ -206,11 +201,16 @@ class RunPlan:
             placed = jax.jit(init, out_shardings=shardings)(bits)
         else:
             placed = processes.place(params, shardings)
-        # Without the weights, which the program would copy.
-        rest = jax.eval_shape(state_of, placed)._replace(params=())
-        make = jax.jit(lambda params: state_of(params)._replace(params=()), out_shardings=self.layout.shardings(rest))
+
+        def rest(params: PyTree) -> RunState:  # without the weights, which the program would copy
+            return self._first_state(params)._replace(params=())
+
+        make = jax.jit(rest, out_shardings=self.layout.shardings(jax.eval_shape(rest, placed)))
         state: RunState = make(placed)._replace(params=placed)
         return state
+
+    def _first_state(self, params: PyTree) -> RunState:
+        return initial_state(params, self.phases[0], self.optimizer(self.phases[0]), self.config)
 
     def held(self, frozen: PyTree) -> PyTree:
         """The frozen half as the step takes it: with `train.draw_maps=once` its maps are drawn now."""
@@ -225,12 +225,6 @@ class RunPlan:
 
         drawn: PyTree = jax.jit(draw, out_shardings=layout.shardings(shapes))(frozen)
         return drawn
-
-
-def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.key(0)
-    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def mesh_of(config: TrainConfig) -> Mesh | None:

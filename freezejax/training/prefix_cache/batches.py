@@ -34,16 +34,10 @@ class _Read(NamedTuple):
 class PrefixBatches:
     """Batches with the entry `prefix`: what the prefix program makes of them, computed or from a cache.
 
-    The program has as many rows as a batch. Where the cache holds some windows of a batch and lacks others, the rows
-    that are free are filled with windows that the batches to come lack, so a cache of nine windows in ten saves about
-    nine runs in ten. The first batch that was put together so is computed as well: should a window have other bits in
-    other company, the cache is given up, and every batch is computed as without one.
-
-    Args:
-      source: of the run; it numbers its windows.
-      program: `prefix(frozen, inputs)`, compiled.
-      frozen: frozen half of the parameters.
-      cache: of windows, or None: every batch is computed.
+    The program, a compiled `prefix(frozen, inputs)`, has as many rows as a batch. Where the cache holds some windows of
+    a batch and lacks others, the rows that are free are filled with windows that the batches to come lack, so a cache
+    of nine windows in ten saves about nine runs in ten. The first batch that was put together so is computed as well:
+    should a window have other bits in other company, the cache is given up, and every batch is computed as without one.
 
     >>> from freezejax.training.batches import TokenBatches
     >>> source = TokenBatches(np.arange(9, dtype=np.uint16), TrainConfig(steps=1, batch_size=2, seq_len=2))
@@ -163,14 +157,9 @@ class PrefixBatches:
 def phase_batches(
     source: BatchSource, programs: PhasePrograms, frozen: PyTree, config: TrainConfig, directory: Path
 ) -> Iterator[BatchSource | PrefixBatches]:
-    """Batches as the step of a phase takes them. The cache goes with the phase; a broken-off one is left on disk.
+    """Batches as the step of a phase takes them, with its `frozen` half of the parameters.
 
-    Args:
-      source: of the run.
-      programs: of the phase.
-      frozen: frozen half of the parameters, as the step takes it.
-      config: of the run.
-      directory: of the run; "disk" keeps its file there.
+    The cache, on "disk" in the `directory` of the run, goes with the phase; a broken-off one is left there.
 
     Raises:
       UserError: the folder of the cache cannot be made, or the memory is too small.
@@ -212,7 +201,7 @@ def _make_cache(
 
 def _origin(program: str, frozen: PyTree) -> str:
     """Digest of all that activations follow from besides the tokens: the bits depend on the machine, too."""
-    packages = [f"{name} {version}" for name, version in versions("freezejax", "jax", "jaxlib").items()]
+    packages = versions("freezejax", "jax", "jaxlib")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = [jax.devices()[0].device_kind, cores, os.environ.get("XLA_FLAGS", "")]
-    return hashlib.sha256("\n".join(map(str, [program, fingerprint(frozen), *packages, *machine])).encode()).hexdigest()
+    machine = jax.devices()[0].device_kind, cores, os.environ.get("XLA_FLAGS", "")
+    return hashlib.sha256(repr((program, fingerprint(frozen), packages, machine)).encode()).hexdigest()

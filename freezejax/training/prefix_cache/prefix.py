@@ -24,11 +24,7 @@ from freezejax.weights import draw_maps
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PrefixOutput:
-    """What the first `blocks` blocks made of a batch; the rest of the model runs on it.
-
-    >>> jax.tree.leaves(PrefixOutput(2, {"x": 1.0}))
-    [1.0]
-    """
+    """What the first `blocks` blocks made of a batch; the rest of the model runs on it."""
 
     blocks: int = dataclasses.field(metadata={"static": True})
     hidden: PyTree  # see `Model.prefix`
@@ -48,22 +44,15 @@ def frozen_prefix(model: Model, config: TrainConfig, mask: PyTree) -> int:
 
 
 def check_prefix(config: TrainConfig, mesh: Mesh | None, batch: dict[str, Any]) -> None:
-    """Refuses a prefix apart from the step on a mesh, and for batches that have no tokens to run it on.
-
-    Raises:
-      UserError: naming the field.
-
-    >>> check_prefix(TrainConfig(steps=1, batch_size=1, seq_len=8), None, {})
-    """
+    """Refuses a prefix apart from the step on a mesh, and for batches that have no tokens to run it on."""
     if config.prefix_cache == "off":
         return
+    field = f"train.prefix_cache={config.prefix_cache!r}"
     if mesh is not None:
-        raise UserError(
-            f"train.prefix_cache={config.prefix_cache!r} is for one device, and this run has {mesh.size}: use 'off', "
-            "or let one device be visible"
-        )
+        devices = f"is for one device, and this run has {mesh.size}"
+        raise UserError(f"{field} {devices}: use 'off', or let one device be visible")
     if "inputs" not in batch:
-        raise UserError(f"train.prefix_cache={config.prefix_cache!r} needs batches with an entry 'inputs': use 'off'")
+        raise UserError(f"{field} needs batches with an entry 'inputs': use 'off'")
 
 
 def make_prefix(

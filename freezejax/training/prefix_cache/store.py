@@ -25,17 +25,16 @@ _ABSENT, _FOUND, _GOOD = range(3)  # what is known of a slot; found = left by an
 class ActivationCache:
     """What a fixed function made of each window, for as many windows as fit; the others are never there.
 
-    Kept are windows 0, 1, 2, ... up to the bound. Reading or writing never raises: a full disk, or a slot that
-    was half-written when a process died, is as if nothing had been kept.
+    Kept are windows 0, 1, 2, ... up to the bound of bytes. Reading or writing never raises: a full disk, or a slot
+    that was half-written when a process died, is as if nothing had been kept.
 
     Args:
       row: shapes and dtypes of what is kept of one window, a tree of `jax.ShapeDtypeStruct`.
-      windows: windows in the corpus.
+      windows: how many the corpus has.
       limit_bytes: bound of all that is kept.
       folder: where the file goes; None keeps everything in memory.
-      fingerprint: says what the activations follow from besides a window's tokens (weights, shapes, versions).
-        A folder with another one is emptied. It may take long: it is called on a thread, unless the folder holds
-        something to compare it with.
+      fingerprint: what the activations follow from besides a window's tokens. A folder with another one is emptied.
+        It may take long: it is called on a thread, unless the folder holds something to compare it with.
 
     Raises:
       UserError: the folder cannot be made.
@@ -155,12 +154,12 @@ class _File:
     def read(self, slot: int, row: Rows) -> bool:
         """Whether the slot could be read whole."""
         with contextlib.suppress(OSError):
-            read = os.preadv(self._file, [_bytes(part) for part in row], slot * self._slot_bytes)
+            read = os.preadv(self._file, [*map(_bytes, row)], slot * self._slot_bytes)
             return read >= self._slot_bytes - _SEAL_BYTES
         return False
 
     def write(self, slot: int, tokens: np.ndarray, row: Rows) -> bool:
-        parts = [*(_bytes(part) for part in row), _seal(tokens, row)]
+        parts: list[Any] = [*map(_bytes, row), _seal(tokens, row)]
         with contextlib.suppress(OSError):
             return os.pwritev(self._file, parts, slot * self._slot_bytes) == self._slot_bytes
         return False

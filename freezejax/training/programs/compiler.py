@@ -23,11 +23,8 @@ class PhasePrograms(NamedTuple):
 class BackgroundCompiler(contextlib.AbstractContextManager["BackgroundCompiler"]):
     """Compiles the program of each phase at most once, on one background thread, in the order of `prepare`.
 
-    Use it as a context manager: leaving it drops what was not yet begun.
-
-    Args:
-      compile_phase: phase index -> executable.
-      masks: one mask per phase; phases with equal masks share one executable.
+    `compile_phase` makes the executable of a phase from its index. `masks` has one mask per phase: those with equal
+    masks share one executable. Use it as a context manager: leaving it drops what was not yet begun.
 
     >>> with BackgroundCompiler(lambda index: f"program {index}", [{"w": True}, {"w": False}, {"w": True}]) as c:
     ...     c.prepare(1)
@@ -39,7 +36,7 @@ class BackgroundCompiler(contextlib.AbstractContextManager["BackgroundCompiler"]
         """Starts no work yet."""
         self._masks = masks
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
-        self._begun = functools.cache(functools.partial(self._pool.submit, compile_phase))
+        self._begun = functools.cache(lambda index: self._pool.submit(compile_phase, index))
 
     def prepare(self, index: int) -> None:
         """Begins to compile phase `index`, if there is such a phase and it was not begun."""
@@ -59,19 +56,13 @@ class PhaseTransition:
     """A function of a state, worked out from shapes: what it passes on is passed by reference, the rest is one program.
 
     A boundary passes on nearly everything: parameters, and the moments of what goes on training. Fresh moments of
-    what thaws are all that there is to compute, so nothing of a whole model is copied or allocated twice.
-
-    Args:
-      enter: pure `state -> state`.
-      abstract: shapes of the argument, with shardings where it lies on a mesh.
-      shardings: of a tree of shapes like the result; None = the default device.
+    what thaws are all that there is to compute, so nothing of a whole model is copied or allocated twice. `shardings`
+    tells those of a tree of shapes like the result; without it all is on the default device.
 
     >>> import jax.numpy as jnp
     >>> state = {"w": jnp.ones(3), "old moment": jnp.ones(3)}
-    >>> enter = lambda s: {"w": s["w"], "moment": jnp.zeros_like(s["w"])}
-    >>> transition = PhaseTransition(enter, jax.eval_shape(lambda: state))
-    >>> found = transition(state)
-    >>> found["w"] is state["w"], transition.computed
+    >>> transition = PhaseTransition(lambda s: {"w": s["w"], "moment": jnp.zeros(3)}, jax.eval_shape(lambda: state))
+    >>> transition(state)["w"] is state["w"], transition.computed
     (True, 1)
     """
 

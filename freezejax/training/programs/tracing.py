@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import inspect
-import os
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,11 +18,7 @@ _counters: list[Counter[str]] = []
 
 
 class RetraceError(UserError):
-    """A program was called with other arguments than those it was traced or compiled for.
-
-    >>> str(RetraceError("step", ["batch/inputs: int32[8,256] -> int32[7,256]"]))
-    'step: called with other arguments than it was traced for: batch/inputs: int32[8,256] -> int32[7,256]'
-    """
+    """A program was called with other arguments than those it was traced or compiled for; see `Program`."""
 
     def __init__(self, name: str, changes: list[str]) -> None:
         """Takes the program's name and what changed, one line per argument."""
@@ -49,11 +45,7 @@ def count_traces() -> Iterator[Counter[str]]:
 
 
 def traced[**P, R](fn: Callable[P, R], name: str) -> Callable[P, R]:
-    """`fn` that notes each time it runs, which under `jax.jit` is each time it is traced.
-
-    >>> traced(lambda x: x + 1, "successor")(1)
-    2
-    """
+    """`fn` that notes each time it runs, which under `jax.jit` is each time it is traced: see `count_traces`."""
 
     @functools.wraps(fn)
     def noted(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -106,9 +98,8 @@ class Program:
     """An executable compiled ahead of time, whose refusal of other arguments names them.
 
     >>> import jax.numpy as jnp
-    >>> x = jax.ShapeDtypeStruct((8, 256), jnp.int32)
-    >>> double = lambda batch: 2 * batch["inputs"]
-    >>> program = Program(jax.jit(double).lower({"inputs": x}).compile(), double, ({"inputs": x},), "double")
+    >>> batch, double = {"inputs": jax.ShapeDtypeStruct((8, 256), jnp.int32)}, lambda batch: 2 * batch["inputs"]
+    >>> program = Program(jax.jit(double).lower(batch).compile(), double, (batch,), "double")
     >>> program({"inputs": jnp.ones((7, 256), jnp.int32)})
     Traceback (most recent call last):
     ...
@@ -134,15 +125,13 @@ batch/inputs: int32[8,256] -> int32[7,256]
 def describe_arguments(args: tuple[Any, ...], names: list[str]) -> dict[str, str]:
     """What decides about a trace, by argument path; static fields of a tree stand under the argument's name.
 
-    >>> import numpy as np
-    >>> found = describe_arguments(({"inputs": np.zeros((8, 256), np.int32)}, 3), ["batch", "index"])
-    >>> {path: text for path, text in found.items() if not path.endswith(" (tree)")}
-    {'batch/inputs': 'int32[8,256]', 'index': 'weak int32[] (a Python int)'}
+    >>> describe_arguments(({"rate": 0.5}, 3), ["batch", "index"])["batch/rate"]
+    'weak float32[] (a Python float)'
     """
     found, trees = {}, {}
     for name, arg in zip(names, args, strict=False):
         for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
-            found["/".join(part for part in (name, path_string(path)) if part)] = _text(leaf)
+            found[path_string((jax.tree_util.DictKey(name), *path))] = _text(leaf)
         trees[name + _TREE] = str(jax.tree.structure(arg))
     return found | trees
 
@@ -168,7 +157,7 @@ def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def _line(path: str, old: str, new: str) -> str:
     if len(old) + len(new) >= 200:  # what stands around the first difference
-        at = len(os.path.commonprefix([old, new]))
+        at = next(i for i, (a, b) in enumerate(itertools.zip_longest(old, new)) if a != b)
         old, new = (f"...{text[max(0, at - 40) : at + 60]}..." for text in (old, new))
     return f"{path}: {old} -> {new}"
 
