@@ -24,11 +24,7 @@ IN_FLIGHT = 8  # batches handed to the device before the score of the first is w
 
 
 class Evaluation(NamedTuple):
-    """Figures over every scored target.
-
-    >>> Evaluation(1.0, 2.0, 10, 12).tokens
-    10
-    """
+    """Figures over every scored target."""
 
     val_ce: float  # mean cross entropy, nats per token
     val_bpb: float  # bits per byte of text
@@ -47,10 +43,10 @@ def make_evaluator(
     compute_dtype: DTypeLike = jnp.float32,
     layout: Layout | None = None,
 ) -> Callable[[PyTree], Evaluation]:
-    """Evaluation of parameters over non-overlapping windows, every target once.
+    """Evaluation of parameters over non-overlapping windows, every target once. Sums are float64.
 
-    Windows and byte counts are those of the Parameter Golf challenge (docs/data.md). Sums are float64. Batches are read
-    from the tokens anew in every evaluation and not kept; targets and bytes are counted in the first one.
+    Windows and byte counts are those of the Parameter Golf challenge (docs/data.md). Batches are read from the tokens
+    anew in every evaluation and not kept; targets and bytes are counted in the first one.
 
     Args:
       apply: `apply(params, tokens_BxT, targets_BxT=..., compute_dtype=...)` -> negative log likelihoods in nats,
@@ -69,9 +65,8 @@ def make_evaluator(
     >>> table = ByteTable(np.ones(2, np.int64), np.zeros(2, bool), np.zeros(2, bool))
     >>> uniform = lambda params, x, targets_BxT, compute_dtype: jnp.full(x.shape, jnp.log(2.0))
     >>> evaluate = make_evaluator(uniform, np.zeros(9, np.uint16), table, batch_size=2, seq_len=4)
-    >>> found = evaluate({})
-    >>> round(found.val_bpb, 6), found.tokens, found.bytes
-    (1.0, 8, 8)
+    >>> evaluate({})._replace(val_ce=0.0)
+    Evaluation(val_ce=0.0, val_bpb=1.0, tokens=8, bytes=8)
     """
     batches = functools.partial(eval_batches, tokens, batch_size=batch_size, seq_len=seq_len, every=every)
     batches()  # a bad size is told now
@@ -93,8 +88,8 @@ def evaluate_sliding(
 ) -> Evaluation:
     """Like `make_evaluator`, but each target is scored with at least `seq_len - stride` tokens before it.
 
-    Windows of `seq_len` end every `stride` tokens; each scores only what the one before did not. The
-    first scores all of its targets. Same targets as the plain evaluation, each once.
+    Windows of `seq_len` end every `stride` tokens; each scores only what the one before did not, the first all of its
+    targets: those of the plain evaluation, each once.
 
     Raises:
       UserError: `stride` outside 1..seq_len, or fewer tokens than one window.
@@ -116,12 +111,11 @@ def evaluate_sliding(
 
 def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: int, stride: int) -> Iterator[Batch]:
     ends = [*range(seq_len, scored, stride), scored]
-    news = np.diff([0, *ends])
+    missing = -len(ends) % batch_size  # rows of the last batch, in which nothing is scored
+    ends_NxB = np.array([*ends, *[seq_len] * missing]).reshape(-1, batch_size)
+    news_NxB = np.array([*np.diff([0, *ends]), *[0] * missing]).reshape(-1, batch_size)
     position = np.arange(seq_len)
-    for at in range(0, len(ends), batch_size):
-        end, new = np.array(ends[at : at + batch_size]), news[at : at + batch_size]
-        missing = batch_size - len(end)
-        end, new = np.pad(end, (0, missing), constant_values=seq_len), np.pad(new, (0, missing))
+    for end, new in zip(ends_NxB, news_NxB, strict=True):
         index_BxT = (end - seq_len)[:, None] + position
         yield {
             "inputs": tokens[index_BxT].astype(np.int32),
@@ -139,10 +133,10 @@ def _scorer(
         nll_BxT = apply(params, batch["inputs"], targets_BxT=batch["targets"], compute_dtype=compute_dtype)
         return jnp.sum(nll_BxT * batch["weights"], axis=1)
 
+    score = OneTrace(score_B, "evaluation", out_shardings=None if layout is None else layout.replicated)
     if layout is None:
-        return OneTrace(score_B, "evaluation")
-    over_mesh, rows = OneTrace(score_B, "evaluation", out_shardings=layout.replicated), layout.batch
-    return lambda params, batch: over_mesh(params, processes.place(batch, dict.fromkeys(batch, rows)))
+        return score
+    return lambda params, batch: score(params, processes.place(batch, dict.fromkeys(batch, layout.batch)))
 
 
 def _sum_scores(score: Callable[[PyTree, Batch], jax.Array], params: PyTree, batches: Iterable[Batch]) -> float:

@@ -11,14 +11,13 @@ SAME = 0.5  # seconds: `uv run` and `timeout` pass on a signal that the whole gr
 
 
 class Stopped(Exception):
-    """The run was asked to stop, saved a checkpoint and did.
+    """The run was asked to stop, saved a checkpoint and did: after a step, or (None) between two runs.
 
     >>> Stopped(12, signal.SIGTERM).exit_code
     143
     """
 
-    def __init__(self, step: int | None, signal_number: int) -> None:
-        """Remembers the step reached (None: between two runs) and the signal that asked."""
+    def __init__(self, step: int | None, signal_number: int) -> None:  # noqa: D107
         self.exit_code = 128 + signal_number
         where = "between two runs" if step is None else f"after step {step}"
         super().__init__(f"stopped by {signal.Signals(signal_number).name} {where}")
@@ -31,8 +30,7 @@ class NonFinite(Exception):
     'step 7: loss is nan; the checkpoint of step 5 is kept. Lower the learning rate or raise the warmup'
     """
 
-    def __init__(self, step: int, what: str, value: float, checkpoint: int | None) -> None:
-        """Names the step (the one that computed the value) and the last good checkpoint."""
+    def __init__(self, step: int, what: str, value: float, checkpoint: int | None) -> None:  # noqa: D107
         kept = "no checkpoint was saved yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is kept"
         super().__init__(f"step {step}: {what} is {value}; {kept}. Lower the learning rate or raise the warmup")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
@@ -29,12 +30,9 @@ def origin(plan: RunPlan) -> dict[str, Any]:
     (2, 1, 'float32[192]')
     """
     config = {name: value for name, value in dataclasses.asdict(plan.config).items() if name not in MAY_CHANGE}
-    optimizer = config.pop("optimizer")
     leaves = zip(leaf_paths(plan.abstract_params), jax.tree.leaves(plan.abstract_params), strict=True)
     found = {
-        **{f"train.{name}": value for name, value in config.items()},
-        **{f"train.optimizer.{name}": value for name, value in optimizer.items()},
-        **{f"model.{name}": value for name, value in dataclasses.asdict(plan.model.config).items()},
+        **flatten_dict({"train": config, "model": dataclasses.asdict(plan.model.config)}, sep="."),
         **{f"leaf {path}": f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves},
         "the schedule": [[phase.start, phase.stop, _digest(phase.mask)] for phase in plan.phases],
     }
@@ -54,21 +52,19 @@ def check(folder: Path, plan: RunPlan) -> None:
     Raises:
       UserError: naming a field that differs.
     """
-    if not (folder / NAME).exists():
+    file, now = folder / NAME, origin(plan)
+    if not file.exists():
         return
     try:
-        known = dict(json.loads((folder / NAME).read_text(encoding="utf-8")))
+        known = dict(json.loads(file.read_text(encoding="utf-8")))
     except ValueError:
-        raise UserError(f"{folder / NAME} cannot be read as JSON; train in another directory") from None
-    now = origin(plan)
+        raise UserError(f"{file} cannot be read as JSON; train in another directory") from None
     for name in [*now, *known]:
-        if now.get(name) != known.get(name):
-            there, here = known.get(name, "absent"), now.get(name, "absent")
+        there, here = known.get(name, "absent"), now.get(name, "absent")
+        if there != here:
             differs = "another" if name == "the schedule" else f"{there} there, {here} here"
-            raise UserError(
-                f"{folder.parent}: this directory belongs to another run: {name} is {differs}; train in a fresh "
-                "directory"
-            )
+            wrong = f"this directory belongs to another run: {name} is {differs}"
+            raise UserError(f"{folder.parent}: {wrong}; train in a fresh directory")
 
 
 def _digest(mask: Any) -> str:

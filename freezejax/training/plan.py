@@ -22,7 +22,7 @@ from freezejax.training.config import TrainConfig
 from freezejax.training.objectives.base import Batch, Objective
 from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.optimizers import lr_schedule_of_run, make_optimizer
-from freezejax.training.prefix_cache.prefix import PrefixOutput, check_prefix, frozen_prefix, make_prefix
+from freezejax.training.prefix_cache.prefix import PrefixOutput, check_prefix, make_prefix
 from freezejax.training.programs.compiler import PhasePrograms, PhaseTransition
 from freezejax.training.programs.tracing import Program, traced
 from freezejax.training.state import RunState, initial_state, next_phase
@@ -33,14 +33,8 @@ from freezejax.weights import as_matrices, draw_maps
 class RunPlan:
     """What a run will do, before anything is allocated or compiled.
 
-    Args:
-      model: what trains.
-      config: of the run.
-      schedule: what trains from which step on; fractions are of `config.steps`.
-      mesh: devices to lay it out over; those of a topology description will do. None = the default device.
-      objective: what is minimized; None = language modelling without an evaluation.
-      batch: shapes of the global batch; None = tokens, see `freezejax.training.batches.token_batch`.
-      params: weights to start from, or their shapes; None = `model.init`.
+    Arguments are those of `freezejax.training.loop.train`. The devices of a topology description will do for the mesh,
+    and shapes for the weights. Without an objective it is language modelling, without a `batch` one of tokens.
 
     Raises:
       UserError: schedule, model, weights, batch and mesh do not fit each other.
@@ -118,8 +112,8 @@ class RunPlan:
         batch = dict(self.batch)
         if self.config.draw_maps == "once":
             frozen = jax.eval_shape(draw_maps, frozen)
-        if self.blocks_apart(index):
-            batch["prefix"] = jax.eval_shape(self.prefix(index), frozen, batch["inputs"])
+        if prefix := self.prefix(index):
+            batch["prefix"] = jax.eval_shape(prefix, frozen, batch["inputs"])
         if self.layout is None:
             return state, frozen, key, scalar, batch
 
@@ -133,12 +127,8 @@ class RunPlan:
         """The global batch, from the rows that this process has read."""
         return rows if self.layout is None else processes.from_rows(rows, self.layout.batch, self.config.batch_size)
 
-    def blocks_apart(self, index: int) -> int:
-        """Blocks of a phase's frozen prefix that run apart from its step; 0 = all is in the step."""
-        return frozen_prefix(self.model, self.config, self.phases[index].mask)
-
-    def prefix(self, index: int) -> Callable[..., PrefixOutput]:
-        """That prefix: `(frozen half, inputs) -> batch["prefix"]` of the step."""
+    def prefix(self, index: int) -> Callable[..., PrefixOutput] | None:
+        """`(frozen half, inputs) -> batch["prefix"]` of the step; None where a phase has no prefix apart from it."""
         return make_prefix(self.model, self.config, self.abstract_params, self.phases[index].mask)
 
     def transition(self, index: int) -> PhaseTransition:
@@ -166,16 +156,17 @@ class RunPlan:
             # this thread, not at the boundary. (On an accelerator a second state might not fit.)
             compiled(*jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), arguments))
         step = Program(compiled, self.step(index), arguments, f"step of phase {index}")
-        if not self.blocks_apart(index):
+        if (prefix := self.prefix(index)) is None:
             return PhasePrograms(step, None, "")
         lowered, prefix_arguments = self.lower_prefix(index), (arguments[1], arguments[4]["inputs"])
-        prefix = Program(lowered.compile(), self.prefix(index), prefix_arguments, f"prefix of phase {index}")
-        return PhasePrograms(step, prefix, lowered.as_text())
+        program = Program(lowered.compile(), prefix, prefix_arguments, f"prefix of phase {index}")
+        return PhasePrograms(step, program, lowered.as_text())
 
     def lower_prefix(self, index: int) -> jax.stages.Lowered:
         """The program of a phase's prefix, ready to be compiled."""
-        _, frozen, _, _, batch = self.arguments(index)
-        return jax.jit(traced(self.prefix(index), f"prefix of phase {index}")).lower(frozen, batch["inputs"])
+        prefix, (_, frozen, _, _, batch) = self.prefix(index), self.arguments(index)
+        assert prefix is not None
+        return jax.jit(traced(prefix, f"prefix of phase {index}")).lower(frozen, batch["inputs"])
 
     def key(self) -> jax.Array:
         """Root key of the run, on every device."""

@@ -16,11 +16,7 @@ from freezejax.sharding import BATCH
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the one that writes files.
-
-    >>> is_main()
-    True
-    """
+    """Whether this is process 0, the one that writes files."""
     return jax.process_index() == 0
 
 
@@ -45,20 +41,12 @@ def on_main(action: Callable[[], object]) -> None:
 
 
 def broadcast_from_main(value: int) -> int:
-    """What process 0 says.
-
-    >>> broadcast_from_main(3)
-    3
-    """
+    """What process 0 says."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def largest(value: int) -> int:
-    """The largest of what the processes say.
-
-    >>> largest(3)
-    3
-    """
+    """The largest of what the processes say."""
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
@@ -134,13 +122,7 @@ def from_rows(batch: PyTree, sharding: NamedSharding, rows: int) -> PyTree:
 
 
 def check_batch(rows: int, mesh: Mesh | None, field: str) -> None:
-    """Refuses a batch that the mesh does not divide.
-
-    Raises:
-      UserError: naming `field`.
-
-    >>> check_batch(3, None, "train.batch_size")
-    """
+    """Refuses, naming `field`, a batch that the mesh does not divide."""
     ways = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH)
     if rows % ways:
         raise UserError(f"{field}={rows}: expected a multiple of {ways}, the parts that train.mesh splits its rows in")

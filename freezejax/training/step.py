@@ -18,11 +18,7 @@ OWN_METRICS = ("loss", "grad_norm", "learning_rate")
 
 
 class StepState(NamedTuple):
-    """What a step changes; frozen leaves are None throughout, so they are neither copied nor returned.
-
-    >>> StepState({"w": 1.0}, (), None).ema is None
-    True
-    """
+    """What a step changes; frozen leaves are None throughout, so they are neither copied nor returned."""
 
     trainable: PyTree  # trainable half of the parameters
     opt_state: Any  # state of freeze(tx, mask)
@@ -87,13 +83,14 @@ def make_step(
         loss_key = jax.random.fold_in(named_key(key, "dropout"), index)
         batch = objective.prepare(batch)
         (value, found), grads = _mean_over_parts(gradient, state.trainable, batch, loss_key, accumulation, layout)
-        if taken := [name for name in OWN_METRICS if name in found]:
-            raise UserError(f"{type(objective).__name__}: a metric is named {taken[0]!r}, as one of the step's own is")
+        for name in OWN_METRICS:
+            if name in found:
+                raise UserError(f"{type(objective).__name__}: a metric is named {name!r}, as one of the step's own is")
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = apply_updates(state.trainable, updates)
-        ema = None
-        if state.ema is not None:
-            ema = jax.tree.map(lambda m, leaf: m + (1.0 - ema_decay) * (leaf - m), state.ema, trainable)
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda mean, leaf: mean + (1.0 - ema_decay) * (leaf - mean), ema, trainable)
         metrics = {"loss": value, **found, "grad_norm": optax.tree.norm(grads)}
         if rate is not None:
             metrics["learning_rate"] = rate(index)

@@ -57,13 +57,15 @@ def check_prefix(config: TrainConfig, mesh: Mesh | None, batch: dict[str, Any]) 
 
 def make_prefix(
     model: Model, config: TrainConfig, abstract_params: PyTree, mask: PyTree
-) -> Callable[..., PrefixOutput]:
-    """Pure `prefix(frozen, inputs_BxT)`: what the frozen prefix makes of a batch.
+) -> Callable[..., PrefixOutput] | None:
+    """Pure `prefix(frozen, inputs_BxT)`: what the frozen prefix makes of a batch; None where no block runs apart.
 
     It runs in the microbatches of the step, so it needs no more memory than the step. `frozen` is the frozen half
     of the parameters; were a leaf of the other half read, the result would be NaN.
     """
     blocks, parts = frozen_prefix(model, config, mask), config.accumulation
+    if not blocks:
+        return None
     absent = partition(abstract_params, mask)[0]
 
     def prefix(frozen: PyTree, inputs: jax.Array) -> PrefixOutput:
