@@ -47,6 +47,9 @@ class TokenBatches:
 
     Neither the mesh nor the number of processes changes it.
 
+    Raises:
+      UserError: too few tokens, or a mesh that gives this process no whole share of the rows.
+
     >>> import numpy as np
     >>> batches = TokenBatches(np.arange(101, dtype=np.uint16), TrainConfig(steps=1, batch_size=2, seq_len=10))
     >>> next(batches)["inputs"].shape, batches.get_state()
@@ -56,11 +59,7 @@ class TokenBatches:
     """
 
     def __init__(self, tokens: Tokens, config: TrainConfig, mesh: Mesh | None = None) -> None:
-        """Reads nothing yet.
-
-        Raises:
-          UserError: too few tokens, or a mesh that gives this process no whole share of the rows.
-        """
+        """Reads nothing yet."""
         self.abstract: dict[str, jax.ShapeDtypeStruct] = token_batch(config)
         self.count = (len(tokens) - 1) // config.seq_len  # windows in the text
         self.windows = np.zeros(0, np.int64)  # numbers of this process's windows in the last batch

@@ -1,6 +1,7 @@
 """Checkpoints of a run: Orbax behind one small module."""
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,8 @@ def _placed(abstract: PyTree) -> PyTree:
     """Leaves without a sharding go to the default device: Orbax would take the one that they were saved with."""
     here = jax.sharding.SingleDeviceSharding(jax.config.jax_default_device or jax.local_devices()[0])
 
-    def one(leaf: Any) -> Any:
-        known = getattr(leaf, "sharding", None)
-        return leaf if known else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-
-    return jax.tree.map(one, abstract)
+    place = functools.partial(jax.ShapeDtypeStruct, sharding=here)
+    return jax.tree.map(lambda x: x if getattr(x, "sharding", None) else place(x.shape, x.dtype), abstract)
 
 
 def _reason(error: BaseException) -> str:

@@ -17,7 +17,8 @@ class Stopped(Exception):
     143
     """
 
-    def __init__(self, step: int | None, signal_number: int) -> None:  # noqa: D107
+    def __init__(self, step: int | None, signal_number: int) -> None:
+        """Takes the step reached and the signal that asked."""
         self.exit_code = 128 + signal_number
         where = "between two runs" if step is None else f"after step {step}"
         super().__init__(f"stopped by {signal.Signals(signal_number).name} {where}")
@@ -30,7 +31,8 @@ class NonFinite(Exception):
     'step 7: loss is nan; the checkpoint of step 5 is kept. Lower the learning rate or raise the warmup'
     """
 
-    def __init__(self, step: int, what: str, value: float, checkpoint: int | None) -> None:  # noqa: D107
+    def __init__(self, step: int, what: str, value: float, checkpoint: int | None) -> None:
+        """Names the step (the one that computed the value) and the last good checkpoint."""
         kept = "no checkpoint was saved yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is kept"
         super().__init__(f"step {step}: {what} is {value}; {kept}. Lower the learning rate or raise the warmup")
 

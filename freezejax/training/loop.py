@@ -78,7 +78,7 @@ def train(
     """
     with Checkpoints(Path(directory) / "checkpoints") as checkpoints:
         plan = RunPlan(model, config, schedule, mesh, objective=objective, batch=batches.abstract, params=params)
-        run = _Run(plan, plan.key(), batches, Path(directory), checkpoints, sinks, stop or StopSignal())
+        run = _Run(plan, config, plan.key(), batches, Path(directory), checkpoints, sinks, stop or StopSignal())
         compiler = BackgroundCompiler(plan.compile, [(phase.mask, plan.step_offset(phase)) for phase in plan.phases])
         try:
             with compiler, BackgroundCompiler(plan.transition, range(len(plan.phases))) as transitions:
@@ -93,6 +93,7 @@ class _Run:
     """One run while it goes; `train` is its only user."""
 
     plan: RunPlan
+    config: TrainConfig
     key: jax.Array
     source: BatchSource
     directory: Path
@@ -102,10 +103,6 @@ class _Run:
     pending: tuple[int, Phase, dict[str, jax.Array]] | None = None  # metrics of the last step
     step_seconds: list[float] = dataclasses.field(default_factory=list)
     clock: float = 0.0
-
-    @property
-    def config(self) -> TrainConfig:
-        return self.plan.config
 
     def start(self, params: PyTree | None) -> tuple[int, int, RunState]:
         """`(updates so far, phase of the last of them, state)`, from the newest checkpoint or afresh."""

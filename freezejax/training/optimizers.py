@@ -19,9 +19,6 @@ def make_optimizer(config: OptimizerConfig, schedule: Callable[[Any], jax.Array]
 
     Muon (optax.contrib) takes the kernels; all else stays with AdamW, as in the Parameter Golf baseline, whose Adam has
     no Nesterov momentum; that of optax.contrib.muon has. Wrapped in `freeze`, all of it sees trainable leaves only.
-
-    >>> make_optimizer(OptimizerConfig(), lambda count: jnp.ones([])).init({"w": jnp.ones(2)})[0]
-    EmptyState()
     """
 
     def rate(peak: float) -> Callable[[Any], jax.Array]:

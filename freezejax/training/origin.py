@@ -36,8 +36,7 @@ def origin(plan: RunPlan) -> dict[str, Any]:
         **{f"leaf {path}": f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves},
         "the schedule": [[phase.start, phase.stop, _digest(phase.mask)] for phase in plan.phases],
     }
-    as_json: dict[str, Any] = json.loads(json.dumps(found, default=str))
-    return as_json
+    return json.loads(json.dumps(found, default=str))
 
 
 def write(folder: Path, plan: RunPlan) -> None:

@@ -1,5 +1,6 @@
 """Everything about a run that follows from shapes alone: phases, state, layout, and the program of each phase."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -61,12 +62,18 @@ class RunPlan:
         self.model, self.config = model, config
         self.objective = objective or LanguageModelling(model, config.compute_dtype, remat=config.remat)
         self.batch = token_batch(config) if batch is None else batch
-        self.abstract_params = _abstract_params(model, params)
+        self.abstract_params = model.abstract_params()
+        if params is not None:  # in their own dtypes
+            model.check(params)
+            self.abstract_params = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), params)
         self.matrices = as_matrices(self.abstract_params)
         self.phases = schedule.phases(self.abstract_params, config.steps)
         drawn = jax.eval_shape(draw_maps, self.abstract_params)
         self.layout = None if mesh is None else Layout(mesh, drawn, model.family.sharding)
-        _check_rows(self.batch, config)
+        for path, leaf in zip(leaf_paths(self.batch), jax.tree.leaves(self.batch), strict=True):
+            if leaf.shape[:1] != (config.batch_size,):
+                wanted = f"train.batch_size={config.batch_size} rows first"
+                raise UserError(f"batch: {path!r} has the shape {leaf.shape}: expected {wanted}")
         processes.check_batch(config.batch_size // config.accumulation, mesh, "train.batch_size / train.accumulation")
         check_prefix(config, mesh, self.batch)
         self.lr_schedule = lr_schedule_of_run(config, self.phases)
@@ -116,12 +123,9 @@ class RunPlan:
             batch["prefix"] = jax.eval_shape(prefix, frozen, batch["inputs"])
         if self.layout is None:
             return state, frozen, key, scalar, batch
-
-        def placed(tree: PyTree, sharding: Any) -> PyTree:
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-        key, scalar = placed((key, scalar), self.layout.replicated)
-        return state, self.layout.abstract(frozen), key, scalar, placed(batch, self.layout.batch)
+        rows = functools.partial(jax.ShapeDtypeStruct, sharding=self.layout.batch)
+        batch = jax.tree.map(lambda leaf: rows(leaf.shape, leaf.dtype), batch)
+        return state, *self.layout.abstract((frozen, key, scalar)), batch
 
     def place(self, rows: Batch) -> Batch:
         """The global batch, from the rows that this process has read."""
@@ -172,9 +176,7 @@ class RunPlan:
         """Root key of the run, on every device."""
         if self.layout is None:
             return jax.random.key(self.config.seed)
-        make = jax.jit(jax.random.key, static_argnums=0, out_shardings=self.layout.replicated)
-        key: jax.Array = make(self.config.seed)
-        return key
+        return jax.jit(jax.random.key, static_argnums=0, out_shardings=self.layout.replicated)(self.config.seed)
 
     def begin(self, params: PyTree | None = None) -> RunState:
         """State at the first step, from given weights or fresh ones; bits do not depend on the mesh.
@@ -197,8 +199,7 @@ class RunPlan:
             return self._first_state(params)._replace(params=())
 
         make = jax.jit(rest, out_shardings=self.layout.shardings(jax.eval_shape(rest, placed)))
-        state: RunState = make(placed)._replace(params=placed)
-        return state
+        return make(placed)._replace(params=placed)
 
     def _first_state(self, params: PyTree) -> RunState:
         return initial_state(params, self.phases[0], self.optimizer(self.phases[0]), self.config)
@@ -210,35 +211,12 @@ class RunPlan:
         if self.layout is None:
             return draw_maps(frozen)
         layout, shapes = self.layout, jax.eval_shape(draw_maps, frozen)
-
-        def draw(tree: PyTree) -> PyTree:
-            return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(draw_maps(layout.placed(tree))))
-
-        drawn: PyTree = jax.jit(draw, out_shardings=layout.shardings(shapes))(frozen)
-        return drawn
+        shardings, structure = jax.tree.flatten(layout.shardings(shapes))
+        draw = jax.jit(lambda half: jax.tree.leaves(draw_maps(layout.placed(half))), out_shardings=shardings)
+        return jax.tree.unflatten(structure, draw(frozen))
 
 
 def mesh_of(config: TrainConfig) -> Mesh | None:
-    """The mesh of a run over all devices; None where there is only one.
-
-    >>> mesh_of(TrainConfig(steps=1, batch_size=1, seq_len=8)) is None
-    True
-    """
+    """The mesh of a run over all devices; None where there is only one."""
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     return mesh if mesh.size > 1 else None
-
-
-def _abstract_params(model: Model, given: PyTree | None) -> PyTree:
-    """Shapes of the parameters: of the model, in the dtypes of the given ones where there are any."""
-    if given is None:
-        return model.abstract_params()
-    model.check(given)
-    return jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), given)
-
-
-def _check_rows(batch: Batch, config: TrainConfig) -> None:
-    for path, leaf in zip(leaf_paths(batch), jax.tree.leaves(batch), strict=True):
-        if leaf.shape[:1] != (config.batch_size,):
-            raise UserError(
-                f"batch: {path!r} has the shape {leaf.shape}: expected train.batch_size={config.batch_size} rows first"
-            )

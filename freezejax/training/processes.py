@@ -57,10 +57,8 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     Array([1., 1.], dtype=float32)
     """
 
-    def one(leaf: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
-
-    return jax.tree.map(one, jax.tree.map(np.asarray, tree), shardings)
+    host, make = jax.tree.map(np.asarray, tree), jax.make_array_from_callback
+    return jax.tree.map(lambda leaf, sharding: make(leaf.shape, sharding, leaf.__getitem__), host, shardings)
 
 
 def to_host(tree: PyTree) -> PyTree:
@@ -116,9 +114,8 @@ def from_rows(batch: PyTree, sharding: NamedSharding, rows: int) -> PyTree:
     >>> from_rows({"x": np.ones((2, 3))}, NamedSharding(mesh, jax.P("data")), 2)["x"].shape
     (2, 3)
     """
-
-    place_rows = jax.make_array_from_process_local_data
-    return jax.tree.map(lambda local: place_rows(sharding, local, (rows, *local.shape[1:])), batch)
+    make = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda local: make(sharding, local, (rows, *local.shape[1:])), batch)
 
 
 def check_batch(rows: int, mesh: Mesh | None, field: str) -> None:

@@ -39,21 +39,12 @@ class RunState(NamedTuple):
 
 
 def join(step: StepState, frozen: PyTree, kept: dict[str, jax.Array]) -> RunState:
-    """Inverse of `RunState.split`.
-
-    >>> join(StepState({"a": 1, "b": None}, (), None), {"a": None, "b": 2}, {}).params
-    {'a': 1, 'b': 2}
-    """
+    """Inverse of `RunState.split`."""
     return RunState(combine(step.trainable, frozen), step.opt_state, step.ema, kept)
 
 
 def initial_state(params: PyTree, phase: Phase, tx: optax.GradientTransformation, config: TrainConfig) -> RunState:
-    """State at the first step of a run.
-
-    >>> config = TrainConfig(steps=1, batch_size=1, seq_len=8)
-    >>> initial_state({"w": jnp.ones(2)}, Phase(0, 1, {"w": True}), optax.sgd(0.1), config).ema is None
-    True
-    """
+    """State at the first step of a run."""
     half = partition(params, phase.mask)[0]
     # A copy: the step donates both trees, and no buffer can be donated twice.
     ema = jax.tree.map(jnp.copy, half) if config.ema_decay else None

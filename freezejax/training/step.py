@@ -29,22 +29,13 @@ def make_step(
     objective: Objective,
     tx: optax.GradientTransformation,
     *,
-    accumulation: int = 1,
-    ema_decay: float = 0.0,
-    draw_once: bool = False,
-    layout: Layout | None = None,
-    rate: Callable[[jax.Array], jax.Array] | None = None,
+    accumulation: int = 1,  # microbatches whose gradients are averaged into one update
+    ema_decay: float = 0.0,  # of the average of the weights; 0 keeps none
+    draw_once: bool = False,  # draw random maps at the start of the step, not in every layer and pass
+    layout: Layout | None = None,  # how parameters and batch lie on a mesh, if there is one
+    rate: Callable[[jax.Array], jax.Array] | None = None,  # learning rate at a step's index, to be a metric
 ) -> Callable[..., tuple[StepState, dict[str, jax.Array]]]:
-    """Pure step `(state, frozen, key, index, batch) -> (state, metrics)`.
-
-    Args:
-      objective: whose loss is minimized.
-      tx: `freeze(tx, mask)`.
-      accumulation: microbatches whose gradients are averaged into one update.
-      ema_decay: decay of the average of the weights; 0 keeps none.
-      draw_once: random maps are drawn once, at the start of the step, not in every layer and pass.
-      layout: how parameters and batch lie on a mesh, if there is one.
-      rate: learning rate at a step's index, to be among the metrics.
+    """Pure step `(state, frozen, key, index, batch) -> (state, metrics)` of `tx`, a `freeze(tx, mask)`.
 
     The step takes the root key and the step's index, so a resumed run draws the dropout masks of the
     uninterrupted one. Metrics: `loss`, those of the objective, and `grad_norm` over trainable leaves, before the clip.
@@ -71,9 +62,8 @@ def make_step(
             frozen = draw_maps(frozen)
 
         def loss_of_half(half: PyTree, part: Batch, loss_key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            if layout is None:
-                return objective.loss(combine(half, frozen), part, loss_key)
-            return objective.loss(layout.at_use(combine(layout.placed(half), frozen)), part, loss_key)
+            params = combine(half, frozen) if layout is None else layout.at_use(combine(layout.placed(half), frozen))
+            return objective.loss(params, part, loss_key)
 
         def gradient(half: PyTree, part: Batch, loss_key: jax.Array) -> Any:
             values, grads = jax.value_and_grad(loss_of_half, has_aux=True)(half, part, loss_key)

@@ -31,15 +31,7 @@ class PrefixOutput:
 
 
 def frozen_prefix(model: Model, config: TrainConfig, mask: PyTree) -> int:
-    """Number of blocks that run apart from the step in a phase with this mask; 0 = everything is in the step.
-
-    >>> from freezejax import models
-    >>> model = models.build("geglu", num_layers=3, model_dim=16, num_heads=1)
-    >>> mask = jax.tree.map(lambda _: False, jax.eval_shape(model.init, jax.random.key(0)))
-    >>> mask["blocks"][2]["mlp"]["up"]["kernel"] = True
-    >>> frozen_prefix(model, TrainConfig(steps=1, batch_size=1, seq_len=8, prefix_cache="memory"), mask)
-    2
-    """
+    """Number of blocks that run apart from the step in a phase with this mask; 0 = everything is in the step."""
     return 0 if config.prefix_cache == "off" else model.frozen_blocks(mask)
 
 

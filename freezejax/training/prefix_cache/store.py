@@ -28,13 +28,8 @@ class ActivationCache:
     Kept are windows 0, 1, 2, ... up to the bound of bytes. Reading or writing never raises: a full disk, or a slot
     that was half-written when a process died, is as if nothing had been kept.
 
-    Args:
-      row: shapes and dtypes of what is kept of one window, a tree of `jax.ShapeDtypeStruct`.
-      windows: how many the corpus has.
-      limit_bytes: bound of all that is kept.
-      folder: where the file goes; None keeps everything in memory.
-      fingerprint: what the activations follow from besides a window's tokens. A folder with another one is emptied.
-        It may take long: it is called on a thread, unless the folder holds something to compare it with.
+    `fingerprint` tells what the activations follow from besides a window's tokens; a folder with another is emptied. It
+    may take long, so it is called on a thread, unless the folder holds something to compare it with.
 
     Raises:
       UserError: the folder cannot be made.
@@ -49,10 +44,10 @@ class ActivationCache:
 
     def __init__(
         self,
-        row: PyTree,
-        windows: int,
+        row: PyTree,  # shapes and dtypes of what is kept of one window
+        windows: int,  # in the corpus
         limit_bytes: float,
-        folder: Path | None = None,
+        folder: Path | None = None,  # where the file goes; None keeps everything in memory
         fingerprint: Callable[[], str] = str,
     ) -> None:
         """Allocates address space only; memory or disk is taken as windows come."""
