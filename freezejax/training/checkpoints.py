@@ -35,10 +35,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
         """Opens (and makes) the directory; leftovers of a killed save are removed."""
         self._directory = Path(directory).absolute()
+        newest = ocp.training.preservation_policies.LatestN(keep)
         self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            self._directory, preservation_policy=newest, cleanup_tmp_directories=True
         )
 
     def save(self, step: int, state: PyTree, data_state: dict[str, Any]) -> None:
@@ -141,7 +140,6 @@ def _difference(saved: PyTree, abstract: PyTree) -> str | None:
 def _placed(abstract: PyTree) -> PyTree:
     """Leaves without a sharding go to the default device: Orbax would take the one that they were saved with."""
     here = jax.sharding.SingleDeviceSharding(jax.config.jax_default_device or jax.local_devices()[0])
-
     place = functools.partial(jax.ShapeDtypeStruct, sharding=here)
     return jax.tree.map(lambda x: x if getattr(x, "sharding", None) else place(x.shape, x.dtype), abstract)
 

@@ -71,8 +71,7 @@ def make_evaluator(
     batches = functools.partial(eval_batches, tokens, batch_size=batch_size, seq_len=seq_len, every=every)
     batches()  # a bad size is told now
     processes.check_batch(batch_size, None if layout is None else layout.mesh, "data.eval_batch_size")
-    score, counts = _scorer(apply, compute_dtype, layout), functools.cache(lambda: _count(batches(), table))
-    return lambda params: _evaluation(_sum_scores(score, params, batches()), *counts())
+    return _evaluator(apply, table, batches, compute_dtype, layout)
 
 
 def evaluate_sliding(
@@ -105,8 +104,7 @@ def evaluate_sliding(
     if scored < 1:
         raise UserError(f"validation has {len(tokens)} tokens; seq_len={seq_len} needs {seq_len + 1}")
     batches = functools.partial(_sliding_batches, np.asarray(tokens), scored, batch_size, seq_len, stride)
-    nats = _sum_scores(_scorer(apply, compute_dtype), params, batches())
-    return _evaluation(nats, *_count(batches(), table))
+    return _evaluator(apply, table, batches, compute_dtype)(params)
 
 
 def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: int, stride: int) -> Iterator[Batch]:
@@ -124,9 +122,15 @@ def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: 
         }
 
 
-def _scorer(
-    apply: Apply, compute_dtype: DTypeLike, layout: Layout | None = None
-) -> Callable[[PyTree, Batch], jax.Array]:
+def _evaluator(
+    apply: Apply,
+    table: ByteTable,
+    batches: Callable[[], Iterable[Batch]],
+    compute_dtype: DTypeLike,
+    layout: Layout | None = None,
+) -> Callable[[PyTree], Evaluation]:
+    """Evaluation over batches that can be read again and again; their targets and bytes are counted once."""
+
     def score_B(params: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
         if layout is not None:
             params = layout.at_use(params)
@@ -134,19 +138,20 @@ def _scorer(
         return jnp.sum(nll_BxT * batch["weights"], axis=1)
 
     score = OneTrace(score_B, "evaluation", out_shardings=None if layout is None else layout.replicated)
-    if layout is None:
-        return score
-    return lambda params, batch: score(params, processes.place(batch, dict.fromkeys(batch, layout.batch)))
+    counts = functools.cache(lambda: _count(batches(), table))
 
+    def evaluate(params: PyTree) -> Evaluation:
+        under_way, scores = deque[jax.Array](), []
+        for batch in batches():
+            placed = batch if layout is None else processes.place(batch, dict.fromkeys(batch, layout.batch))
+            under_way.append(score(params, placed))
+            if len(under_way) > IN_FLIGHT:  # neither does the device wait, nor does it hold all batches
+                scores.append(jax.device_get(under_way.popleft()))
+        nats = float(np.sum([*scores, *jax.device_get(list(under_way))], dtype=np.float64))
+        count, n_bytes = counts()
+        return Evaluation(nats / count, bits_per_byte(nats, n_bytes), count, n_bytes)
 
-def _sum_scores(score: Callable[[PyTree, Batch], jax.Array], params: PyTree, batches: Iterable[Batch]) -> float:
-    """Nats over all batches. A few are under way at a time: neither does the device wait, nor does it hold them all."""
-    under_way, scores = deque[jax.Array](), []
-    for batch in batches:
-        under_way.append(score(params, batch))
-        if len(under_way) > IN_FLIGHT:
-            scores.append(jax.device_get(under_way.popleft()))
-    return float(np.sum([*scores, *jax.device_get(list(under_way))], dtype=np.float64))
+    return evaluate
 
 
 def _count(batches: Iterable[Batch], table: ByteTable) -> tuple[int, int]:
@@ -157,7 +162,3 @@ def _count(batches: Iterable[Batch], table: ByteTable) -> tuple[int, int]:
         count += int(scored.sum())
         n_bytes += int(byte_counts(table, batch["inputs"], batch["targets"])[scored].sum())
     return count, n_bytes
-
-
-def _evaluation(nats: float, count: int, n_bytes: int) -> Evaluation:
-    return Evaluation(nats / count, bits_per_byte(nats, n_bytes), count, n_bytes)

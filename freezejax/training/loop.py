@@ -108,8 +108,7 @@ class _Run:
         """`(updates so far, phase of the last of them, state)`, from the newest checkpoint or afresh."""
         # As process 0 sees it: on a network's file system another may see a new file late.
         step = processes.broadcast_from_main(-1 if (found := self.checkpoints.latest()) is None else found)
-        note = origin.write if step < 0 else origin.check
-        processes.on_main(lambda: note(self.directory / "checkpoints", self.plan))
+        processes.on_main(lambda: origin.claim(self.directory / "checkpoints", self.plan, fresh=step < 0))
         if step < 0:
             return 0, 0, self.plan.begin(params)
         index = max(i for i, phase in enumerate(self.plan.phases) if phase.start < max(step, 1))

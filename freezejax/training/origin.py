@@ -20,15 +20,7 @@ MAY_CHANGE = ("mesh", "log_every", "eval_every", "checkpoint_every", "draw_maps"
 
 
 def origin(plan: RunPlan) -> dict[str, Any]:
-    """What a run is, as JSON: the fields of its config and its model's, its leaves, and what trains when.
-
-    >>> from freezejax import FreezeSchedule, models
-    >>> from freezejax.training.config import TrainConfig
-    >>> config, schedule = TrainConfig(steps=2, batch_size=2, seq_len=8), FreezeSchedule([(0, [(".*", True)])])
-    >>> found = origin(RunPlan(models.build("geglu", num_layers=1), config, schedule))
-    >>> found["train.steps"], found["model.num_layers"], found["leaf ln_f/scale"]
-    (2, 1, 'float32[192]')
-    """
+    """What a run is, as JSON: the fields of its config and its model's, its leaves, and what trains when."""
     config = {name: value for name, value in dataclasses.asdict(plan.config).items() if name not in MAY_CHANGE}
     leaves = zip(leaf_paths(plan.abstract_params), jax.tree.leaves(plan.abstract_params), strict=True)
     found = {
@@ -39,20 +31,19 @@ def origin(plan: RunPlan) -> dict[str, Any]:
     return json.loads(json.dumps(found, default=str))
 
 
-def write(folder: Path, plan: RunPlan) -> None:
-    """Says in a folder which run its checkpoints will be of."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / NAME, json.dumps(origin(plan), indent=1))
+def claim(folder: Path, plan: RunPlan, *, fresh: bool) -> None:
+    """Says in a fresh folder which run its checkpoints will be of; refuses one with the checkpoints of another run.
 
-
-def check(folder: Path, plan: RunPlan) -> None:
-    """Refuses a folder with the checkpoints of another run. One that does not say whose they are is taken.
+    One that does not say whose they are is taken.
 
     Raises:
       UserError: naming a field that differs.
     """
     file, now = folder / NAME, origin(plan)
-    if not file.exists():
+    if fresh:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(now, indent=1))
+    if fresh or not file.exists():
         return
     try:
         known = dict(json.loads(file.read_text(encoding="utf-8")))

@@ -83,10 +83,6 @@ def rows_of_process(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[in
 
     Raises:
       UserError: the rows of a process are not one such share, as on a mesh whose devices are in an odd order.
-
-    >>> mesh = jax.make_mesh((1,), ("data",))
-    >>> rows_of_process(NamedSharding(mesh, jax.P("data")), (8, 4))
-    (0, 1)
     """
     slices = collections.defaultdict[int, set[tuple[int, int]]](set)
     for device, index in sharding.devices_indices_map(shape).items():
@@ -108,12 +104,7 @@ def _share(process: int, slices: set[tuple[int, int]], rows: int) -> tuple[int, 
 
 
 def from_rows(batch: PyTree, sharding: NamedSharding, rows: int) -> PyTree:
-    """The global batch of `rows` rows from the rows that each process has read.
-
-    >>> mesh = jax.make_mesh((1,), ("data",))
-    >>> from_rows({"x": np.ones((2, 3))}, NamedSharding(mesh, jax.P("data")), 2)["x"].shape
-    (2, 3)
-    """
+    """The global batch of `rows` rows from the rows that each process has read."""
     make = jax.make_array_from_process_local_data
     return jax.tree.map(lambda local: make(sharding, local, (rows, *local.shape[1:])), batch)
 

@@ -7,7 +7,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,12 +23,6 @@ from freezejax.version import versions
 
 FOLDER = "prefix_cache"  # in the folder of a run
 LOOKAHEAD = 16  # batches that are read ahead, at most, to fill a program whose batch is in the cache for the most part
-
-
-class _Read(NamedTuple):
-    batch: dict[str, Any]
-    windows: np.ndarray  # their numbers; none from a source that does not number them
-    position: dict[str, Any]  # of the source after this batch
 
 
 class PrefixBatches:
@@ -56,7 +50,7 @@ class PrefixBatches:
         """Reads nothing yet."""
         self._source, self._program, self._frozen, self._cache = source, program, frozen, cache
         self._position = source.get_state()  # after the last batch that was handed out
-        self._queue: deque[_Read] = deque()  # read ahead
+        self._queue = deque[tuple[dict[str, Any], np.ndarray, dict[str, Any]]]()  # read ahead
         self._ahead: dict[int, list[np.ndarray]] = {}  # rows computed ahead that the cache has no room for, by window
         self._pending: tuple[np.ndarray, np.ndarray, PyTree] | None = None
         self._checked = False
@@ -80,9 +74,10 @@ class PrefixBatches:
         if self._cache is not None:
             self._cache.remove() if remove else self._cache.close()
 
-    def _read(self) -> _Read:
+    def _read(self) -> tuple[dict[str, Any], np.ndarray, dict[str, Any]]:
+        """A batch, the numbers of its windows (none from a source without), and the source's position after it."""
         batch = next(self._source)
-        return _Read(batch, getattr(self._source, "windows", np.zeros(0, np.int64)), self._source.get_state())
+        return batch, getattr(self._source, "windows", np.zeros(0, np.int64)), self._source.get_state()
 
     def _of_batch(self, windows: np.ndarray, inputs: np.ndarray) -> PyTree:
         if self._cache is None:
@@ -123,11 +118,11 @@ class PrefixBatches:
         for place in range(LOOKAHEAD):
             if place == len(self._queue):
                 self._queue.append(self._read())
-            later = self._queue[place]
-            size = len(later.windows)
-            for i in np.flatnonzero(~cache.has(later.windows)):
-                if len(wanted) < size and later.windows[i] not in self._ahead:
-                    wanted.setdefault(later.windows[i], later.batch["inputs"][i])
+            batch, later, _ = self._queue[place]
+            size = len(later)
+            for i in np.flatnonzero(~cache.has(later)):
+                if len(wanted) < size and later[i] not in self._ahead:
+                    wanted.setdefault(later[i], batch["inputs"][i])
             if len(wanted) == size:
                 break
         whole = np.resize(np.array(list(wanted)), size)  # filled up with those that are there
@@ -193,10 +188,8 @@ def _make_cache(
     try:
         return ActivationCache(row, windows, gib * 2**30, where, lambda: _origin(programs.prefix_text, frozen))
     except MemoryError:
-        raise UserError(
-            f"train.prefix_cache_gib={gib}: this machine's memory is smaller; lower it, or use "
-            "train.prefix_cache='disk'"
-        ) from None
+        wrong = f"train.prefix_cache_gib={gib}: this machine's memory is smaller"
+        raise UserError(f"{wrong}; lower it, or use train.prefix_cache='disk'") from None
 
 
 def _origin(program: str, frozen: PyTree) -> str:

@@ -33,13 +33,6 @@ class ActivationCache:
 
     Raises:
       UserError: the folder cannot be made.
-
-    >>> cache = ActivationCache(jax.ShapeDtypeStruct((2,), np.float32), windows=3, limit_bytes=100)
-    >>> tokens, windows = np.arange(4).reshape(2, 2), np.array([2, 0])
-    >>> cache.put(windows, tokens, np.array([[1, 2], [3, 4]], np.float32))
-    >>> leaves, _, found = cache.get(np.array([0, 1]), tokens[::-1])
-    >>> leaves[0][0], found
-    (array([3., 4.], dtype=float32), array([ True, False]))
     """
 
     def __init__(

@@ -59,15 +59,8 @@ def traced[**P, R](fn: Callable[P, R], name: str) -> Callable[P, R]:
 class OneTrace:
     """`jax.jit(fn)` for one set of shapes: the first call fixes them, a call with others is refused before it traces.
 
-    Shapes, dtypes, weak types, shardings, values of static arguments and the structure of trees all count.
-
-    >>> import jax.numpy as jnp
-    >>> add = OneTrace(lambda x, y: x + y, "add")
-    >>> sums = [add(jnp.ones(2), jnp.ones(2)), add(jnp.ones(2), 1.0)]
-    Traceback (most recent call last):
-    ...
-    freezejax.training.programs.tracing.RetraceError: add: called with other arguments than it was traced for: \
-y: float32[2] -> weak float32[] (a Python float)
+    Shapes, dtypes, weak types, shardings, values of static arguments and the structure of trees all count. The refusal
+    is that of `Program`.
     """
 
     def __init__(
@@ -131,11 +124,7 @@ def describe_arguments(args: tuple[Any, ...], names: list[str]) -> dict[str, str
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """One line per argument that differs. Shardings are told of only where nothing else differs, trees likewise.
-
-    >>> changes({"x": "int32[8]"}, {"x": "int32[7]", "y": "int32[]"})
-    ['x: int32[8] -> int32[7]', 'y: absent -> int32[]']
-    """
+    """One line per argument that differs. Shardings are told of only where nothing else differs, trees likewise."""
     lines, trees, moved = list[str](), list[str](), list[str]()
     for path in dict.fromkeys([*before, *now]):
         old, new = before.get(path, "absent"), now.get(path, "absent")
@@ -158,20 +147,15 @@ def _line(path: str, old: str, new: str) -> str:
 
 def _kind(leaf: Any) -> Any:
     """What decides about a trace, cheaply, as something to compare."""
-    if isinstance(leaf, jax.Array):
-        return leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding
-    if hasattr(leaf, "shape"):
-        return leaf.shape, leaf.dtype
-    return leaf if isinstance(leaf, str) else type(leaf)
+    return leaf if isinstance(leaf, str) else (jax.typeof(leaf), getattr(leaf, "sharding", None))
 
 
 def _text(leaf: Any) -> str:
     if isinstance(leaf, str):
         return leaf
-    if not hasattr(leaf, "shape"):
-        kind = {bool: "bool", int: "weak int32", float: "weak float32", complex: "weak complex64"}
-        return f"{kind.get(type(leaf), '')}[] (a Python {type(leaf).__name__})"
-    weak = "weak " if getattr(leaf, "weak_type", False) else ""
-    text = f"{weak}{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-    sharding = getattr(leaf, "sharding", None)
-    return text if sharding is None else f"{text} on {sharding}"
+    kind = leaf if hasattr(leaf, "shape") else jax.typeof(leaf)
+    weak = "weak " if getattr(kind, "weak_type", False) else ""
+    text = f"{weak}{kind.dtype}[{','.join(map(str, kind.shape))}]"
+    if kind is not leaf:
+        return f"{text} (a Python {type(leaf).__name__})"
+    return text if getattr(leaf, "sharding", None) is None else f"{text} on {leaf.sharding}"
