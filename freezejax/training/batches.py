@@ -37,11 +37,7 @@ class BatchSource(Protocol):
 
 
 def token_batch(config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch of tokens: `inputs` and `targets`, int32 [B, T].
-
-    >>> token_batch(TrainConfig(steps=1, batch_size=2, seq_len=8))["targets"].shape
-    (2, 8)
-    """
+    """Shapes of a batch of tokens: `inputs` and `targets`, int32 [B, T]."""
     sequences = jax.ShapeDtypeStruct((config.batch_size, config.seq_len), jnp.int32)
     return {"inputs": sequences, "targets": sequences}
 
@@ -50,6 +46,9 @@ class TokenBatches:
     """Batches of `inputs` and `targets`, int32 [B, T], in an order that depends on `config.seed` alone.
 
     Neither the mesh nor the number of processes changes it.
+
+    Raises:
+      UserError: too few tokens, or a mesh that gives this process no whole share of the rows.
 
     >>> import numpy as np
     >>> batches = TokenBatches(np.arange(101, dtype=np.uint16), TrainConfig(steps=1, batch_size=2, seq_len=10))
@@ -60,18 +59,14 @@ class TokenBatches:
     """
 
     def __init__(self, tokens: Tokens, config: TrainConfig, mesh: Mesh | None = None) -> None:
-        """Reads nothing yet.
-
-        Raises:
-          UserError: too few tokens, or a mesh that gives this process no whole share of the rows.
-        """
+        """Reads nothing yet."""
         self.abstract: dict[str, jax.ShapeDtypeStruct] = token_batch(config)
         self.count = (len(tokens) - 1) // config.seq_len  # windows in the text
         self.windows = np.zeros(0, np.int64)  # numbers of this process's windows in the last batch
         share, shares = 0, 1
         if mesh is not None:
-            rows = NamedSharding(mesh, PartitionSpec(BATCH))
-            share, shares = processes.rows_of_process(rows, (config.batch_size, config.seq_len))
+            sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+            share, shares = processes.rows_of_process(sharding, (config.batch_size, config.seq_len))
         self._data = train_iterator(
             tokens,
             batch_size=config.batch_size // shares,
@@ -82,17 +77,10 @@ class TokenBatches:
             with_index=True,
         )
 
+        self.get_state, self.set_state = self._data.get_state, self._data.set_state
+
     def __next__(self) -> dict[str, np.ndarray]:
         """This process's rows of the next batch."""
         rows = next(self._data)
         self.windows = rows.pop("index")
         return rows
-
-    def get_state(self) -> dict[str, Any]:
-        """Position, JSON-able; the same in every process."""
-        state: dict[str, Any] = self._data.get_state()
-        return state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a position, whatever mesh or number of processes it was saved with."""
-        self._data.set_state(state)

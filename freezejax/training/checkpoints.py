@@ -1,20 +1,21 @@
 """Checkpoints of a run: Orbax behind one small module."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from freezejax.data import checksums
 from freezejax.errors import UserError
-from freezejax.paths import PyTree
+from freezejax.paths import PyTree, leaf_paths
 from freezejax.training import processes
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run: state and data position, newest `keep` kept, each written atomically.
 
     Every process of a run makes one and calls it alike; process 0 adds the SHA-256 of every file, last. A
@@ -34,27 +35,22 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
         """Opens (and makes) the directory; leftovers of a killed save are removed."""
         self._directory = Path(directory).absolute()
+        newest = ocp.training.preservation_policies.LatestN(keep)
         self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            self._directory, preservation_policy=newest, cleanup_tmp_directories=True
         )
 
     def save(self, step: int, state: PyTree, data_state: dict[str, Any]) -> None:
         """Saves the state after `step` updates; returns when it is on disk. A step saved before is kept."""
         if self.latest() != step:
             self._checkpointer.save(step, state, force=True, overwrite=True, custom_metadata={"data": data_state})
-            if processes.is_main():
-                checksums.write(self._folder(step), everything=True)
-            processes.wait_for_all(f"checkpoint {step}")
+            _finish(self._directory / str(step))
 
     def latest(self) -> int | None:
         """Newest finished step, or None."""
         steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
-        return max((step for step in steps if (self._folder(step) / checksums.NAME).exists()), default=None)
-
-    def _folder(self, step: int) -> Path:
-        return self._directory / str(step)
+        finished = [step for step in steps if (self._directory / str(step) / checksums.NAME).exists()]
+        return max(finished, default=None)
 
     def restore(self, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """`(state, data position)` saved at `step`, in the shapes, dtypes and shardings of `abstract`.
@@ -64,25 +60,14 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is damaged, holds another model or schedule, or cannot be read now.
         """
-        folder = self._folder(step)
+        folder = self._directory / str(step)
         wrong = f"checkpoint {folder} cannot be restored ({{}}); delete that folder to resume from an earlier one"
-        with _told_in_one_line(folder, wrong):
-            checksums.verify(folder, "not as it was saved", everything=True)
-            saved = self._checkpointer.metadata(step)
-            _check_shapes(saved.metadata, abstract)
-            return self._checkpointer.load(step, _placed(abstract)), saved.custom_metadata["data"]
-
-    def close(self) -> None:
-        """Waits for work in flight and releases the directory."""
-        self._checkpointer.close()
-
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
+        state, custom = _load(folder, abstract, wrong, "not as it was saved")
+        return state, custom["data"]
 
     def __exit__(self, *_: object) -> None:
-        """Closes."""
-        self.close()
+        """Waits for work in flight and releases the directory."""
+        self._checkpointer.close()
 
 
 def save_params(path: str | Path, params: PyTree) -> None:
@@ -97,10 +82,9 @@ def save_params(path: str | Path, params: PyTree) -> None:
     ...     load_params(f"{directory}/params", {"w": jax.ShapeDtypeStruct((2,), jnp.float32)})["w"]
     Array([1., 1.], dtype=float32)
     """
-    ocp.save(Path(path).absolute(), params, overwrite=True)
-    if processes.is_main():
-        checksums.write(Path(path), everything=True)
-    processes.wait_for_all(f"{path} is saved")
+    path = Path(path).absolute()
+    ocp.save(path, params, overwrite=True)
+    _finish(path)
 
 
 def load_params(path: str | Path, abstract: PyTree) -> PyTree:
@@ -117,51 +101,47 @@ def load_params(path: str | Path, abstract: PyTree) -> PyTree:
     path = Path(path).absolute()
     if not path.is_dir():
         raise UserError(f"{path}: no saved parameters here; has the run finished?")
-    with _told_in_one_line(path, f"{path}: parameters cannot be read as this model ({{}})"):
-        checksums.verify(path, "not as they were saved", everything=True)
-        _check_shapes(ocp.metadata(path).metadata, abstract)
-        return ocp.load(path, _placed(abstract))
+    wrong = f"{path}: parameters cannot be read as this model ({{}})"
+    return _load(path, abstract, wrong, "not as they were saved")[0]
 
 
-class _OtherModel(UserError):
-    """What was saved has other leaves or shapes."""
+def _finish(folder: Path) -> None:
+    if processes.is_main():
+        checksums.write(folder, everything=True)
+    multihost_utils.sync_global_devices(f"{folder} is saved")
 
 
-@contextlib.contextmanager
-def _told_in_one_line(path: Path, wrong: str) -> Iterator[None]:
-    """Tells damage, and another model, in the words of `wrong`; any other trouble as what it is."""
+def _load(folder: Path, abstract: PyTree, wrong: str, not_as_saved: str) -> tuple[PyTree, dict[str, Any]]:
+    """`(tree, metadata)`. Tells damage, and another model, in the words of `wrong`; any other trouble as what it is."""
     try:
-        yield
-    except (checksums.Damaged, _OtherModel) as error:
+        checksums.verify(folder, not_as_saved, everything=True)
+        saved = ocp.metadata(folder)
+        if difference := _difference(saved.metadata, abstract):
+            raise UserError(wrong.format(difference))
+        return ocp.load(folder, _placed(abstract)), saved.custom_metadata
+    except checksums.Damaged as error:
         raise UserError(wrong.format(error)) from error
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds: no memory, no permission, a disk that is away
-        raise UserError(f"{path} cannot be read now ({_reason(error)}); nothing was changed there") from error
+        raise UserError(f"{folder} cannot be read now ({_reason(error)}); nothing was changed there") from error
 
 
-def _check_shapes(saved: PyTree, abstract: PyTree) -> None:
-    """Refuses another model before Orbax does, which leaves coroutines behind where it stumbles."""
-    shapes, wanted = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-        for leaves in map(jax.tree.leaves_with_path, (saved, abstract))
-    )
-    for path in sorted(shapes.keys() | wanted.keys()):
-        if shapes.get(path) != wanted.get(path):
-            here, there = (f"has the shape {tree[path]}" if path in tree else "is absent" for tree in (shapes, wanted))
-            raise _OtherModel(f"{path} {here}; in this model it {there}")
+def _difference(saved: PyTree, abstract: PyTree) -> str | None:
+    """The first leaf of another model, told before Orbax finds it, which leaves coroutines behind where it stumbles."""
+    trees = [dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)) for tree in (saved, abstract)]
+    for path in sorted(trees[0].keys() | trees[1].keys()):
+        here, there = (f"has the shape {tree[path].shape}" if path in tree else "is absent" for tree in trees)
+        if here != there:
+            return f"{path} {here}; in this model it {there}"
+    return None
 
 
 def _placed(abstract: PyTree) -> PyTree:
     """Leaves without a sharding go to the default device: Orbax would take the one that they were saved with."""
     here = jax.sharding.SingleDeviceSharding(jax.config.jax_default_device or jax.local_devices()[0])
-
-    def one(leaf: Any) -> Any:
-        if getattr(leaf, "sharding", None) is not None:
-            return leaf
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-
-    return jax.tree.map(one, abstract)
+    place = functools.partial(jax.ShapeDtypeStruct, sharding=here)
+    return jax.tree.map(lambda x: x if getattr(x, "sharding", None) else place(x.shape, x.dtype), abstract)
 
 
 def _reason(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from freezejax.errors import UserError
+from freezejax.optimizer import OnThaw
 from freezejax.paths import nearest
 
 
@@ -50,8 +51,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     warmdown_steps: int = 0
 
-    def __post_init__(self) -> None:
-        """Checks ranges."""
+    def __post_init__(self) -> None:  # noqa: D105
         _one_of("optimizer.name", self.name, ("adamw", "muon"))
         _one_of("optimizer.schedule", self.schedule, ("cosine", "linear_warmdown", "constant"))
         for field in ("learning_rate", "adam_learning_rate", "eps"):
@@ -77,8 +77,7 @@ class MeshConfig:
     fsdp: int = 1  # rows of the batch, and weights, gradients and optimizer state
     tensor: int = 1  # weights, and activations inside a block
 
-    def __post_init__(self) -> None:
-        """Checks ranges."""
+    def __post_init__(self) -> None:  # noqa: D105
         for field in ("data", "fsdp", "tensor"):
             size = getattr(self, field)
             _check(f"train.mesh.{field}", size, size >= 1 or size == -1, "1 or more, or -1 for what the others leave")
@@ -132,15 +131,14 @@ class TrainConfig:
     draw_maps: str = "per_layer"
     prefix_cache: str = "off"
     prefix_cache_gib: float = 4.0
-    on_thaw: str = "restart"
+    on_thaw: OnThaw = "restart"
     restart_schedule: bool = False
     restart_optimizer: bool = False
     log_every: int = 10
     eval_every: int = 0
     checkpoint_every: int = 0
 
-    def __post_init__(self) -> None:
-        """Checks ranges."""
+    def __post_init__(self) -> None:  # noqa: D105
         for field in ("steps", "batch_size", "seq_len", "accumulation", "log_every"):
             _check(f"train.{field}", getattr(self, field), getattr(self, field) >= 1, "1 or more")
         for field in ("eval_every", "checkpoint_every", "seed", "base_seed"):

@@ -24,11 +24,7 @@ IN_FLIGHT = 8  # batches handed to the device before the score of the first is w
 
 
 class Evaluation(NamedTuple):
-    """Figures over every scored target.
-
-    >>> Evaluation(1.0, 2.0, 10, 12).tokens
-    10
-    """
+    """Figures over every scored target."""
 
     val_ce: float  # mean cross entropy, nats per token
     val_bpb: float  # bits per byte of text
@@ -47,10 +43,10 @@ def make_evaluator(
     compute_dtype: DTypeLike = jnp.float32,
     layout: Layout | None = None,
 ) -> Callable[[PyTree], Evaluation]:
-    """Evaluation of parameters over non-overlapping windows, every target once.
+    """Evaluation of parameters over non-overlapping windows, every target once. Sums are float64.
 
-    Windows and byte counts are those of the Parameter Golf challenge (docs/data.md). Sums are float64. Batches are read
-    from the tokens anew in every evaluation and not kept; targets and bytes are counted in the first one.
+    Windows and byte counts are those of the Parameter Golf challenge (docs/data.md). Batches are read from the tokens
+    anew in every evaluation and not kept; targets and bytes are counted in the first one.
 
     Args:
       apply: `apply(params, tokens_BxT, targets_BxT=..., compute_dtype=...)` -> negative log likelihoods in nats,
@@ -69,15 +65,13 @@ def make_evaluator(
     >>> table = ByteTable(np.ones(2, np.int64), np.zeros(2, bool), np.zeros(2, bool))
     >>> uniform = lambda params, x, targets_BxT, compute_dtype: jnp.full(x.shape, jnp.log(2.0))
     >>> evaluate = make_evaluator(uniform, np.zeros(9, np.uint16), table, batch_size=2, seq_len=4)
-    >>> found = evaluate({})
-    >>> round(found.val_bpb, 6), found.tokens, found.bytes
-    (1.0, 8, 8)
+    >>> evaluate({})._replace(val_ce=0.0)
+    Evaluation(val_ce=0.0, val_bpb=1.0, tokens=8, bytes=8)
     """
     batches = functools.partial(eval_batches, tokens, batch_size=batch_size, seq_len=seq_len, every=every)
     batches()  # a bad size is told now
     processes.check_batch(batch_size, None if layout is None else layout.mesh, "data.eval_batch_size")
-    score, counts = _scorer(apply, compute_dtype, layout), functools.cache(lambda: _count(batches(), table))
-    return lambda params: _evaluation(_sum_scores(score, params, batches()), *counts())
+    return _evaluator(apply, table, batches, compute_dtype, layout)
 
 
 def evaluate_sliding(
@@ -93,8 +87,8 @@ def evaluate_sliding(
 ) -> Evaluation:
     """Like `make_evaluator`, but each target is scored with at least `seq_len - stride` tokens before it.
 
-    Windows of `seq_len` end every `stride` tokens; each scores only what the one before did not. The
-    first scores all of its targets. Same targets as the plain evaluation, each once.
+    Windows of `seq_len` end every `stride` tokens; each scores only what the one before did not, the first all of its
+    targets: those of the plain evaluation, each once.
 
     Raises:
       UserError: `stride` outside 1..seq_len, or fewer tokens than one window.
@@ -110,18 +104,16 @@ def evaluate_sliding(
     if scored < 1:
         raise UserError(f"validation has {len(tokens)} tokens; seq_len={seq_len} needs {seq_len + 1}")
     batches = functools.partial(_sliding_batches, np.asarray(tokens), scored, batch_size, seq_len, stride)
-    nats = _sum_scores(_scorer(apply, compute_dtype), params, batches())
-    return _evaluation(nats, *_count(batches(), table))
+    return _evaluator(apply, table, batches, compute_dtype)(params)
 
 
 def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: int, stride: int) -> Iterator[Batch]:
     ends = [*range(seq_len, scored, stride), scored]
-    news = np.diff([0, *ends])
+    missing = -len(ends) % batch_size  # rows of the last batch, in which nothing is scored
+    ends_NxB = np.array([*ends, *[seq_len] * missing]).reshape(-1, batch_size)
+    news_NxB = np.array([*np.diff([0, *ends]), *[0] * missing]).reshape(-1, batch_size)
     position = np.arange(seq_len)
-    for at in range(0, len(ends), batch_size):
-        end, new = np.array(ends[at : at + batch_size]), news[at : at + batch_size]
-        missing = batch_size - len(end)
-        end, new = np.pad(end, (0, missing), constant_values=seq_len), np.pad(new, (0, missing))
+    for end, new in zip(ends_NxB, news_NxB, strict=True):
         index_BxT = (end - seq_len)[:, None] + position
         yield {
             "inputs": tokens[index_BxT].astype(np.int32),
@@ -130,29 +122,36 @@ def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: 
         }
 
 
-def _scorer(
-    apply: Apply, compute_dtype: DTypeLike, layout: Layout | None = None
-) -> Callable[[PyTree, Batch], jax.Array]:
+def _evaluator(
+    apply: Apply,
+    table: ByteTable,
+    batches: Callable[[], Iterable[Batch]],
+    compute_dtype: DTypeLike,
+    layout: Layout | None = None,
+) -> Callable[[PyTree], Evaluation]:
+    """Evaluation over batches that can be read again and again; their targets and bytes are counted once."""
+
     def score_B(params: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
         if layout is not None:
             params = layout.at_use(params)
         nll_BxT = apply(params, batch["inputs"], targets_BxT=batch["targets"], compute_dtype=compute_dtype)
         return jnp.sum(nll_BxT * batch["weights"], axis=1)
 
-    if layout is None:
-        return OneTrace(score_B, "evaluation")
-    over_mesh, rows = OneTrace(score_B, "evaluation", out_shardings=layout.replicated), layout.batch
-    return lambda params, batch: over_mesh(params, processes.place(batch, dict.fromkeys(batch, rows)))
+    score = OneTrace(score_B, "evaluation", out_shardings=None if layout is None else layout.replicated)
+    counts = functools.cache(lambda: _count(batches(), table))
 
+    def evaluate(params: PyTree) -> Evaluation:
+        under_way, scores = deque[jax.Array](), []
+        for batch in batches():
+            placed = batch if layout is None else processes.place(batch, dict.fromkeys(batch, layout.batch))
+            under_way.append(score(params, placed))
+            if len(under_way) > IN_FLIGHT:  # neither does the device wait, nor does it hold all batches
+                scores.append(jax.device_get(under_way.popleft()))
+        nats = float(np.sum([*scores, *jax.device_get(list(under_way))], dtype=np.float64))
+        count, n_bytes = counts()
+        return Evaluation(nats / count, bits_per_byte(nats, n_bytes), count, n_bytes)
 
-def _sum_scores(score: Callable[[PyTree, Batch], jax.Array], params: PyTree, batches: Iterable[Batch]) -> float:
-    """Nats over all batches. A few are under way at a time: neither does the device wait, nor does it hold them all."""
-    under_way, scores = deque[jax.Array](), []
-    for batch in batches:
-        under_way.append(score(params, batch))
-        if len(under_way) > IN_FLIGHT:
-            scores.append(jax.device_get(under_way.popleft()))
-    return float(np.sum([*scores, *jax.device_get(list(under_way))], dtype=np.float64))
+    return evaluate
 
 
 def _count(batches: Iterable[Batch], table: ByteTable) -> tuple[int, int]:
@@ -163,7 +162,3 @@ def _count(batches: Iterable[Batch], table: ByteTable) -> tuple[int, int]:
         count += int(scored.sum())
         n_bytes += int(byte_counts(table, batch["inputs"], batch["targets"])[scored].sum())
     return count, n_bytes
-
-
-def _evaluation(nats: float, count: int, n_bytes: int) -> Evaluation:
-    return Evaluation(nats / count, bits_per_byte(nats, n_bytes), count, n_bytes)

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as a wish to stop at the next step, and the ways a run ends early."""
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -10,14 +11,14 @@ SAME = 0.5  # seconds: `uv run` and `timeout` pass on a signal that the whole gr
 
 
 class Stopped(Exception):
-    """The run was asked to stop, saved a checkpoint and did.
+    """The run was asked to stop, saved a checkpoint and did: after a step, or (None) between two runs.
 
     >>> Stopped(12, signal.SIGTERM).exit_code
     143
     """
 
     def __init__(self, step: int | None, signal_number: int) -> None:
-        """Remembers the step reached (None: between two runs) and the signal that asked."""
+        """Takes the step reached and the signal that asked."""
         self.exit_code = 128 + signal_number
         where = "between two runs" if step is None else f"after step {step}"
         super().__init__(f"stopped by {signal.Signals(signal_number).name} {where}")
@@ -36,16 +37,11 @@ class NonFinite(Exception):
         super().__init__(f"step {step}: {what} is {value}; {kept}. Lower the learning rate or raise the warmup")
 
 
+@dataclasses.dataclass
 class StopSignal:
-    """Whether a stop was asked for; `received` is the signal's number or None.
+    """Whether a stop was asked for; `received` is the signal's number or None."""
 
-    >>> StopSignal().received is None
-    True
-    """
-
-    def __init__(self) -> None:
-        """Nothing was asked yet."""
-        self.received: int | None = None
+    received: int | None = None
 
 
 @contextlib.contextmanager

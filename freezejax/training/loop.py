@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,11 +32,7 @@ from freezejax.training.state import RunState, join
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a finished run leaves: its parameters (the EMA where there is one) and its pace.
-
-    >>> TrainResult({}, 10, None).step_ms_median is None
-    True
-    """
+    """What a finished run leaves: its parameters (the EMA where there is one) and its pace."""
 
     params: PyTree  # on a mesh in shards, see `freezejax.training.processes.to_host`
     steps: int
@@ -81,48 +78,41 @@ def train(
     """
     with Checkpoints(Path(directory) / "checkpoints") as checkpoints:
         plan = RunPlan(model, config, schedule, mesh, objective=objective, batch=batches.abstract, params=params)
-        run = _Run(plan, batches, Path(directory), checkpoints, sinks, stop or StopSignal())
-        keys = [(phase.mask, plan.step_offset(phase)) for phase in plan.phases]
-        compiler, boundaries = BackgroundCompiler(plan.compile, keys), range(len(keys))
+        run = _Run(plan, config, plan.key(), batches, Path(directory), checkpoints, sinks, stop or StopSignal())
+        compiler = BackgroundCompiler(plan.compile, [(phase.mask, plan.step_offset(phase)) for phase in plan.phases])
         try:
-            with compiler as programs, BackgroundCompiler(plan.transition, boundaries) as transitions:
-                return run.through_all_phases(programs, transitions, params)
+            with compiler, BackgroundCompiler(plan.transition, range(len(plan.phases))) as transitions:
+                return run.through_all_phases(compiler, transitions, params)
         finally:
             for sink in sinks:
                 sink.close()
 
 
+@dataclasses.dataclass
 class _Run:
     """One run while it goes; `train` is its only user."""
 
-    def __init__(
-        self,
-        plan: RunPlan,
-        batches: BatchSource,
-        directory: Path,
-        checkpoints: Checkpoints,
-        sinks: Sequence[Sink],
-        stop: StopSignal,
-    ) -> None:
-        self.plan, self.config, self.phases, self.directory = plan, plan.config, plan.phases, directory
-        self.checkpoints, self.sinks, self.stop = checkpoints, sinks, stop
-        self.key = plan.key()
-        self.source = batches
-        self.pending: tuple[int, Phase, dict[str, jax.Array]] | None = None
-        self.step_seconds: list[float] = []
-        self.clock = 0.0
+    plan: RunPlan
+    config: TrainConfig
+    key: jax.Array
+    source: BatchSource
+    directory: Path
+    checkpoints: Checkpoints
+    sinks: Sequence[Sink]
+    stop: StopSignal
+    pending: tuple[int, Phase, dict[str, jax.Array]] | None = None  # metrics of the last step
+    step_seconds: list[float] = dataclasses.field(default_factory=list)
+    clock: float = 0.0
 
     def start(self, params: PyTree | None) -> tuple[int, int, RunState]:
         """`(updates so far, phase of the last of them, state)`, from the newest checkpoint or afresh."""
-        plan = self.plan
         # As process 0 sees it: on a network's file system another may see a new file late.
         step = processes.broadcast_from_main(-1 if (found := self.checkpoints.latest()) is None else found)
-        folder = self.directory / "checkpoints"
-        processes.on_main(lambda: (origin.write if step < 0 else origin.check)(folder, plan))
+        processes.on_main(lambda: origin.claim(self.directory / "checkpoints", self.plan, fresh=step < 0))
         if step < 0:
-            return 0, 0, plan.begin(params)
-        index = max(i for i, phase in enumerate(self.phases) if phase.start < max(step, 1))
-        state, position = self.checkpoints.restore(step, plan.abstract_state(index))
+            return 0, 0, self.plan.begin(params)
+        index = max(i for i, phase in enumerate(self.plan.phases) if phase.start < max(step, 1))
+        state, position = self.checkpoints.restore(step, self.plan.abstract_state(index))
         self.source.set_state(position)
         return step, index, state
 
@@ -132,25 +122,24 @@ class _Run:
         step, index, state = self.start(params)
         for sink in self.sinks:
             sink.begin(step)
-        for now in range(index, len(self.phases)):
+        phases = self.plan.phases
+        for now in range(index, len(phases)):
             if now > index:
                 state = transitions.get(now)(state)
             of_phase = programs.get(now)
-            for later in range(now + 1, len(self.phases)):
+            for later in range(now + 1, len(phases)):
                 programs.prepare(later)
                 transitions.prepare(later)
             self.clock = self.clock or time.perf_counter()
-            state = self.through_phase(of_phase, state, self.phases[now], max(step, self.phases[now].start))
+            state = self.through_phase(of_phase, state, phases[now], max(step, phases[now].start))
         self.flush()
         self.record_evaluation(self.config.steps, state)
-        seconds = sorted(self.step_seconds)
-        median = 1e3 * seconds[len(seconds) // 2] if len(seconds) >= 3 else None
+        median = 1e3 * statistics.median_high(self.step_seconds) if len(self.step_seconds) >= 3 else None
         return TrainResult(state.averaged(), self.config.steps, median)
 
     def through_phase(self, programs: PhasePrograms, state: RunState, phase: Phase, start: int) -> RunState:
         """Runs the steps of a phase. Metrics are fetched one step late, so the device never waits."""
         step_state, frozen = state.split(phase.mask)
-        kept = state.kept
         argument = self.plan.held(frozen)
         with phase_batches(self.source, programs, argument, self.config, self.directory) as batches:
             for index in range(start, phase.stop):
@@ -159,17 +148,17 @@ class _Run:
                 batch = self.plan.place(rows)
                 step_state, metrics = programs.step(step_state, argument, self.key, np.int32(index), batch)
                 self.flush()
-                self.pending = (index + 1, phase, metrics)
                 done = index + 1
+                self.pending = (done, phase, metrics)
                 if self._is_due(done, self.config.eval_every):
                     self.flush()
-                    self.record_evaluation(done, join(step_state, frozen, kept))
+                    self.record_evaluation(done, join(step_state, frozen, state.kept))
                 stop = self.asked_to_stop(done)
-                if stop is not None or self._is_due(done, self.config.checkpoint_every):
-                    self.save(done, join(step_state, frozen, kept), step_state.trainable, batches.get_state())
-                if stop is not None:
+                if stop or self._is_due(done, self.config.checkpoint_every):
+                    self.save(done, join(step_state, frozen, state.kept), step_state.trainable, batches.get_state())
+                if stop:
                     raise Stopped(done, stop)
-        return join(step_state, frozen, kept)
+        return join(step_state, frozen, state.kept)
 
     def flush(self) -> None:
         """Fetches the metrics of the last step, checks them, and records them when due."""
@@ -184,15 +173,8 @@ class _Run:
         seconds, self.clock = now - self.clock, now
         if step % self.config.log_every == 0 or step == self.config.steps:
             share = count_parameters(self.plan.matrices, phase.mask) / count_parameters(self.plan.matrices)
-            self.record(
-                {
-                    "step": step,
-                    "phase": self.phases.index(phase),
-                    "trainable_share": share,
-                    "tokens_per_second": self.config.tokens_per_step / seconds,
-                    **values,
-                }
-            )
+            where = {"step": step, "phase": self.plan.phases.index(phase), "trainable_share": share}
+            self.record({**where, "tokens_per_second": self.config.tokens_per_step / seconds, **values})
 
     def record_evaluation(self, step: int, state: RunState) -> None:
         figures = self.plan.objective.evaluate(state.averaged())
@@ -217,11 +199,11 @@ class _Run:
         self.checkpoints.save(step, state, position)
         self.clock = time.perf_counter()
 
-    def asked_to_stop(self, step: int) -> int | None:
+    def asked_to_stop(self, step: int) -> int:
         """The signal that asked, once every process knows: with several they compare notes when metrics are logged."""
         if jax.process_count() > 1 and step % self.config.log_every:
-            return None
-        return processes.largest(self.stop.received or 0) or None
+            return 0
+        return processes.largest(self.stop.received or 0)
 
     def _is_due(self, step: int, every: int) -> bool:
         """Whether to do what is done every so many steps (0 = never) before the last."""

@@ -38,31 +38,24 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         """Touches no file yet."""
         self.path = path
-        self._file: Any = None
 
     def begin(self, step: int) -> None:
-        """Keeps records up to `step`, atomically, and opens the file for more."""
+        """Keeps records up to `step`, atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read_json_lines(self.path) if r["step"] <= step] if self.path.exists() else []
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Record) -> None:
         """Appends one line."""
-        self._file.write(json.dumps(record) + "\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
+        """Nothing is left to write."""
 
 
 class TensorBoard:
-    """Every number of every record as a scalar event.
-
-    >>> TensorBoard(Path("logs")).path.name
-    'logs'
-    """
+    """Every number of every record as a scalar event."""
 
     def __init__(self, path: Path) -> None:
         """Touches no file yet."""

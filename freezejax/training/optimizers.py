@@ -17,30 +17,25 @@ from freezejax.training.config import OptimizerConfig, TrainConfig
 def make_optimizer(config: OptimizerConfig, schedule: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
     """Clip, then AdamW or Muon, with the learning rate `peak * schedule(count)`.
 
-    Muon (optax.contrib) takes the kernels; embeddings, an untied head, adapters and vectors stay with AdamW, as in the
-    Parameter Golf baseline, whose Adam has no Nesterov momentum; that of optax.contrib.muon has. Wrapped in
-    `freeze`, all of it sees trainable leaves only.
-
-    >>> make_optimizer(OptimizerConfig(), lambda count: jnp.ones([])).init({"w": jnp.ones(2)})[0]
-    EmptyState()
+    Muon (optax.contrib) takes the kernels; all else stays with AdamW, as in the Parameter Golf baseline, whose Adam has
+    no Nesterov momentum; that of optax.contrib.muon has. Wrapped in `freeze`, all of it sees trainable leaves only.
     """
 
     def rate(peak: float) -> Callable[[Any], jax.Array]:
         return lambda count: jnp.float32(peak) * schedule(count)
 
+    peak, decay = rate(config.learning_rate), config.weight_decay
     if config.name == "adamw":
-        main = optax.adamw(
-            rate(config.learning_rate), config.b1, config.b2, config.eps, weight_decay=config.weight_decay
-        )
+        main = optax.adamw(peak, config.b1, config.b2, config.eps, weight_decay=decay)
     else:
         main = optax.contrib.muon(
-            rate(config.learning_rate),
+            peak,
             beta=config.momentum,
-            weight_decay=config.weight_decay,
+            weight_decay=decay,
             adam_b1=config.b1,
             adam_b2=config.b2,
             eps=config.eps,
-            adam_weight_decay=config.weight_decay,
+            adam_weight_decay=decay,
             adam_learning_rate=rate(config.adam_learning_rate),
             muon_weight_dimension_numbers=_kernels,
         )
@@ -78,9 +73,7 @@ def lr_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Arra
 
 
 def lr_schedule_of_run(config: TrainConfig, phases: Sequence[Phase]) -> Callable[[Any], jax.Array]:
-    """Learning rate as a share of its peak at a global step.
-
-    One schedule over the run, or with `restart_schedule` one whole schedule per phase.
+    """Learning rate as a share of its peak at a global step; with `restart_schedule` each phase has a whole schedule.
 
     >>> config = TrainConfig(steps=8, batch_size=1, seq_len=8, restart_schedule=True)
     >>> rate = lr_schedule_of_run(config, [Phase(0, 4, None), Phase(4, 8, None)])

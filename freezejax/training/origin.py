@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
@@ -19,56 +20,41 @@ MAY_CHANGE = ("mesh", "log_every", "eval_every", "checkpoint_every", "draw_maps"
 
 
 def origin(plan: RunPlan) -> dict[str, Any]:
-    """What a run is, as JSON: the fields of its config and its model's, its leaves, and what trains when.
-
-    >>> from freezejax import FreezeSchedule, models
-    >>> from freezejax.training.config import TrainConfig
-    >>> config, schedule = TrainConfig(steps=2, batch_size=2, seq_len=8), FreezeSchedule([(0, [(".*", True)])])
-    >>> found = origin(RunPlan(models.build("geglu", num_layers=1), config, schedule))
-    >>> found["train.steps"], found["model.num_layers"], found["leaf ln_f/scale"]
-    (2, 1, 'float32[192]')
-    """
+    """What a run is, as JSON: the fields of its config and its model's, its leaves, and what trains when."""
     config = {name: value for name, value in dataclasses.asdict(plan.config).items() if name not in MAY_CHANGE}
-    optimizer = config.pop("optimizer")
     leaves = zip(leaf_paths(plan.abstract_params), jax.tree.leaves(plan.abstract_params), strict=True)
     found = {
-        **{f"train.{name}": value for name, value in config.items()},
-        **{f"train.optimizer.{name}": value for name, value in optimizer.items()},
-        **{f"model.{name}": value for name, value in dataclasses.asdict(plan.model.config).items()},
+        **flatten_dict({"train": config, "model": dataclasses.asdict(plan.model.config)}, sep="."),
         **{f"leaf {path}": f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves},
         "the schedule": [[phase.start, phase.stop, _digest(phase.mask)] for phase in plan.phases],
     }
-    as_json: dict[str, Any] = json.loads(json.dumps(found, default=str))
-    return as_json
+    return json.loads(json.dumps(found, default=str))
 
 
-def write(folder: Path, plan: RunPlan) -> None:
-    """Says in a folder which run its checkpoints will be of."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / NAME, json.dumps(origin(plan), indent=1))
+def claim(folder: Path, plan: RunPlan, *, fresh: bool) -> None:
+    """Says in a fresh folder which run its checkpoints will be of; refuses one with the checkpoints of another run.
 
-
-def check(folder: Path, plan: RunPlan) -> None:
-    """Refuses a folder with the checkpoints of another run. One that does not say whose they are is taken.
+    One that does not say whose they are is taken.
 
     Raises:
       UserError: naming a field that differs.
     """
-    if not (folder / NAME).exists():
+    file, now = folder / NAME, origin(plan)
+    if fresh:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(now, indent=1))
+    if fresh or not file.exists():
         return
     try:
-        known = dict(json.loads((folder / NAME).read_text(encoding="utf-8")))
+        known = dict(json.loads(file.read_text(encoding="utf-8")))
     except ValueError:
-        raise UserError(f"{folder / NAME} cannot be read as JSON; train in another directory") from None
-    now = origin(plan)
+        raise UserError(f"{file} cannot be read as JSON; train in another directory") from None
     for name in [*now, *known]:
-        if now.get(name) != known.get(name):
-            there, here = known.get(name, "absent"), now.get(name, "absent")
+        there, here = known.get(name, "absent"), now.get(name, "absent")
+        if there != here:
             differs = "another" if name == "the schedule" else f"{there} there, {here} here"
-            raise UserError(
-                f"{folder.parent}: this directory belongs to another run: {name} is {differs}; train in a fresh "
-                "directory"
-            )
+            wrong = f"this directory belongs to another run: {name} is {differs}"
+            raise UserError(f"{folder.parent}: {wrong}; train in a fresh directory")
 
 
 def _digest(mask: Any) -> str:

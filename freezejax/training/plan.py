@@ -1,5 +1,7 @@
 """Everything about a run that follows from shapes alone: phases, state, layout, and the program of each phase."""
 
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +23,10 @@ from freezejax.training.config import TrainConfig
 from freezejax.training.objectives.base import Batch, Objective
 from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.optimizers import lr_schedule_of_run, make_optimizer
-from freezejax.training.prefix_cache.prefix import PrefixOutput, check_prefix, frozen_prefix, make_prefix
-from freezejax.training.programs.compiler import PhasePrograms
+from freezejax.training.prefix_cache.prefix import PrefixOutput, check_prefix, make_prefix
+from freezejax.training.programs.compiler import PhasePrograms, PhaseTransition
 from freezejax.training.programs.tracing import Program, traced
-from freezejax.training.programs.transition import PhaseTransition
-from freezejax.training.state import RunState, abstract_state, initial_state, next_phase
+from freezejax.training.state import RunState, initial_state, next_phase
 from freezejax.training.step import make_step
 from freezejax.weights import as_matrices, draw_maps
 
@@ -33,14 +34,8 @@ from freezejax.weights import as_matrices, draw_maps
 class RunPlan:
     """What a run will do, before anything is allocated or compiled.
 
-    Args:
-      model: what trains.
-      config: of the run.
-      schedule: what trains from which step on; fractions are of `config.steps`.
-      mesh: devices to lay it out over; those of a topology description will do. None = the default device.
-      objective: what is minimized; None = language modelling without an evaluation.
-      batch: shapes of the global batch; None = tokens, see `freezejax.training.batches.token_batch`.
-      params: weights to start from, or their shapes; None = `model.init`.
+    Arguments are those of `freezejax.training.loop.train`. The devices of a topology description will do for the mesh,
+    and shapes for the weights. Without an objective it is language modelling, without a `batch` one of tokens.
 
     Raises:
       UserError: schedule, model, weights, batch and mesh do not fit each other.
@@ -64,15 +59,21 @@ class RunPlan:
         params: PyTree | None = None,
     ) -> None:
         """Checks that all fits; costs two traces of `model.init` and no device memory."""
-        self.model, self.config, self.mesh = model, config, mesh
+        self.model, self.config = model, config
         self.objective = objective or LanguageModelling(model, config.compute_dtype, remat=config.remat)
         self.batch = token_batch(config) if batch is None else batch
-        self.abstract_params = _abstract_params(model, params)
+        self.abstract_params = model.abstract_params()
+        if params is not None:  # in their own dtypes
+            model.check(params)
+            self.abstract_params = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), params)
         self.matrices = as_matrices(self.abstract_params)
         self.phases = schedule.phases(self.abstract_params, config.steps)
         drawn = jax.eval_shape(draw_maps, self.abstract_params)
         self.layout = None if mesh is None else Layout(mesh, drawn, model.family.sharding)
-        _check_rows(self.batch, config)
+        for path, leaf in zip(leaf_paths(self.batch), jax.tree.leaves(self.batch), strict=True):
+            if leaf.shape[:1] != (config.batch_size,):
+                wanted = f"train.batch_size={config.batch_size} rows first"
+                raise UserError(f"batch: {path!r} has the shape {leaf.shape}: expected {wanted}")
         processes.check_batch(config.batch_size // config.accumulation, mesh, "train.batch_size / train.accumulation")
         check_prefix(config, mesh, self.batch)
         self.lr_schedule = lr_schedule_of_run(config, self.phases)
@@ -88,8 +89,14 @@ class RunPlan:
 
     def abstract_state(self, index: int) -> RunState:
         """Shapes, and on a mesh shardings, of the whole state during a phase."""
-        tx = self.optimizer(self.phases[0])
-        state = abstract_state(self.abstract_params, self.phases[: index + 1], tx, self.config)
+
+        def follow(params: PyTree) -> RunState:
+            state = self._first_state(params)
+            for old, new in itertools.pairwise(self.phases[: index + 1]):
+                state = next_phase(state, old, new, self.optimizer(new), self.config)
+            return state
+
+        state = jax.eval_shape(follow, self.abstract_params)
         return state if self.layout is None else self.layout.abstract(state)
 
     def step(self, index: int) -> Callable[..., Any]:
@@ -108,97 +115,77 @@ class RunPlan:
     def arguments(self, index: int) -> tuple[Any, ...]:
         """Abstract arguments of that step: `(StepState, frozen half, root key, step index, batch)`."""
         state, frozen = self.abstract_state(index).split(self.phases[index].mask)
-        key, scalar = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
+        key, scalar = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
         batch = dict(self.batch)
         if self.config.draw_maps == "once":
             frozen = jax.eval_shape(draw_maps, frozen)
-        if self.blocks_apart(index):
-            batch["prefix"] = jax.eval_shape(self.prefix(index), frozen, batch["inputs"])
+        if prefix := self.prefix(index):
+            batch["prefix"] = jax.eval_shape(prefix, frozen, batch["inputs"])
         if self.layout is None:
             return state, frozen, key, scalar, batch
-
-        def placed(tree: PyTree, sharding: Any) -> PyTree:
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-        key, scalar = placed((key, scalar), self.layout.replicated)
-        return state, self.layout.abstract(frozen), key, scalar, placed(batch, self.layout.batch)
+        rows = functools.partial(jax.ShapeDtypeStruct, sharding=self.layout.batch)
+        batch = jax.tree.map(lambda leaf: rows(leaf.shape, leaf.dtype), batch)
+        return state, *self.layout.abstract((frozen, key, scalar)), batch
 
     def place(self, rows: Batch) -> Batch:
         """The global batch, from the rows that this process has read."""
-        if self.layout is None:
-            return rows
-        placed: Batch = processes.from_rows(rows, self.layout.batch, self.config.batch_size)
-        return placed
+        return rows if self.layout is None else processes.from_rows(rows, self.layout.batch, self.config.batch_size)
 
-    def blocks_apart(self, index: int) -> int:
-        """Blocks of a phase's frozen prefix that run apart from its step; 0 = all is in the step."""
-        return frozen_prefix(self.model, self.config, self.phases[index].mask)
-
-    def prefix(self, index: int) -> Callable[..., PrefixOutput]:
-        """That prefix: `(frozen half, inputs) -> batch["prefix"]` of the step."""
+    def prefix(self, index: int) -> Callable[..., PrefixOutput] | None:
+        """`(frozen half, inputs) -> batch["prefix"]` of the step; None where a phase has no prefix apart from it."""
         return make_prefix(self.model, self.config, self.abstract_params, self.phases[index].mask)
 
     def transition(self, index: int) -> PhaseTransition:
         """Compiled `state -> state` from the last step of the phase before to the first of this one."""
         old, new = self.phases[index - 1 : index + 1]
-        shardings = None if self.layout is None else self.layout.shardings
-
-        def enter(state: RunState) -> RunState:
-            return next_phase(state, old, new, self.optimizer(new), self.config)
-
-        return PhaseTransition(enter, self.abstract_state(index - 1), shardings)
+        return PhaseTransition(
+            lambda state: next_phase(state, old, new, self.optimizer(new), self.config),
+            self.abstract_state(index - 1),
+            None if self.layout is None else self.layout.shardings,
+        )
 
     def lower(self, index: int) -> jax.stages.Lowered:
         """The program of a phase, ready to be compiled; it donates the state that it changes."""
-        arguments = self.arguments(index)
-        shardings = None
+        arguments, shardings = self.arguments(index), None
         if self.layout is not None:
-            state = jax.tree.map(lambda leaf: leaf.sharding, arguments[0])
-            shardings = (state, self.layout.replicated)
+            shardings = (jax.tree.map(lambda leaf: leaf.sharding, arguments[0]), self.layout.replicated)
         step = traced(self.step(index), f"step of phase {index}")
         return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(*arguments)
 
     def compile(self, index: int) -> PhasePrograms:
         """The programs of a phase."""
-        arguments = self.arguments(index)
-        compiled = self.lower(index).compile()
+        arguments, compiled = self.arguments(index), self.lower(index).compile()
         if index > 0 and self.layout is None and jax.default_backend() == "cpu":
             # XLA's CPU backend sets its matmuls up when a program first runs, which takes up to two steps: now, on
             # this thread, not at the boundary. (On an accelerator a second state might not fit.)
-            compiled(*jax.tree.map(_zeros, arguments))
+            compiled(*jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), arguments))
         step = Program(compiled, self.step(index), arguments, f"step of phase {index}")
-        if not self.blocks_apart(index):
+        if (prefix := self.prefix(index)) is None:
             return PhasePrograms(step, None, "")
         lowered, prefix_arguments = self.lower_prefix(index), (arguments[1], arguments[4]["inputs"])
-        prefix = Program(lowered.compile(), self.prefix(index), prefix_arguments, f"prefix of phase {index}")
-        return PhasePrograms(step, prefix, lowered.as_text())
+        program = Program(lowered.compile(), prefix, prefix_arguments, f"prefix of phase {index}")
+        return PhasePrograms(step, program, lowered.as_text())
 
     def lower_prefix(self, index: int) -> jax.stages.Lowered:
         """The program of a phase's prefix, ready to be compiled."""
-        _, frozen, _, _, batch = self.arguments(index)
-        return jax.jit(traced(self.prefix(index), f"prefix of phase {index}")).lower(frozen, batch["inputs"])
+        prefix, (_, frozen, _, _, batch) = self.prefix(index), self.arguments(index)
+        assert prefix is not None
+        return jax.jit(traced(prefix, f"prefix of phase {index}")).lower(frozen, batch["inputs"])
 
     def key(self) -> jax.Array:
         """Root key of the run, on every device."""
-        make = lambda: jax.random.key(self.config.seed)  # noqa: E731
         if self.layout is None:
-            return make()
-        key: jax.Array = jax.jit(make, out_shardings=self.layout.replicated)()
-        return key
+            return jax.random.key(self.config.seed)
+        return jax.jit(jax.random.key, static_argnums=0, out_shardings=self.layout.replicated)(self.config.seed)
 
     def begin(self, params: PyTree | None = None) -> RunState:
         """State at the first step, from given weights or fresh ones; bits do not depend on the mesh.
 
         On a mesh every device makes its own shard of the weights and of the optimizer state, and of nothing else.
         """
-        first = self.phases[0]
-
-        def state_of(params: PyTree) -> RunState:
-            return initial_state(params, first, self.optimizer(first), self.config)
-
         keys = jax.random.key(self.config.seed), jax.random.key(self.config.base_seed)
         if self.layout is None:  # given weights are copied: the step donates what it trains
-            return state_of(self.model.init(*keys) if params is None else jax.tree.map(jnp.array, params))
+            return self._first_state(self.model.init(*keys) if params is None else jax.tree.map(jnp.array, params))
         shardings = self.layout.shardings(self.abstract_params)
         if params is None:
             # Bits as arguments: constants would be folded, and an array of one device is none of several processes.
@@ -207,11 +194,15 @@ class RunPlan:
             placed = jax.jit(init, out_shardings=shardings)(bits)
         else:
             placed = processes.place(params, shardings)
-        # Without the weights, which the program would copy.
-        rest = jax.eval_shape(state_of, placed)._replace(params=())
-        make = jax.jit(lambda params: state_of(params)._replace(params=()), out_shardings=self.layout.shardings(rest))
-        state: RunState = make(placed)._replace(params=placed)
-        return state
+
+        def rest(params: PyTree) -> RunState:  # without the weights, which the program would copy
+            return self._first_state(params)._replace(params=())
+
+        make = jax.jit(rest, out_shardings=self.layout.shardings(jax.eval_shape(rest, placed)))
+        return make(placed)._replace(params=placed)
+
+    def _first_state(self, params: PyTree) -> RunState:
+        return initial_state(params, self.phases[0], self.optimizer(self.phases[0]), self.config)
 
     def held(self, frozen: PyTree) -> PyTree:
         """The frozen half as the step takes it: with `train.draw_maps=once` its maps are drawn now."""
@@ -220,41 +211,12 @@ class RunPlan:
         if self.layout is None:
             return draw_maps(frozen)
         layout, shapes = self.layout, jax.eval_shape(draw_maps, frozen)
-
-        def draw(tree: PyTree) -> PyTree:
-            return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(draw_maps(layout.placed(tree))))
-
-        drawn: PyTree = jax.jit(draw, out_shardings=layout.shardings(shapes))(frozen)
-        return drawn
-
-
-def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.key(0)
-    return jnp.zeros(leaf.shape, leaf.dtype)
+        shardings, structure = jax.tree.flatten(layout.shardings(shapes))
+        draw = jax.jit(lambda half: jax.tree.leaves(draw_maps(layout.placed(half))), out_shardings=shardings)
+        return jax.tree.unflatten(structure, draw(frozen))
 
 
 def mesh_of(config: TrainConfig) -> Mesh | None:
-    """The mesh of a run over all devices; None where there is only one.
-
-    >>> mesh_of(TrainConfig(steps=1, batch_size=1, seq_len=8)) is None
-    True
-    """
+    """The mesh of a run over all devices; None where there is only one."""
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     return mesh if mesh.size > 1 else None
-
-
-def _abstract_params(model: Model, given: PyTree | None) -> PyTree:
-    """Shapes of the parameters: of the model, in the dtypes of the given ones where there are any."""
-    if given is None:
-        return model.abstract_params()
-    model.check(given)
-    return jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), given)
-
-
-def _check_rows(batch: Batch, config: TrainConfig) -> None:
-    for path, leaf in zip(leaf_paths(batch), jax.tree.leaves(batch), strict=True):
-        if leaf.shape[:1] != (config.batch_size,):
-            raise UserError(
-                f"batch: {path!r} has the shape {leaf.shape}: expected train.batch_size={config.batch_size} rows first"
-            )

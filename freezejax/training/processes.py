@@ -1,5 +1,6 @@
 """What the processes of one run say to each other. With one process nothing is said."""
 
+import collections
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,18 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
+from freezejax.sharding import BATCH
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the one that writes files.
-
-    >>> is_main()
-    True
-    """
+    """Whether this is process 0, the one that writes files."""
     return jax.process_index() == 0
 
 
@@ -32,46 +30,23 @@ def on_main(action: Callable[[], object]) -> None:
     once
     """
     error: Exception | None = None
-    if is_main():
-        try:
+    try:
+        if is_main():
             action()
-        except Exception as found:  # of any kind, a full disk for instance: the others would wait for ever
-            error = found
-    ended = broadcast_from_main(0 if error is None else 1 if isinstance(error, UserError) else 2)
-    if ended:
-        raise error or (UserError if ended == 1 else RuntimeError)(
-            "process 0 has stopped; the reason stands in its own output"
-        )
-
-
-def wait_for_all(name: str) -> None:
-    """Returns when every process of the run has come to this point.
-
-    >>> wait_for_all("end")
-    """
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    except Exception as found:  # of any kind, a full disk for instance: the others would wait for ever
+        error = found
+    if ended := broadcast_from_main(0 if error is None else 1 if isinstance(error, UserError) else 2):
+        kind = UserError if ended == 1 else RuntimeError
+        raise error or kind("process 0 has stopped; the reason stands in its own output")
 
 
 def broadcast_from_main(value: int) -> int:
-    """What process 0 says.
-
-    >>> broadcast_from_main(3)
-    3
-    """
-    if jax.process_count() == 1:
-        return value
+    """What process 0 says."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def largest(value: int) -> int:
-    """The largest of what the processes say.
-
-    >>> largest(3)
-    3
-    """
-    if jax.process_count() == 1:
-        return value
+    """The largest of what the processes say."""
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
@@ -82,11 +57,8 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     Array([1., 1.], dtype=float32)
     """
 
-    def one(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-        host = np.asarray(leaf)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-
-    return jax.tree.map(one, tree, shardings)
+    host, make = jax.tree.map(np.asarray, tree), jax.make_array_from_callback
+    return jax.tree.map(lambda leaf, sharding: make(leaf.shape, sharding, leaf.__getitem__), host, shardings)
 
 
 def to_host(tree: PyTree) -> PyTree:
@@ -98,9 +70,7 @@ def to_host(tree: PyTree) -> PyTree:
 
     def one(leaf: Any) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            assert isinstance(leaf.sharding, NamedSharding)
-            everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-            leaf = jax.jit(lambda x: x, out_shardings=everywhere)(leaf).addressable_data(0)
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
         return np.asarray(leaf)
 
     return jax.tree.map(one, tree)
@@ -113,15 +83,10 @@ def rows_of_process(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[in
 
     Raises:
       UserError: the rows of a process are not one such share, as on a mesh whose devices are in an odd order.
-
-    >>> mesh = jax.make_mesh((1,), ("data",))
-    >>> rows_of_process(NamedSharding(mesh, PartitionSpec("data")), (8, 4))
-    (0, 1)
     """
-    slices: dict[int, set[tuple[int, int]]] = {}
+    slices = collections.defaultdict[int, set[tuple[int, int]]](set)
     for device, index in sharding.devices_indices_map(shape).items():
-        process: int = device.process_index  # type: ignore[attr-defined]
-        slices.setdefault(process, set()).add(index[0].indices(shape[0])[:2])
+        slices[device.process_index].add(index[0].indices(shape[0])[:2])  # type: ignore[attr-defined]
     # Every process checks all of them: one that ended alone would leave the others waiting.
     shares = {process: _share(process, found, shape[0]) for process, found in sorted(slices.items())}
     return shares[jax.process_index()]
@@ -139,29 +104,13 @@ def _share(process: int, slices: set[tuple[int, int]], rows: int) -> tuple[int, 
 
 
 def from_rows(batch: PyTree, sharding: NamedSharding, rows: int) -> PyTree:
-    """The global batch of `rows` rows from the rows that each process has read.
-
-    >>> mesh = jax.make_mesh((1,), ("data",))
-    >>> from_rows({"x": np.ones((2, 3))}, NamedSharding(mesh, PartitionSpec("data")), 2)["x"].shape
-    (2, 3)
-    """
-
-    def one(local: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, local, (rows, *local.shape[1:]))
-
-    return jax.tree.map(one, batch)
+    """The global batch of `rows` rows from the rows that each process has read."""
+    make = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda local: make(sharding, local, (rows, *local.shape[1:])), batch)
 
 
 def check_batch(rows: int, mesh: Mesh | None, field: str) -> None:
-    """Refuses a batch that the mesh does not divide.
-
-    Raises:
-      UserError: naming `field`.
-
-    >>> check_batch(3, None, "train.batch_size")
-    """
-    if mesh is None:
-        return
-    ways = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+    """Refuses, naming `field`, a batch that the mesh does not divide."""
+    ways = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH)
     if rows % ways:
         raise UserError(f"{field}={rows}: expected a multiple of {ways}, the parts that train.mesh splits its rows in")

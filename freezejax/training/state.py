@@ -1,8 +1,6 @@
 """The whole state of a run between steps, and what becomes of it at a phase boundary."""
 
 import hashlib
-import itertools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,18 +10,14 @@ import optax
 
 from freezejax.optimizer import freeze, migrate
 from freezejax.partition import combine, partition
-from freezejax.paths import PyTree, leaf_paths
+from freezejax.paths import PyTree, leaf_paths, map_with_paths
 from freezejax.schedules import Phase
 from freezejax.training.config import TrainConfig
 from freezejax.training.step import StepState
 
 
 class RunState(NamedTuple):
-    """What a checkpoint holds: whole parameters, optimizer state, EMA, and state kept for thawing.
-
-    >>> RunState({}, (), None, {}).kept
-    {}
-    """
+    """What a checkpoint holds: whole parameters, optimizer state, EMA, and state kept for thawing."""
 
     params: PyTree
     opt_state: Any  # of freeze(tx, mask of the phase)
@@ -45,21 +39,12 @@ class RunState(NamedTuple):
 
 
 def join(step: StepState, frozen: PyTree, kept: dict[str, jax.Array]) -> RunState:
-    """Inverse of `RunState.split`.
-
-    >>> join(StepState({"a": 1, "b": None}, (), None), {"a": None, "b": 2}, {}).params
-    {'a': 1, 'b': 2}
-    """
+    """Inverse of `RunState.split`."""
     return RunState(combine(step.trainable, frozen), step.opt_state, step.ema, kept)
 
 
 def initial_state(params: PyTree, phase: Phase, tx: optax.GradientTransformation, config: TrainConfig) -> RunState:
-    """State at the first step of a run.
-
-    >>> config = TrainConfig(steps=1, batch_size=1, seq_len=8)
-    >>> initial_state({"w": jnp.ones(2)}, Phase(0, 1, {"w": True}), optax.sgd(0.1), config).ema is None
-    True
-    """
+    """State at the first step of a run."""
     half = partition(params, phase.mask)[0]
     # A copy: the step donates both trees, and no buffer can be donated twice.
     ema = jax.tree.map(jnp.copy, half) if config.ema_decay else None
@@ -85,40 +70,13 @@ def next_phase(
         opt_state, kept = freeze(tx, new.mask).init(half), dict[str, jax.Array]()
     else:
         opt_state, kept = migrate(
-            state.opt_state,
-            old.mask,
-            new.mask,
-            tx=tx,
-            params=state.params,
-            on_thaw=config.on_thaw,  # type: ignore[arg-type]
-            kept=state.kept,
+            state.opt_state, old.mask, new.mask, tx=tx, params=state.params, on_thaw=config.on_thaw, kept=state.kept
         )
     ema = None
     if state.ema is not None:
         known = dict(zip(leaf_paths(state.ema), jax.tree.leaves(state.ema), strict=True))
-        fresh = jax.tree.map(jnp.copy, half)
-        means = [known.get(p, leaf) for p, leaf in zip(leaf_paths(fresh), jax.tree.leaves(fresh), strict=True)]
-        ema = jax.tree.unflatten(jax.tree.structure(fresh), means)
+        ema = map_with_paths(lambda path, leaf: known[path] if path in known else jnp.copy(leaf), half)
     return RunState(state.params, opt_state, ema, kept)
-
-
-def abstract_state(
-    params: PyTree, phases: Sequence[Phase], tx: optax.GradientTransformation, config: TrainConfig
-) -> RunState:
-    """Shapes of the state during the last of `phases`, found by following every phase before it.
-
-    >>> config = TrainConfig(steps=2, batch_size=1, seq_len=8)
-    >>> abstract_state({"w": jnp.ones(2)}, [Phase(0, 2, {"w": True})], optax.sgd(0.1), config).params
-    {'w': ShapeDtypeStruct(shape=(2,), dtype=float32)}
-    """
-
-    def follow(params: PyTree) -> RunState:
-        state = initial_state(params, phases[0], tx, config)
-        for old, new in itertools.pairwise(phases):
-            state = next_phase(state, old, new, tx, config)
-        return state
-
-    return jax.eval_shape(follow, params)
 
 
 def fingerprint(tree: PyTree) -> str:

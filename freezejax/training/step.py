@@ -18,11 +18,7 @@ OWN_METRICS = ("loss", "grad_norm", "learning_rate")
 
 
 class StepState(NamedTuple):
-    """What a step changes; frozen leaves are None throughout, so they are neither copied nor returned.
-
-    >>> StepState({"w": 1.0}, (), None).ema is None
-    True
-    """
+    """What a step changes; frozen leaves are None throughout, so they are neither copied nor returned."""
 
     trainable: PyTree  # trainable half of the parameters
     opt_state: Any  # state of freeze(tx, mask)
@@ -33,22 +29,13 @@ def make_step(
     objective: Objective,
     tx: optax.GradientTransformation,
     *,
-    accumulation: int = 1,
-    ema_decay: float = 0.0,
-    draw_once: bool = False,
-    layout: Layout | None = None,
-    rate: Callable[[jax.Array], jax.Array] | None = None,
+    accumulation: int = 1,  # microbatches whose gradients are averaged into one update
+    ema_decay: float = 0.0,  # of the average of the weights; 0 keeps none
+    draw_once: bool = False,  # draw random maps at the start of the step, not in every layer and pass
+    layout: Layout | None = None,  # how parameters and batch lie on a mesh, if there is one
+    rate: Callable[[jax.Array], jax.Array] | None = None,  # learning rate at a step's index, to be a metric
 ) -> Callable[..., tuple[StepState, dict[str, jax.Array]]]:
-    """Pure step `(state, frozen, key, index, batch) -> (state, metrics)`.
-
-    Args:
-      objective: whose loss is minimized.
-      tx: `freeze(tx, mask)`.
-      accumulation: microbatches whose gradients are averaged into one update.
-      ema_decay: decay of the average of the weights; 0 keeps none.
-      draw_once: random maps are drawn once, at the start of the step, not in every layer and pass.
-      layout: how parameters and batch lie on a mesh, if there is one.
-      rate: learning rate at a step's index, to be among the metrics.
+    """Pure step `(state, frozen, key, index, batch) -> (state, metrics)` of `tx`, a `freeze(tx, mask)`.
 
     The step takes the root key and the step's index, so a resumed run draws the dropout masks of the
     uninterrupted one. Metrics: `loss`, those of the objective, and `grad_norm` over trainable leaves, before the clip.
@@ -75,9 +62,8 @@ def make_step(
             frozen = draw_maps(frozen)
 
         def loss_of_half(half: PyTree, part: Batch, loss_key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            if layout is None:
-                return objective.loss(combine(half, frozen), part, loss_key)
-            return objective.loss(layout.at_use(combine(layout.placed(half), frozen)), part, loss_key)
+            params = combine(half, frozen) if layout is None else layout.at_use(combine(layout.placed(half), frozen))
+            return objective.loss(params, part, loss_key)
 
         def gradient(half: PyTree, part: Batch, loss_key: jax.Array) -> Any:
             values, grads = jax.value_and_grad(loss_of_half, has_aux=True)(half, part, loss_key)
@@ -87,13 +73,14 @@ def make_step(
         loss_key = jax.random.fold_in(named_key(key, "dropout"), index)
         batch = objective.prepare(batch)
         (value, found), grads = _mean_over_parts(gradient, state.trainable, batch, loss_key, accumulation, layout)
-        if taken := [name for name in OWN_METRICS if name in found]:
-            raise UserError(f"{type(objective).__name__}: a metric is named {taken[0]!r}, as one of the step's own is")
+        for name in OWN_METRICS:
+            if name in found:
+                raise UserError(f"{type(objective).__name__}: a metric is named {name!r}, as one of the step's own is")
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = apply_updates(state.trainable, updates)
-        ema = None
-        if state.ema is not None:
-            ema = jax.tree.map(lambda m, leaf: m + (1.0 - ema_decay) * (leaf - m), state.ema, trainable)
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda mean, leaf: mean + (1.0 - ema_decay) * (leaf - mean), ema, trainable)
         metrics = {"loss": value, **found, "grad_norm": optax.tree.norm(grads)}
         if rate is not None:
             metrics["learning_rate"] = rate(index)

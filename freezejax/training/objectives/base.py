@@ -30,12 +30,8 @@ class Objective(abc.ABC):
         """`(loss, metrics)` of a batch, or of a microbatch of it; all are float32 scalars.
 
         Under accumulation loss, gradients and metrics are means over the microbatches. The metrics are recorded beside
-        the loss, under names of their own.
-
-        Args:
-          params: whole parameters.
-          batch: some rows of a prepared batch.
-          key: for dropout and other noise, another one in every step and microbatch.
+        the loss, under names of their own. `batch` holds some rows of a prepared batch; `key`, for dropout and other
+        noise, is another one in every step and microbatch.
         """
 
     def prepare(self, batch: Batch) -> Batch:

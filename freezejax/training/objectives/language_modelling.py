@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,41 +42,25 @@ class LanguageModelling(Objective):
 
     def loss(self, params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean over the targets of the batch; no metrics beside it."""
-        after: dict[str, Any] = {}
+        options = {"dropout_key": key, "compute_dtype": jnp.dtype(self.compute_dtype), "remat": self.remat}
         if "prefix" in batch:  # what the first blocks made of the inputs
-            after = {"blocks": batch["prefix"].blocks, "hidden": batch["prefix"].hidden}
-        nll_BxT = self.model.apply(
-            params,
-            batch["inputs"],
-            dropout_key=key,
-            compute_dtype=jnp.dtype(self.compute_dtype),
-            targets_BxT=batch["targets"],
-            remat=self.remat,
-            **after,
-        )
+            options |= {"blocks": batch["prefix"].blocks, "hidden": batch["prefix"].hidden}
+        nll_BxT = self.model.apply(params, batch["inputs"], targets_BxT=batch["targets"], **options)
         if "weights" in batch:
             nll_BxT = jnp.where(batch["weights"] > 0, nll_BxT, 0.0) * batch["weights"]
         return jnp.mean(nll_BxT), {}
 
     def check(self, batch: Batch) -> None:
-        """Refuses tokens outside of the model's vocabulary, which the model would answer with NaN.
-
-        >>> from freezejax import models
-        >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
-        >>> LanguageModelling(model).check({"inputs": np.array([[1, 8]]), "targets": np.array([[2, 3]])})
-        Traceback (most recent call last):
-        ...
-        freezejax.errors.UserError: batch: inputs hold the token 8, and the model's vocab_size is 8, for tokens 0 to ...
-        """
+        """Refuses tokens outside of the model's vocabulary, which the model would answer with NaN."""
         size = self.model.config.vocab_size
         for name in ("inputs", "targets"):
             tokens = np.asarray(batch[name])
             if name == "targets" and "weights" in batch:
                 tokens = tokens[np.asarray(batch["weights"]) > 0]
-            if tokens.size and (tokens.min() < 0 or tokens.max() >= size):
-                wrong = tokens[(tokens < 0) | (tokens >= size)].flat[0]
+            wrong = tokens[(tokens < 0) | (tokens >= size)]
+            if wrong.size:
                 raise UserError(
-                    f"batch: {name} hold the token {wrong}, and the model's vocab_size is {size}, for tokens 0 to "
+                    f"batch: {name} hold the token {wrong[0]}, and the model's vocab_size is {size}, for tokens 0 to "
                     f"{size - 1}: build the model with the vocab_size of the tokenizer that made the tokens"
                 )
 

@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from freezejax.errors import UserError
 from freezejax.paths import PyTree
 from freezejax.training.batches import BatchSource
 from freezejax.training.config import TrainConfig
-from freezejax.training.prefix_cache.store import ActivationCache, remove_folder
+from freezejax.training.prefix_cache.store import ActivationCache
 from freezejax.training.programs.compiler import PhasePrograms
 from freezejax.training.state import fingerprint
 from freezejax.version import versions
@@ -24,27 +25,13 @@ FOLDER = "prefix_cache"  # in the folder of a run
 LOOKAHEAD = 16  # batches that are read ahead, at most, to fill a program whose batch is in the cache for the most part
 
 
-class _Read(NamedTuple):
-    """A batch of the source, the numbers of its windows, and the source's position after it."""
-
-    batch: dict[str, Any]
-    windows: np.ndarray
-    position: dict[str, Any]
-
-
 class PrefixBatches:
     """Batches with the entry `prefix`: what the prefix program makes of them, computed or from a cache.
 
-    The program has as many rows as a batch. Where the cache holds some windows of a batch and lacks others, the rows
-    that are free are filled with windows that the batches to come lack, so a cache of nine windows in ten saves about
-    nine runs in ten. The first batch that was put together so is computed as well: should a window have other bits in
-    other company, the cache is given up, and every batch is computed as without one.
-
-    Args:
-      source: of the run; it numbers its windows.
-      program: `prefix(frozen, inputs)`, compiled.
-      frozen: frozen half of the parameters.
-      cache: of windows, or None: every batch is computed.
+    The program, a compiled `prefix(frozen, inputs)`, has as many rows as a batch. Where the cache holds some windows of
+    a batch and lacks others, the rows that are free are filled with windows that the batches to come lack, so a cache
+    of nine windows in ten saves about nine runs in ten. The first batch that was put together so is computed as well:
+    should a window have other bits in other company, the cache is given up, and every batch is computed as without one.
 
     >>> from freezejax.training.batches import TokenBatches
     >>> source = TokenBatches(np.arange(9, dtype=np.uint16), TrainConfig(steps=1, batch_size=2, seq_len=2))
@@ -63,7 +50,7 @@ class PrefixBatches:
         """Reads nothing yet."""
         self._source, self._program, self._frozen, self._cache = source, program, frozen, cache
         self._position = source.get_state()  # after the last batch that was handed out
-        self._queue: deque[_Read] = deque()  # read ahead
+        self._queue = deque[tuple[dict[str, Any], np.ndarray, dict[str, Any]]]()  # read ahead
         self._ahead: dict[int, list[np.ndarray]] = {}  # rows computed ahead that the cache has no room for, by window
         self._pending: tuple[np.ndarray, np.ndarray, PyTree] | None = None
         self._checked = False
@@ -87,25 +74,25 @@ class PrefixBatches:
         if self._cache is not None:
             self._cache.remove() if remove else self._cache.close()
 
-    def _read(self) -> _Read:
+    def _read(self) -> tuple[dict[str, Any], np.ndarray, dict[str, Any]]:
+        """A batch, the numbers of its windows (none from a source without), and the source's position after it."""
         batch = next(self._source)
-        windows = getattr(self._source, "windows", None)
-        return _Read(batch, np.zeros(0, np.int64) if windows is None else windows, self._source.get_state())
+        return batch, getattr(self._source, "windows", np.zeros(0, np.int64)), self._source.get_state()
 
     def _of_batch(self, windows: np.ndarray, inputs: np.ndarray) -> PyTree:
         if self._cache is None:
             return self._run(inputs)
-        rows, structure, found = self._cache.get(windows, inputs)
-        if not found.any() and not any(int(window) in self._ahead for window in windows):
+        leaves, structure, found = self._cache.get(windows, inputs)
+        hits = int(found.sum())
+        self._take_ahead(windows, leaves, found)
+        if not found.any():
             computed = self._run(inputs)
             self._pending = windows, inputs, computed
             return computed
-        hits = int(found.sum())
-        self._take_ahead(windows, rows, found)
         if not found.all():
-            self._compute_with_those_to_come(windows[~found], inputs[~found])
-            self._take_ahead(windows, rows, found)
-        kept = jax.tree.unflatten(structure, rows)
+            self._compute_with_those_to_come(self._cache, windows[~found], inputs[~found])
+            self._take_ahead(windows, leaves, found)
+        kept = jax.tree.unflatten(structure, leaves)
         if not self._checked and not self._check(kept, inputs):
             return self._run(inputs)
         self.reused += hits
@@ -115,42 +102,40 @@ class PrefixBatches:
         self.runs += 1
         return self._program(self._frozen, inputs)
 
-    def _take_ahead(self, windows: np.ndarray, rows: list[np.ndarray], found: np.ndarray) -> None:
+    def _take_ahead(self, windows: np.ndarray, leaves: list[np.ndarray], found: np.ndarray) -> None:
         """Fills in the rows that were computed ahead."""
         for i in np.flatnonzero(~found):
-            if int(windows[i]) in self._ahead:
-                for leaf, row in zip(rows, self._ahead[int(windows[i])], strict=True):
+            if windows[i] in self._ahead:
+                for leaf, row in zip(leaves, self._ahead[windows[i]], strict=True):
                     leaf[i] = row
                 found[i] = True
         for window in windows:
-            self._ahead.pop(int(window), None)
+            self._ahead.pop(window, None)
 
-    def _compute_with_those_to_come(self, windows: np.ndarray, inputs: np.ndarray) -> None:
+    def _compute_with_those_to_come(self, cache: ActivationCache, windows: np.ndarray, inputs: np.ndarray) -> None:
         """Runs the program on windows that are wanted now, and on others that will be, up to a whole batch."""
-        assert self._cache is not None
-        wanted = dict(zip(map(int, windows), inputs, strict=True))
+        wanted = dict(zip(windows, inputs, strict=True))
         for place in range(LOOKAHEAD):
             if place == len(self._queue):
                 self._queue.append(self._read())
-            later = self._queue[place]
-            size = len(later.windows)
-            for i in np.flatnonzero(~self._cache.has(later.windows)):
-                if len(wanted) < size and int(later.windows[i]) not in self._ahead:
-                    wanted.setdefault(int(later.windows[i]), later.batch["inputs"][i])
+            batch, later, _ = self._queue[place]
+            size = len(later)
+            for i in np.flatnonzero(~cache.has(later)):
+                if len(wanted) < size and later[i] not in self._ahead:
+                    wanted.setdefault(later[i], batch["inputs"][i])
             if len(wanted) == size:
                 break
         whole = np.resize(np.array(list(wanted)), size)  # filled up with those that are there
-        tokens = np.stack([wanted[number] for number in whole.tolist()])
+        tokens = np.stack([wanted[window] for window in whole])
         computed = jax.device_get(self._run(tokens))
-        self._cache.put(whole, tokens, computed)
-        for row, number in enumerate(wanted):
-            self._ahead[number] = [np.array(leaf[row]) for leaf in jax.tree.leaves(computed)]
+        cache.put(whole, tokens, computed)
+        for row, window in enumerate(wanted):
+            self._ahead[window] = [np.array(leaf[row]) for leaf in jax.tree.leaves(computed)]
 
     def _keep(self) -> None:
         # One step late, like the metrics: fetching waits for the prefix, and the step is under way behind it.
         if self._pending is not None and self._cache is not None:
-            windows, inputs, computed = self._pending
-            self._cache.put(windows, inputs, jax.device_get(computed))
+            self._cache.put(*jax.device_get(self._pending))
         self._pending = None
 
     def _check(self, kept: PyTree, inputs: np.ndarray) -> bool:
@@ -167,60 +152,49 @@ class PrefixBatches:
 def phase_batches(
     source: BatchSource, programs: PhasePrograms, frozen: PyTree, config: TrainConfig, directory: Path
 ) -> Iterator[BatchSource | PrefixBatches]:
-    """Batches as the step of a phase takes them. The cache goes with the phase; a broken-off one is left on disk.
+    """Batches as the step of a phase takes them, with its `frozen` half of the parameters.
 
-    Args:
-      source: of the run.
-      programs: of the phase.
-      frozen: frozen half of the parameters, as the step takes it.
-      config: of the run.
-      directory: of the run; "disk" keeps its file there.
+    The cache, on "disk" in the `directory` of the run, goes with the phase; a broken-off one is left there.
 
     Raises:
       UserError: the folder of the cache cannot be made, or the memory is too small.
     """
     if programs.prefix is None:
-        remove_folder(directory / FOLDER)  # left by a run that was killed at the end of an earlier phase
+        shutil.rmtree(directory / FOLDER, ignore_errors=True)  # left by a run killed at the end of an earlier phase
         yield source
         return
     cache = _make_cache(config, programs, frozen, source, directory / FOLDER)
-    found = PrefixBatches(source, programs.prefix, frozen, cache)
+    found, whole = PrefixBatches(source, programs.prefix, frozen, cache), False
     try:
         yield found
-    except BaseException:
-        found.close(remove=False)
-        raise
-    found.close(remove=True)
+        whole = True
+    finally:
+        found.close(remove=whole)
 
 
 def _make_cache(
     config: TrainConfig, programs: PhasePrograms, frozen: PyTree, source: BatchSource, folder: Path
 ) -> ActivationCache | None:
     assert programs.prefix is not None
-    if config.prefix_cache == "recompute":
+    kind, gib = config.prefix_cache, config.prefix_cache_gib
+    if kind == "recompute":
         return None
     windows = getattr(source, "count", None)
     if windows is None:
-        raise UserError(
-            f"train.prefix_cache={config.prefix_cache!r} needs batches of numbered windows: use 'recompute'"
-        )
-    whole = programs.prefix.compiled.out_info
-    row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), whole)
-    limit = config.prefix_cache_gib * 2**30
-    if config.prefix_cache == "memory":
-        try:
-            return ActivationCache(row, windows, limit)
-        except MemoryError:
-            raise UserError(
-                f"train.prefix_cache_gib={config.prefix_cache_gib}: this machine's memory is smaller; lower it, or use "
-                "train.prefix_cache='disk'"
-            ) from None
-    return ActivationCache(row, windows, limit, folder, lambda: _origin(programs.prefix_text, frozen))
+        raise UserError(f"train.prefix_cache={kind!r} needs batches of numbered windows: use 'recompute'")
+    batch = programs.prefix.compiled.out_info
+    row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
+    where = folder if kind == "disk" else None
+    try:
+        return ActivationCache(row, windows, gib * 2**30, where, lambda: _origin(programs.prefix_text, frozen))
+    except MemoryError:
+        wrong = f"train.prefix_cache_gib={gib}: this machine's memory is smaller"
+        raise UserError(f"{wrong}; lower it, or use train.prefix_cache='disk'") from None
 
 
 def _origin(program: str, frozen: PyTree) -> str:
     """Digest of all that activations follow from besides the tokens: the bits depend on the machine, too."""
-    packages = [f"{name} {version}" for name, version in versions("freezejax", "jax", "jaxlib").items()]
+    packages = versions("freezejax", "jax", "jaxlib")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = [jax.devices()[0].device_kind, cores, os.environ.get("XLA_FLAGS", "")]
-    return hashlib.sha256("\n".join(map(str, [program, fingerprint(frozen), *packages, *machine])).encode()).hexdigest()
+    machine = jax.devices()[0].device_kind, cores, os.environ.get("XLA_FLAGS", "")
+    return hashlib.sha256(repr((program, fingerprint(frozen), packages, machine)).encode()).hexdigest()

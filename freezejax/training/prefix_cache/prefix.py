@@ -24,57 +24,40 @@ from freezejax.weights import draw_maps
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PrefixOutput:
-    """What the first `blocks` blocks made of a batch; the rest of the model runs on it.
-
-    >>> jax.tree.leaves(PrefixOutput(2, {"x": 1.0}))
-    [1.0]
-    """
+    """What the first `blocks` blocks made of a batch; the rest of the model runs on it."""
 
     blocks: int = dataclasses.field(metadata={"static": True})
     hidden: PyTree  # see `Model.prefix`
 
 
 def frozen_prefix(model: Model, config: TrainConfig, mask: PyTree) -> int:
-    """Number of blocks that run apart from the step in a phase with this mask; 0 = everything is in the step.
-
-    >>> from freezejax import models
-    >>> model = models.build("geglu", num_layers=3, model_dim=16, num_heads=1)
-    >>> mask = jax.tree.map(lambda _: False, jax.eval_shape(model.init, jax.random.key(0)))
-    >>> mask["blocks"][2]["mlp"]["up"]["kernel"] = True
-    >>> frozen_prefix(model, TrainConfig(steps=1, batch_size=1, seq_len=8, prefix_cache="memory"), mask)
-    2
-    """
+    """Number of blocks that run apart from the step in a phase with this mask; 0 = everything is in the step."""
     return 0 if config.prefix_cache == "off" else model.frozen_blocks(mask)
 
 
 def check_prefix(config: TrainConfig, mesh: Mesh | None, batch: dict[str, Any]) -> None:
-    """Refuses a prefix apart from the step on a mesh, and for batches that have no tokens to run it on.
-
-    Raises:
-      UserError: naming the field.
-
-    >>> check_prefix(TrainConfig(steps=1, batch_size=1, seq_len=8), None, {})
-    """
+    """Refuses a prefix apart from the step on a mesh, and for batches that have no tokens to run it on."""
     if config.prefix_cache == "off":
         return
+    field = f"train.prefix_cache={config.prefix_cache!r}"
     if mesh is not None:
-        raise UserError(
-            f"train.prefix_cache={config.prefix_cache!r} is for one device, and this run has {mesh.size}: use 'off', "
-            "or let one device be visible"
-        )
+        devices = f"is for one device, and this run has {mesh.size}"
+        raise UserError(f"{field} {devices}: use 'off', or let one device be visible")
     if "inputs" not in batch:
-        raise UserError(f"train.prefix_cache={config.prefix_cache!r} needs batches with an entry 'inputs': use 'off'")
+        raise UserError(f"{field} needs batches with an entry 'inputs': use 'off'")
 
 
 def make_prefix(
     model: Model, config: TrainConfig, abstract_params: PyTree, mask: PyTree
-) -> Callable[..., PrefixOutput]:
-    """Pure `prefix(frozen, inputs_BxT)`: what the frozen prefix makes of a batch.
+) -> Callable[..., PrefixOutput] | None:
+    """Pure `prefix(frozen, inputs_BxT)`: what the frozen prefix makes of a batch; None where no block runs apart.
 
     It runs in the microbatches of the step, so it needs no more memory than the step. `frozen` is the frozen half
     of the parameters; were a leaf of the other half read, the result would be NaN.
     """
     blocks, parts = frozen_prefix(model, config, mask), config.accumulation
+    if not blocks:
+        return None
     absent = partition(abstract_params, mask)[0]
 
     def prefix(frozen: PyTree, inputs: jax.Array) -> PrefixOutput:

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from freezejax.data.atomic import atomic_file
+from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
 
-Arrays = list[np.ndarray]
+Rows = list[np.ndarray]
 
 _SEAL_BYTES = 16
 _ABSENT, _FOUND, _GOOD = range(3)  # what is known of a slot; found = left by another process, not yet checked
@@ -25,35 +25,22 @@ _ABSENT, _FOUND, _GOOD = range(3)  # what is known of a slot; found = left by an
 class ActivationCache:
     """What a fixed function made of each window, for as many windows as fit; the others are never there.
 
-    Kept are windows 0, 1, 2, ... up to the bound. Reading or writing never raises: a full disk, or a slot that
-    was half-written when a process died, is as if nothing had been kept.
+    Kept are windows 0, 1, 2, ... up to the bound of bytes. Reading or writing never raises: a full disk, or a slot
+    that was half-written when a process died, is as if nothing had been kept.
 
-    Args:
-      row: shapes and dtypes of what is kept of one window, a tree of `jax.ShapeDtypeStruct`.
-      windows: windows in the corpus.
-      limit_bytes: bound of all that is kept.
-      folder: where the file goes; None keeps everything in memory.
-      fingerprint: says what the activations follow from besides a window's tokens (weights, shapes, versions).
-        A folder with another one is emptied. It may take long: it is called on a thread, unless the folder holds
-        something to compare it with.
+    `fingerprint` tells what the activations follow from besides a window's tokens; a folder with another is emptied. It
+    may take long, so it is called on a thread, unless the folder holds something to compare it with.
 
     Raises:
       UserError: the folder cannot be made.
-
-    >>> cache = ActivationCache(jax.ShapeDtypeStruct((2,), np.float32), windows=3, limit_bytes=100)
-    >>> tokens, windows = np.arange(4).reshape(2, 2), np.array([2, 0])
-    >>> cache.put(windows, tokens, np.array([[1, 2], [3, 4]], np.float32))
-    >>> leaves, _, found = cache.get(np.array([0, 1]), tokens[::-1])
-    >>> leaves[0][0], found
-    (array([3., 4.], dtype=float32), array([ True, False]))
     """
 
     def __init__(
         self,
-        row: PyTree,
-        windows: int,
+        row: PyTree,  # shapes and dtypes of what is kept of one window
+        windows: int,  # in the corpus
         limit_bytes: float,
-        folder: Path | None = None,
+        folder: Path | None = None,  # where the file goes; None keeps everything in memory
         fingerprint: Callable[[], str] = str,
     ) -> None:
         """Allocates address space only; memory or disk is taken as windows come."""
@@ -65,9 +52,9 @@ class ActivationCache:
         self._store: _Memory | _File
         if folder is None:
             self._store = _Memory(self._row, self.capacity)
-            return
-        self._store = _File(folder, size, fingerprint)
-        self._known[: self._store.found] = _FOUND
+        else:
+            self._store = _File(folder, size, fingerprint)
+            self._known[: self._store.found] = _FOUND
 
     def has(self, windows: np.ndarray) -> np.ndarray:
         """Which of some windows [B] are there, as far as is known without reading them; bool [B]."""
@@ -75,37 +62,29 @@ class ActivationCache:
         found[found] = self._known[windows[found]] != _ABSENT
         return found
 
-    def get(self, windows: np.ndarray, tokens: np.ndarray) -> tuple[Arrays, Any, np.ndarray]:
+    def get(self, windows: np.ndarray, tokens: np.ndarray) -> tuple[Rows, Any, np.ndarray]:
         """`(leaves, structure, found)`: what was kept of some windows [B], and which of them are there, bool [B].
 
         Each leaf has a leading axis B; the rows of windows that are not there hold anything. `tokens` [B, ...] are
         those that the activations are wanted for: where others were kept they do not count.
         """
+        leaves = [np.empty((len(windows), *leaf.shape), leaf.dtype) for leaf in self._row]
         found = self.has(windows)
-        at = np.flatnonzero(found)
-        rows, some = self._empty(len(windows)), self._empty(len(at))
-        if len(at):
-            found[at] = self._store.read(windows[at], some)
-        for i, slot in enumerate(windows[at]):
-            if self._known[slot] == _FOUND:
-                whole = found[at[i]] and self._store.seal(slot) == _seal(tokens[at[i]], [leaf[i] for leaf in some])
-                self._known[slot] = _GOOD if whole else _ABSENT
-                found[at[i]] = whole
-        if found.all():
-            return some, self._structure, found
-        for leaf, part in zip(rows, some, strict=True):
-            leaf[at] = part
-        return rows, self._structure, found
-
-    def _empty(self, rows: int) -> Arrays:
-        return [np.empty((rows, *leaf.shape), leaf.dtype) for leaf in self._row]
+        for i in np.flatnonzero(found):
+            slot, row = windows[i], [leaf[i : i + 1] for leaf in leaves]
+            found[i] = self._store.read(slot, row)
+            if self._known[slot] != _GOOD:
+                assert isinstance(self._store, _File)
+                found[i] = found[i] and self._store.seal(slot) == _seal(tokens[i], row)
+                self._known[slot] = _GOOD if found[i] else _ABSENT
+        return leaves, self._structure, found
 
     def put(self, windows: np.ndarray, tokens: np.ndarray, activations: PyTree) -> None:
         """Keeps activations (leading axis B) of some windows [B]; those beyond the bound are passed over."""
-        leaves = jax.tree.leaves(activations)
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(activations)]
         for i, window in enumerate(windows):
             if window < self.capacity and self._known[window] != _GOOD:
-                written = self._store.write(window, tokens[i], [np.asarray(leaf[i]) for leaf in leaves])
+                written = self._store.write(window, tokens[i], [leaf[i : i + 1] for leaf in leaves])
                 self._known[window] = _GOOD if written else _ABSENT
 
     def remove(self) -> None:
@@ -113,7 +92,7 @@ class ActivationCache:
         self.capacity = 0
         self._store.close()
         if self._folder is not None:
-            remove_folder(self._folder)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
         """Ends its use; what is on disk stays."""
@@ -121,23 +100,20 @@ class ActivationCache:
 
 
 class _Memory:
-    """Slots in memory."""
+    """Slots in memory. A row is a list of arrays [1, ...]."""
 
     def __init__(self, row: list[Any], slots: int) -> None:
         self._leaves = [np.zeros((slots, *leaf.shape), leaf.dtype) for leaf in row]
 
-    def read(self, slots: np.ndarray, out: Arrays) -> np.ndarray:
-        for leaf, rows in zip(self._leaves, out, strict=True):
-            np.take(leaf, slots, axis=0, out=rows)
-        return np.ones(len(slots), bool)
-
-    def write(self, slot: int, tokens: np.ndarray, row: Arrays) -> bool:
+    def read(self, slot: int, row: Rows) -> bool:
         for leaf, part in zip(self._leaves, row, strict=True):
-            leaf[slot] = part
+            part[0] = leaf[slot]
         return True
 
-    def seal(self, slot: int) -> bytes:
-        raise AssertionError("slots in memory are never another process's")
+    def write(self, slot: int, tokens: np.ndarray, row: Rows) -> bool:
+        for leaf, part in zip(self._leaves, row, strict=True):
+            leaf[slot] = part[0]
+        return True
 
     def close(self) -> None:
         self._leaves = []
@@ -150,34 +126,31 @@ class _File:
         self._slot_bytes = slot_bytes
         # One thread, whose only job is the fingerprint of a cache that begins.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
-        label, path = folder / "fingerprint", folder / "activations"
+        label = folder / "fingerprint"
         try:
             fresh = not (label.is_file() and label.read_text() == fingerprint())
             if fresh:
-                remove_folder(folder)
+                shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(folder / "activations", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(f"{folder}: the prefix cache cannot be made there: {error.strerror}") from None
         if fresh:
-            self._pool.submit(_write_label, label, fingerprint)
+            self._pool.submit(lambda: write_atomically(label, fingerprint()))
         self.found = os.fstat(self._file).st_size // slot_bytes
 
-    def read(self, slots: np.ndarray, out: Arrays) -> np.ndarray:
-        """Which slots could be read whole."""
-        buffers, whole = [_bytes(rows) for rows in out], np.zeros(len(slots), bool)
-        for i, slot in enumerate(slots):
-            with contextlib.suppress(OSError):
-                read = os.preadv(self._file, [rows[i] for rows in buffers], slot * self._slot_bytes)
-                whole[i] = read >= self._slot_bytes - _SEAL_BYTES
-        return whole
+    def read(self, slot: int, row: Rows) -> bool:
+        """Whether the slot could be read whole."""
+        with contextlib.suppress(OSError):
+            read = os.preadv(self._file, [*map(_bytes, row)], slot * self._slot_bytes)
+            return read >= self._slot_bytes - _SEAL_BYTES
+        return False
 
-    def write(self, slot: int, tokens: np.ndarray, row: Arrays) -> bool:
-        parts = [*(_bytes(part[None])[0] for part in row), _seal(tokens, row)]
-        try:
+    def write(self, slot: int, tokens: np.ndarray, row: Rows) -> bool:
+        parts: list[Any] = [*map(_bytes, row), _seal(tokens, row)]
+        with contextlib.suppress(OSError):
             return os.pwritev(self._file, parts, slot * self._slot_bytes) == self._slot_bytes
-        except OSError:
-            return False
+        return False
 
     def seal(self, slot: int) -> bytes:
         return os.pread(self._file, _SEAL_BYTES, (slot + 1) * self._slot_bytes - _SEAL_BYTES)
@@ -189,26 +162,13 @@ class _File:
         self._file = -1
 
 
-def remove_folder(folder: Path) -> None:
-    """Removes the folder of a cache, if it is there.
-
-    >>> remove_folder(Path("/nowhere/prefix_cache"))
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_label(path: Path, fingerprint: Callable[[], str]) -> None:
-    with atomic_file(path) as file:
-        file.write(fingerprint().encode())
-
-
-def _seal(tokens: np.ndarray, row: Arrays) -> bytes:
+def _seal(tokens: np.ndarray, row: Rows) -> bytes:
     digest = hashlib.blake2b(np.ascontiguousarray(tokens, np.int64).tobytes(), digest_size=_SEAL_BYTES)
     for part in row:
-        digest.update(_bytes(part[None])[0])
+        digest.update(_bytes(part))
     return digest.digest()
 
 
-def _bytes(rows: np.ndarray) -> np.ndarray:
-    """The bytes of every row [B, n]; a view."""
-    return np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
+def _bytes(part: np.ndarray) -> np.ndarray:
+    """The bytes of an array; a view where it is contiguous."""
+    return np.ascontiguousarray(part).reshape(-1).view(np.uint8)

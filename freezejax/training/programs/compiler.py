@@ -1,32 +1,30 @@
-"""The programs of a phase, compiled in the background before they are needed."""
+"""What runs during a phase and at the boundary before it, compiled in the background before it is needed."""
 
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Self
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
+import jax
+
+from freezejax.paths import PyTree
 from freezejax.training.programs.tracing import Program
 
 
 class PhasePrograms(NamedTuple):
-    """What runs during a phase.
-
-    >>> PhasePrograms(step=None, prefix=None, prefix_text="").prefix is None
-    True
-    """
+    """What runs during a phase."""
 
     step: Program
     prefix: Program | None  # the frozen prefix, where it is apart from the step
     prefix_text: str  # its StableHLO
 
 
-class BackgroundCompiler:
+class BackgroundCompiler(contextlib.AbstractContextManager["BackgroundCompiler"]):
     """Compiles the program of each phase at most once, on one background thread, in the order of `prepare`.
 
-    Use it as a context manager: leaving it drops what was not yet begun.
-
-    Args:
-      compile_phase: phase index -> executable.
-      masks: one mask per phase; phases with equal masks share one executable.
+    `compile_phase` makes the executable of a phase from its index. `masks` has one mask per phase: those with equal
+    masks share one executable. Use it as a context manager: leaving it drops what was not yet begun.
 
     >>> with BackgroundCompiler(lambda index: f"program {index}", [{"w": True}, {"w": False}, {"w": True}]) as c:
     ...     c.prepare(1)
@@ -36,27 +34,50 @@ class BackgroundCompiler:
 
     def __init__(self, compile_phase: Callable[[int], Any], masks: Sequence[Any]) -> None:
         """Starts no work yet."""
-        self._compile = compile_phase
-        self._first_like = [next(i for i, other in enumerate(masks) if other == mask) for mask in masks]
-        self._futures: dict[int, Future[Any]] = {}
+        self._masks = masks
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
+        self._begun = functools.cache(lambda index: self._pool.submit(compile_phase, index))
 
     def prepare(self, index: int) -> None:
         """Begins to compile phase `index`, if there is such a phase and it was not begun."""
-        if index < len(self._first_like):
-            first = self._first_like[index]
-            if first not in self._futures:
-                self._futures[first] = self._pool.submit(self._compile, first)
+        if index < len(self._masks):
+            self._begun(self._masks.index(self._masks[index]))
 
     def get(self, index: int) -> Any:
         """Executable of phase `index`; waits for it if need be. Raises what compiling it raised."""
-        self.prepare(index)
-        return self._futures[self._first_like[index]].result()
-
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
+        return self._begun(self._masks.index(self._masks[index])).result()
 
     def __exit__(self, *_: object) -> None:
         """Cancels what has not begun and waits for what has."""
         self._pool.shutdown(cancel_futures=True)
+
+
+class PhaseTransition:
+    """A function of a state, worked out from shapes: what it passes on is passed by reference, the rest is one program.
+
+    A boundary passes on nearly everything: parameters, and the moments of what goes on training. Fresh moments of
+    what thaws are all that there is to compute, so nothing of a whole model is copied or allocated twice. `shardings`
+    tells those of a tree of shapes like the result; without it all is on the default device.
+    """
+
+    def __init__(
+        self, enter: Callable[[PyTree], PyTree], abstract: PyTree, shardings: Callable[[PyTree], PyTree] | None = None
+    ) -> None:
+        """Traces and compiles; nothing is left to do when the boundary comes."""
+        jaxpr, result = jax.make_jaxpr(enter, return_shape=True)(abstract)
+        inputs = {id(variable): at for at, variable in enumerate(jaxpr.jaxpr.invars)}
+        self._structure = jax.tree.structure(result)
+        self._source = [inputs.get(id(variable)) for variable in jaxpr.jaxpr.outvars]
+        self.computed = self._source.count(None)
+
+        def fresh(tree: PyTree) -> list[Any]:
+            return [leaf for leaf, source in zip(jax.tree.leaves(tree), self._source, strict=True) if source is None]
+
+        placed = None if shardings is None else fresh(shardings(result))
+        self._program = jax.jit(lambda state: fresh(enter(state)), out_shardings=placed).lower(abstract).compile()
+
+    def __call__(self, state: PyTree) -> PyTree:
+        """The result; leaves that are passed on are those of `state`."""
+        leaves, fresh = jax.tree.leaves(state), iter(self._program(state))
+        found = [next(fresh) if source is None else leaves[source] for source in self._source]
+        return jax.tree.unflatten(self._structure, found)

@@ -1,7 +1,6 @@
 """Each program is traced once: traces are counted, and a call that would need another one is refused by name."""
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 import itertools
@@ -19,11 +18,7 @@ _counters: list[Counter[str]] = []
 
 
 class RetraceError(UserError):
-    """A program was called with other arguments than those it was traced or compiled for.
-
-    >>> str(RetraceError("step", ["batch/inputs: int32[8,256] -> int32[7,256]"]))
-    'step: called with other arguments than it was traced for: batch/inputs: int32[8,256] -> int32[7,256]'
-    """
+    """A program was called with other arguments than those it was traced or compiled for; see `Program`."""
 
     def __init__(self, name: str, changes: list[str]) -> None:
         """Takes the program's name and what changed, one line per argument."""
@@ -50,11 +45,7 @@ def count_traces() -> Iterator[Counter[str]]:
 
 
 def traced[**P, R](fn: Callable[P, R], name: str) -> Callable[P, R]:
-    """`fn` that notes each time it runs, which under `jax.jit` is each time it is traced.
-
-    >>> traced(lambda x: x + 1, "successor")(1)
-    2
-    """
+    """`fn` that notes each time it runs, which under `jax.jit` is each time it is traced: see `count_traces`."""
 
     @functools.wraps(fn)
     def noted(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,31 +59,23 @@ def traced[**P, R](fn: Callable[P, R], name: str) -> Callable[P, R]:
 class OneTrace:
     """`jax.jit(fn)` for one set of shapes: the first call fixes them, a call with others is refused before it traces.
 
-    Shapes, dtypes, weak types, shardings, values of static arguments and the structure of trees all count.
-
-    >>> import jax.numpy as jnp
-    >>> add = OneTrace(lambda x, y: x + y, "add")
-    >>> add(jnp.ones(2), jnp.ones(2))
-    Array([2., 2.], dtype=float32)
-    >>> add(jnp.ones(2), 1.0)
-    Traceback (most recent call last):
-    ...
-    freezejax.training.programs.tracing.RetraceError: add: called with other arguments than it was traced for: \
-y: float32[2] -> weak float32[] (a Python float)
+    Shapes, dtypes, weak types, shardings, values of static arguments and the structure of trees all count. The refusal
+    is that of `Program`.
     """
 
     def __init__(
         self, fn: Callable[..., Any], name: str, static_argnums: tuple[int, ...] = (), out_shardings: Any = None
     ) -> None:
         """Takes the function, its name in counts and errors, which arguments are static, and where results go."""
-        self.name, self._names, self._static = name, _parameter_names(fn), static_argnums
+        self.name, self._names, self._static = name, list(inspect.signature(fn).parameters), static_argnums
         self._jitted = jax.jit(traced(fn, name), static_argnums=static_argnums, out_shardings=out_shardings)
-        self._known: tuple[Any, ...] | None = None
+        self._known: Any = None
         self._description: dict[str, str] = {}
 
     def __call__(self, *args: Any) -> Any:
         """The result. Raises RetraceError where the arguments are not like those of the first call."""
-        shown = tuple(_Static(repr(arg)) if i in self._static else arg for i, arg in enumerate(args))
+        # A string, which JAX takes for no argument, stands for a static one.
+        shown = tuple(f"static {arg!r}" if i in self._static else arg for i, arg in enumerate(args))
         leaves, structure = jax.tree.flatten(shown)
         found = (structure, *map(_kind, leaves))
         if self._known is None:
@@ -106,9 +89,8 @@ class Program:
     """An executable compiled ahead of time, whose refusal of other arguments names them.
 
     >>> import jax.numpy as jnp
-    >>> x = jax.ShapeDtypeStruct((8, 256), jnp.int32)
-    >>> double = lambda batch: 2 * batch["inputs"]
-    >>> program = Program(jax.jit(double).lower({"inputs": x}).compile(), double, ({"inputs": x},), "double")
+    >>> batch, double = {"inputs": jax.ShapeDtypeStruct((8, 256), jnp.int32)}, lambda batch: 2 * batch["inputs"]
+    >>> program = Program(jax.jit(double).lower(batch).compile(), double, (batch,), "double")
     >>> program({"inputs": jnp.ones((7, 256), jnp.int32)})
     Traceback (most recent call last):
     ...
@@ -118,8 +100,7 @@ batch/inputs: int32[8,256] -> int32[7,256]
 
     def __init__(self, compiled: Any, fn: Callable[..., Any], arguments: tuple[Any, ...], name: str) -> None:
         """Takes the executable, the function it was made of, the abstract arguments and a name for errors."""
-        self.compiled, self.name = compiled, name
-        self._names = _parameter_names(fn)
+        self.compiled, self.name, self._names = compiled, name, list(inspect.signature(fn).parameters)
         self._description = describe_arguments(arguments, self._names)
 
     def __call__(self, *args: Any) -> Any:
@@ -127,85 +108,54 @@ batch/inputs: int32[8,256] -> int32[7,256]
         try:
             return self.compiled(*args)
         except (TypeError, ValueError) as error:
-            found = changes(self._description, describe_arguments(args, self._names))
-            if not found:
-                raise
-            raise RetraceError(self.name, found) from error
+            if lines := changes(self._description, describe_arguments(args, self._names)):
+                raise RetraceError(self.name, lines) from error
+            raise
 
 
 def describe_arguments(args: tuple[Any, ...], names: list[str]) -> dict[str, str]:
-    """What decides about a trace, by argument path; static fields of a tree stand under the argument's name.
-
-    >>> import numpy as np
-    >>> found = describe_arguments(({"inputs": np.zeros((8, 256), np.int32)}, 3), ["batch", "index"])
-    >>> {path: text for path, text in found.items() if not path.endswith(" (tree)")}
-    {'batch/inputs': 'int32[8,256]', 'index': 'weak int32[] (a Python int)'}
-    """
+    """What decides about a trace, by argument path; static fields of a tree stand under the argument's name."""
     found, trees = {}, {}
     for name, arg in zip(names, args, strict=False):
         for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
-            found["/".join(part for part in (name, path_string(path)) if part)] = _text(leaf)
+            found[path_string((jax.tree_util.DictKey(name), *path))] = _text(leaf)
         trees[name + _TREE] = str(jax.tree.structure(arg))
     return found | trees
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """One line per argument that differs. Shardings are told of only where nothing else differs, trees likewise.
-
-    >>> changes({"x": "int32[8]"}, {"x": "int32[7]", "y": "int32[]"})
-    ['x: int32[8] -> int32[7]', 'y: absent -> int32[]']
-    """
-    lines: list[str] = []
-    moved: list[str] = []
+    """One line per argument that differs. Shardings are told of only where nothing else differs, trees likewise."""
+    lines, trees, moved = list[str](), list[str](), list[str]()
     for path in dict.fromkeys([*before, *now]):
         old, new = before.get(path, "absent"), now.get(path, "absent")
+        (old_kind, _, where), (new_kind, _, there) = old.partition(" on "), new.partition(" on ")
         if path.endswith(_TREE):
-            lines += [_line(path, old, new)] if old != new and not lines else []
-            continue
-        (old, _, where), (new, _, there) = old.partition(" on "), new.partition(" on ")
-        if old != new:
-            lines.append(_line(path, old, new))
+            trees += [_line(path, old, new)] if old != new else []
+        elif old_kind != new_kind:
+            lines.append(_line(path, old_kind, new_kind))
         elif where and there and where != there:  # an abstract argument, or one on the host, need not have one
-            moved.append(_line(path, f"{old} on {where}", f"{new} on {there}"))
-    return lines or moved
+            moved.append(_line(path, old, new))
+    return lines or trees[:1] or moved
 
 
 def _line(path: str, old: str, new: str) -> str:
-    old, new = (old, new) if len(old) + len(new) < 200 else _around_first_difference(old, new)
+    if len(old) + len(new) >= 200:  # what stands around the first difference
+        at = next(i for i, (a, b) in enumerate(itertools.zip_longest(old, new)) if a != b)
+        old, new = (f"...{text[max(0, at - 40) : at + 60]}..." for text in (old, new))
     return f"{path}: {old} -> {new}"
-
-
-def _around_first_difference(old: str, new: str) -> tuple[str, str]:
-    at = next((i for i, (a, b) in enumerate(itertools.zip_longest(old, new)) if a != b), 0)
-    start = max(0, at - 40)
-    return f"...{old[start : at + 60]}...", f"...{new[start : at + 60]}..."
-
-
-def _parameter_names(fn: Callable[..., Any]) -> list[str]:
-    return list(inspect.signature(fn).parameters)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """Stands for a static argument; a leaf to JAX, unlike what it may hold."""
-
-    value: str
 
 
 def _kind(leaf: Any) -> Any:
     """What decides about a trace, cheaply, as something to compare."""
-    if isinstance(leaf, jax.Array):
-        return leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding
-    return (leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf if isinstance(leaf, _Static) else type(leaf)
+    return leaf if isinstance(leaf, str) else (jax.typeof(leaf), getattr(leaf, "sharding", None))
 
 
 def _text(leaf: Any) -> str:
-    if isinstance(leaf, _Static):
-        return f"static {leaf.value}"
-    if not hasattr(leaf, "shape"):
-        kind = {bool: "bool", int: "weak int32", float: "weak float32", complex: "weak complex64"}
-        return f"{kind.get(type(leaf), '')}[] (a Python {type(leaf).__name__})"
-    weak = "weak " if getattr(leaf, "weak_type", False) else ""
-    text = f"{weak}{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-    sharding = getattr(leaf, "sharding", None)
-    return text if sharding is None else f"{text} on {sharding}"
+    if isinstance(leaf, str):
+        return leaf
+    kind = leaf if hasattr(leaf, "shape") else jax.typeof(leaf)
+    weak = "weak " if getattr(kind, "weak_type", False) else ""
+    text = f"{weak}{kind.dtype}[{','.join(map(str, kind.shape))}]"
+    if kind is not leaf:
+        return f"{text} (a Python {type(leaf).__name__})"
+    return text if getattr(leaf, "sharding", None) is None else f"{text} on {leaf.sharding}"
