@@ -33,9 +33,6 @@ class OptimizerConfig:
 
     Raises:
       UserError: a value out of range, named by its field.
-
-    >>> OptimizerConfig(name="muon").momentum
-    0.95
     """
 
     name: str = "adamw"
@@ -68,9 +65,6 @@ class MeshConfig:
 
     Raises:
       UserError: a size out of range, named by its field.
-
-    >>> MeshConfig(fsdp=8).data
-    -1
     """
 
     data: int = -1  # rows of the batch
@@ -197,5 +191,4 @@ def _check(field: str, value: Any, holds: bool, expected: str) -> None:
 
 def _one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        hint = nearest(str(value), choices, 1)
-        raise UserError(f"{field}={value!r}: expected one of {', '.join(choices)}; {hint}")
+        raise UserError(f"{field}={value!r}: expected one of {', '.join(choices)}; {nearest(str(value), choices, 1)}")

@@ -34,10 +34,7 @@ def origin(plan: RunPlan) -> dict[str, Any]:
 def claim(folder: Path, plan: RunPlan, *, fresh: bool) -> None:
     """Says in a fresh folder which run its checkpoints will be of; refuses one with the checkpoints of another run.
 
-    One that does not say whose they are is taken.
-
-    Raises:
-      UserError: naming a field that differs.
+    It names a field that differs. A folder that does not say whose its checkpoints are is taken.
     """
     file, now = folder / NAME, origin(plan)
     if fresh:

@@ -189,9 +189,8 @@ class RunPlan:
         shardings = self.layout.shardings(self.abstract_params)
         if params is None:
             # Bits as arguments: constants would be folded, and an array of one device is none of several processes.
-            bits = [np.asarray(jax.random.key_data(key)) for key in keys]
-            init = lambda bits: self.model.init(*map(jax.random.wrap_key_data, bits))  # noqa: E731
-            placed = jax.jit(init, out_shardings=shardings)(bits)
+            make = jax.jit(lambda bits: self.model.init(*map(jax.random.wrap_key_data, bits)), out_shardings=shardings)
+            placed = make([np.asarray(jax.random.key_data(key)) for key in keys])
         else:
             placed = processes.place(params, shardings)
 
