@@ -15,38 +15,24 @@ from freezejax.paths import nearest
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer of a run.
-
-    Attributes:
-      name: "adamw", or "muon": Muon for the matrices inside blocks, AdamW for the rest.
-      learning_rate: at the peak, above 0.
-      adam_learning_rate: at the peak, above 0, for the leaves that Muon leaves to AdamW.
-      weight_decay: 0 or more, decoupled, on every trainable leaf.
-      b1: decay of Adam's first moment, in [0, 1).
-      b2: decay of its second moment, in [0, 1).
-      eps: of Adam, above 0.
-      momentum: of Muon, in [0, 1).
-      clip: largest global norm of the gradient of the trainable leaves; 0 = off.
-      schedule: after the warmup "cosine" (to zero at the last step), "linear_warmdown" or "constant".
-      warmup_steps: steps of a linear rise to the peak; 0 = none.
-      warmdown_steps: of "linear_warmdown", the last steps, in which the rate falls to zero.
+    """The optimizer of a run. Rates are at the peak; decay and clip concern the trainable leaves alone.
 
     Raises:
       UserError: a value out of range, named by its field.
     """
 
-    name: str = "adamw"
-    learning_rate: float = 1e-3
-    adam_learning_rate: float = 1e-3
-    weight_decay: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.95
-    clip: float = 1.0
-    schedule: str = "cosine"
-    warmup_steps: int = 0
-    warmdown_steps: int = 0
+    name: str = "adamw"  # or "muon": Muon for the matrices inside blocks, AdamW for the rest
+    learning_rate: float = 1e-3  # above 0
+    adam_learning_rate: float = 1e-3  # above 0, for the leaves that Muon leaves to AdamW
+    weight_decay: float = 0.1  # 0 or more, decoupled
+    b1: float = 0.9  # decay of Adam's first moment, in [0, 1)
+    b2: float = 0.999  # of its second moment, in [0, 1)
+    eps: float = 1e-8  # of Adam, above 0
+    momentum: float = 0.95  # of Muon, in [0, 1)
+    clip: float = 1.0  # largest global norm of the gradient; 0 = off
+    schedule: str = "cosine"  # after the warmup, to zero at the last step; or "linear_warmdown", "constant"
+    warmup_steps: int = 0  # of a linear rise to the peak
+    warmdown_steps: int = 0  # of "linear_warmdown", the last steps, in which the rate falls to zero
 
     def __post_init__(self) -> None:  # noqa: D105
         _one_of("optimizer.name", self.name, ("adamw", "muon"))
@@ -81,29 +67,6 @@ class MeshConfig:
 class TrainConfig:
     """One training run.
 
-    Attributes:
-      steps: updates of the weights, 1 or more.
-      batch_size: sequences per update, 1 or more.
-      seq_len: tokens per sequence, 1 or more.
-      seed: 0 or more; initial weights, data order and dropout follow from it.
-      base_seed: 0 or more; random maps are drawn from it.
-      optimizer: see `OptimizerConfig`.
-      mesh: see `MeshConfig`; a config file sets it, `train` takes the mesh itself.
-      accumulation: microbatches per update, a divisor of `batch_size`.
-      ema_decay: of the average of the trainable leaves, in [0, 1); 0 = no average.
-      compute_dtype: of the activations, "float32" or "bfloat16".
-      remat: the backward pass computes each block again, instead of keeping its activations.
-      draw_maps: when random maps are drawn: "per_layer" and pass, "per_step", or "once" per run, and then stored.
-      prefix_cache: frozen embedding and first blocks: "off" = in the step; apart from it and without dropout =
-        "recompute", or kept, window by window, in "memory" or on "disk".
-      prefix_cache_gib: bound of what is kept, in GiB, 0 to 2^30.
-      on_thaw: optimizer state of a thawed leaf: "restart" or "keep".
-      restart_schedule: whether the learning-rate schedule begins again at every phase.
-      restart_optimizer: whether all optimizer state begins again at every phase.
-      log_every: steps between two records, 1 or more.
-      eval_every: steps between two evaluations; 0 = only at the end.
-      checkpoint_every: steps between two checkpoints; 0 = only when stopped.
-
     Raises:
       UserError: a value out of range, named by its field.
 
@@ -111,26 +74,28 @@ class TrainConfig:
     128
     """
 
-    steps: int
-    batch_size: int
-    seq_len: int
-    seed: int = 0
-    base_seed: int = 0
+    steps: int  # updates of the weights, 1 or more
+    batch_size: int  # sequences per update, 1 or more
+    seq_len: int  # tokens per sequence, 1 or more
+    seed: int = 0  # 0 or more; initial weights, data order and dropout follow from it
+    base_seed: int = 0  # 0 or more; random maps are drawn from it
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    accumulation: int = 1
-    ema_decay: float = 0.0
-    compute_dtype: str = "float32"
-    remat: bool = False
-    draw_maps: str = "per_layer"
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # of a config file; `train` takes the mesh itself
+    accumulation: int = 1  # microbatches per update, a divisor of batch_size
+    ema_decay: float = 0.0  # of the average of the trainable leaves, in [0, 1); 0 = no average
+    compute_dtype: str = "float32"  # of the activations; or "bfloat16"
+    remat: bool = False  # the backward pass computes each block again, instead of keeping its activations
+    draw_maps: str = "per_layer"  # when random maps are drawn: per layer and pass, "per_step", or "once" and stored
+    # Of the frozen embedding and first blocks: "off" = in the step; apart from it and without dropout = "recompute",
+    # or kept, window by window, in "memory" or on "disk".
     prefix_cache: str = "off"
-    prefix_cache_gib: float = 4.0
-    on_thaw: OnThaw = "restart"
-    restart_schedule: bool = False
-    restart_optimizer: bool = False
-    log_every: int = 10
-    eval_every: int = 0
-    checkpoint_every: int = 0
+    prefix_cache_gib: float = 4.0  # bound of what is kept, 0 to 2^30
+    on_thaw: OnThaw = "restart"  # optimizer state of a thawed leaf; or "keep"
+    restart_schedule: bool = False  # whether the learning-rate schedule begins again at every phase
+    restart_optimizer: bool = False  # whether all optimizer state does
+    log_every: int = 10  # steps between two records, 1 or more
+    eval_every: int = 0  # steps between two evaluations; 0 = only at the end
+    checkpoint_every: int = 0  # steps between two checkpoints; 0 = only when stopped
 
     def __post_init__(self) -> None:  # noqa: D105
         for field in ("steps", "batch_size", "seq_len", "accumulation", "log_every"):

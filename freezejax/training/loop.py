@@ -67,7 +67,7 @@ def train(
         config, model and schedule must be those of its checkpoints, but for `freezejax.training.origin.MAY_CHANGE`.
       params: weights to start from, in their own dtypes; they are copied. None = `model.init`.
       mesh: devices to lay the run out over, see `freezejax.sharding`; None = the default device.
-      sinks: where records go: of steps every `config.log_every`, of evaluations every `config.eval_every` and at the end.
+      sinks: where records go: of steps every `config.log_every`, of evaluations every `config.eval_every` and at last.
       stop: when it receives a signal the loop saves a checkpoint and raises.
 
     Raises:
