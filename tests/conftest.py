@@ -31,7 +31,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile(
     "freezejax",
     deadline=None,
-    max_examples=int(os.environ.get("FREEZEJAX_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("FREEZEJAX_EXAMPLES", "15")),
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 Figures = Mapping[tuple[int, int], float]  # (training seed, base seed) -> figure of that run
 NO_EFFECT_PCT = 1.0  # a claim of "no effect" means within this many percent
@@ -38,7 +38,7 @@ def interval(values: Sequence[float]) -> Interval:
     if len(array) < 2:
         return Interval(float(array.mean()), None)
     error = array.std(ddof=1) / np.sqrt(len(array))
-    return Interval(float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * error))
+    return Interval(float(array.mean()), float(stdtrit(len(array) - 1, 0.975) * error))
 
 
 def paired_effect_pct(ours: Sequence[float], reference: Sequence[float]) -> Interval:

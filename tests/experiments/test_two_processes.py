@@ -1,4 +1,4 @@
-"""Two real processes of 4 devices, joined by gloo: they train, freeze, stop, are killed, and go on as one of 8."""
+"""Two real processes of 2 devices, joined by gloo: they train, freeze, stop, are killed, and go on as one of 4."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ FIELDS = [
     *(f"--config.train.steps={STEPS}", "--config.train.seq_len=16", "--config.data.val_sequences=16"),
     *("--config.sizes.small.num_layers=1", "--config.train.log_every=2"),
     "--config.train.optimizer.learning_rate=5e-4",  # at the config's 3e-3 a rounding error grows a thousandfold
-    *("--config.train.eval_every=18", "--config.train.checkpoint_every=5", "--config.train.mesh.fsdp=4"),
+    *("--config.train.eval_every=18", "--config.train.checkpoint_every=5", "--config.train.mesh.fsdp=2"),
 ]
 LIMIT = 300  # seconds until a hung process is killed
 
@@ -36,7 +36,7 @@ def start(environment):
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
         settings = {**environment, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-        settings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling for 4 devices is most of the time
+        settings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling for several devices is most of the time
         command = [sys.executable, "-m", MODULE, f"--workdir={workdir}", *FIELDS, *arguments]
         joined = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"] if processes > 1 else []
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -88,7 +88,7 @@ def wait_for_step(processes, workdir, step):
 def chain(start, command, tmp_path_factory):
     """Stopped by SIGTERM after the freeze, continued, killed, and ended by one process; beside it a run left alone."""
     workdir, whole = (tmp_path_factory.mktemp("two") / name for name in ("run", "whole"))
-    pair = start(workdir, 2, 4)
+    pair = start(workdir, 2, 2)
     alone = command(MODULE, f"--workdir={whole}", *FIELDS, "--config.train.mesh.fsdp=1")
     wait_for_step(pair, workdir, FREEZE + 2)
     for process in pair:
@@ -96,12 +96,12 @@ def chain(start, command, tmp_path_factory):
     stopped, at_stop = ends(pair), records(workdir)
     other_study = start(workdir, 2, 1, "--config.train.mesh.fsdp=1", "--config.train.seq_len=32")
     refused = ends(other_study)
-    pair = start(workdir, 2, 4)
+    pair = start(workdir, 2, 2)
     wait_for_step(pair, workdir, at_stop[-1]["step"] + 6)
     for process in pair:
         process.kill()
     killed = ends(pair)
-    (ended,) = ends(start(workdir, 1, 8))
+    (ended,) = ends(start(workdir, 1, 4))
     return {
         "alone": alone,
         "stopped": stopped,
