@@ -65,8 +65,8 @@ class TokenBatches:
         self.windows = np.zeros(0, np.int64)  # numbers of this process's windows in the last batch
         share, shares = 0, 1
         if mesh is not None:
-            sharding = NamedSharding(mesh, PartitionSpec(BATCH))
-            share, shares = processes.rows_of_process(sharding, (config.batch_size, config.seq_len))
+            rows = NamedSharding(mesh, PartitionSpec(BATCH))
+            share, shares = processes.rows_of_process(rows, self.abstract["inputs"].shape)
         self._data = train_iterator(
             tokens,
             batch_size=config.batch_size // shares,
@@ -76,7 +76,6 @@ class TokenBatches:
             process_count=shares,
             with_index=True,
         )
-
         self.get_state, self.set_state = self._data.get_state, self._data.set_state
 
     def __next__(self) -> dict[str, np.ndarray]:

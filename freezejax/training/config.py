@@ -197,5 +197,4 @@ def _check(field: str, value: Any, holds: bool, expected: str) -> None:
 
 def _one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        hint = nearest(str(value), choices, 1)
-        raise UserError(f"{field}={value!r}: expected one of {', '.join(choices)}; {hint}")
+        raise UserError(f"{field}={value!r}: expected one of {', '.join(choices)}; {nearest(str(value), choices, 1)}")

@@ -48,16 +48,10 @@ def make_evaluator(
     Windows and byte counts are those of the Parameter Golf challenge (docs/data.md). Batches are read from the tokens
     anew in every evaluation and not kept; targets and bytes are counted in the first one.
 
-    Args:
-      apply: `apply(params, tokens_BxT, targets_BxT=..., compute_dtype=...)` -> negative log likelihoods in nats,
-        float32 [B, T], as of a `Model`.
-      tokens: 1-D validation tokens, best memory-mapped.
-      table: bytes per token of the tokenizer.
-      batch_size: windows per call.
-      seq_len: tokens per window.
-      every: scores every n-th window only.
-      compute_dtype: of the activations.
-      layout: how the parameters lie on a mesh, if they do; every process then calls the evaluation alike.
+    `apply(params, tokens_BxT, targets_BxT=..., compute_dtype=...)` gives negative log likelihoods in nats, float32
+    [B, T], as that of a `Model` does. `tokens`, 1-D, are best memory-mapped; `batch_size` windows of `seq_len` tokens
+    are scored at a time, with `every=n` each n-th only. With a `layout`, which says how the parameters lie on a mesh,
+    every process calls the evaluation alike.
 
     Raises:
       UserError: too few tokens, or a mesh that does not divide `batch_size`.
@@ -104,7 +98,7 @@ def evaluate_sliding(
     if scored < 1:
         raise UserError(f"validation has {len(tokens)} tokens; seq_len={seq_len} needs {seq_len + 1}")
     batches = functools.partial(_sliding_batches, np.asarray(tokens), scored, batch_size, seq_len, stride)
-    return _evaluator(apply, table, batches, compute_dtype)(params)
+    return _evaluator(apply, table, batches, compute_dtype, None)(params)
 
 
 def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: int, stride: int) -> Iterator[Batch]:
@@ -112,29 +106,22 @@ def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: 
     missing = -len(ends) % batch_size  # rows of the last batch, in which nothing is scored
     ends_NxB = np.array([*ends, *[seq_len] * missing]).reshape(-1, batch_size)
     news_NxB = np.array([*np.diff([0, *ends]), *[0] * missing]).reshape(-1, batch_size)
-    position = np.arange(seq_len)
+    position = np.arange(seq_len + 1)
     for end, new in zip(ends_NxB, news_NxB, strict=True):
-        index_BxT = (end - seq_len)[:, None] + position
-        yield {
-            "inputs": tokens[index_BxT].astype(np.int32),
-            "targets": tokens[index_BxT + 1].astype(np.int32),
-            "weights": (position >= seq_len - new[:, None]).astype(np.float32),
-        }
+        window = tokens[(end - seq_len)[:, None] + position].astype(np.int32)
+        weights = (position[:-1] >= seq_len - new[:, None]).astype(np.float32)
+        yield {"inputs": window[:, :-1], "targets": window[:, 1:], "weights": weights}
 
 
 def _evaluator(
-    apply: Apply,
-    table: ByteTable,
-    batches: Callable[[], Iterable[Batch]],
-    compute_dtype: DTypeLike,
-    layout: Layout | None = None,
+    apply: Apply, table: ByteTable, batches: Callable[[], Iterable[Batch]], dtype: DTypeLike, layout: Layout | None
 ) -> Callable[[PyTree], Evaluation]:
     """Evaluation over batches that can be read again and again; their targets and bytes are counted once."""
 
     def score_B(params: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
         if layout is not None:
             params = layout.at_use(params)
-        nll_BxT = apply(params, batch["inputs"], targets_BxT=batch["targets"], compute_dtype=compute_dtype)
+        nll_BxT = apply(params, batch["inputs"], targets_BxT=batch["targets"], compute_dtype=dtype)
         return jnp.sum(nll_BxT * batch["weights"], axis=1)
 
     score = OneTrace(score_B, "evaluation", out_shardings=None if layout is None else layout.replicated)

@@ -64,9 +64,7 @@ def catch_signals() -> Iterator[StopSignal]:
         elif time.monotonic() - first > SAME:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with contextlib.ExitStack() as afterwards:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            afterwards.callback(signal.signal, number, signal.signal(number, note))
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

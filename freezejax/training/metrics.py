@@ -1,5 +1,6 @@
 """Where the records of a run go: JSON lines always, TensorBoard and the terminal by wish."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ class Sink(Protocol):
         """The run has ended or stopped."""
 
 
+@dataclasses.dataclass
 class JsonLines:
     """Records as lines of JSON in a file; a resumed run first drops those beyond its checkpoint.
 
@@ -35,9 +37,7 @@ class JsonLines:
     [{'step': 1, 'loss': 2.0}]
     """
 
-    def __init__(self, path: Path) -> None:
-        """Touches no file yet."""
-        self.path = path
+    path: Path
 
     def begin(self, step: int) -> None:
         """Keeps records up to `step`, atomically."""
@@ -54,13 +54,12 @@ class JsonLines:
         """Nothing is left to write."""
 
 
+@dataclasses.dataclass
 class TensorBoard:
-    """Every number of every record as a scalar event."""
+    """Every number of every record as a scalar event, in a folder."""
 
-    def __init__(self, path: Path) -> None:
-        """Touches no file yet."""
-        self.path = path
-        self._writer: Any = None
+    path: Path
+    _writer: Any = None
 
     def begin(self, step: int) -> None:
         """Opens the event file; events beyond `step` are marked void."""

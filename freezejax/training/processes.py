@@ -51,11 +51,7 @@ def largest(value: int) -> int:
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Host values, the same in every process, as arrays laid out over the devices of all of them.
-
-    >>> place({"w": np.ones(2, np.float32)}, {"w": jax.sharding.SingleDeviceSharding(jax.devices()[0])})["w"]
-    Array([1., 1.], dtype=float32)
-    """
+    """Host values, the same in every process, as arrays laid out over the devices of all of them."""
 
     host, make = jax.tree.map(np.asarray, tree), jax.make_array_from_callback
     return jax.tree.map(lambda leaf, sharding: make(leaf.shape, sharding, leaf.__getitem__), host, shardings)
@@ -69,9 +65,8 @@ def to_host(tree: PyTree) -> PyTree:
     """
 
     def one(leaf: Any) -> np.ndarray:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-        return np.asarray(leaf)
+        elsewhere = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if elsewhere else leaf)
 
     return jax.tree.map(one, tree)
 
@@ -79,28 +74,23 @@ def to_host(tree: PyTree) -> PyTree:
 def rows_of_process(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, int]:
     """`(share, shares)`: the rows of a batch that this process feeds are share number `share` of `shares`.
 
-    Processes whose devices only differ in the `tensor` axis feed the same rows.
-
-    Raises:
-      UserError: the rows of a process are not one such share, as on a mesh whose devices are in an odd order.
+    Processes whose devices only differ in the `tensor` axis feed the same rows. Rows that are no such share, as on a
+    mesh whose devices are in an odd order, are refused.
     """
     slices = collections.defaultdict[int, set[tuple[int, int]]](set)
     for device, index in sharding.devices_indices_map(shape).items():
         slices[device.process_index].add(index[0].indices(shape[0])[:2])  # type: ignore[attr-defined]
-    # Every process checks all of them: one that ended alone would leave the others waiting.
-    shares = {process: _share(process, found, shape[0]) for process, found in sorted(slices.items())}
+    shares = {}
+    for process, found in sorted(slices.items()):  # all of them: one that ended alone would leave the others waiting
+        starts, stops = zip(*found, strict=True)
+        start, covered = min(starts), sum(stops) - sum(starts)
+        if covered != max(stops) - start or start % covered or shape[0] % covered:
+            raise UserError(
+                f"train.mesh: the devices of process {process} hold rows {sorted(found)} of the batch, which "
+                "are not one block; let data * fsdp be a multiple of the number of processes"
+            )
+        shares[process] = start // covered, shape[0] // covered
     return shares[jax.process_index()]
-
-
-def _share(process: int, slices: set[tuple[int, int]], rows: int) -> tuple[int, int]:
-    start, stop = min(first for first, _ in slices), max(last for _, last in slices)
-    covered = sum(last - first for first, last in slices)
-    if covered != stop - start or start % covered or rows % covered:
-        raise UserError(
-            f"train.mesh: the devices of process {process} hold rows {sorted(slices)} of the batch, which "
-            "are not one block; let data * fsdp be a multiple of the number of processes"
-        )
-    return start // covered, rows // covered
 
 
 def from_rows(batch: PyTree, sharding: NamedSharding, rows: int) -> PyTree:

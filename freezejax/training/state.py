@@ -58,12 +58,6 @@ def next_phase(
 
     Survivors keep their moments and averages; frozen leaves release both; a thawed leaf's average
     starts at its weight. With `restart_optimizer` all optimizer state begins again.
-
-    >>> config = TrainConfig(steps=2, batch_size=1, seq_len=8)
-    >>> first, second = Phase(0, 1, {"w": True}), Phase(1, 2, {"w": False})
-    >>> state = initial_state({"w": jnp.ones(2)}, first, optax.adam(0.1), config)
-    >>> next_phase(state, first, second, optax.adam(0.1), config).opt_state.inner_states["trainable"].inner_state[0].mu
-    {'w': MaskedNode()}
     """
     half = partition(state.params, new.mask)[0]
     if config.restart_optimizer:

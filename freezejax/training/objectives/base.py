@@ -39,11 +39,7 @@ class Objective(abc.ABC):
         return batch
 
     def check(self, batch: Batch) -> None:  # noqa: B027 - nothing to check is a fine default
-        """Looks at this process's rows of every batch, on the host, before they reach a device.
-
-        Raises:
-          UserError: they are no input of the model.
-        """
+        """Raises a `UserError` where this process's rows of a batch, still on the host, are no input of the model."""
 
     def evaluate(self, params: PyTree) -> Mapping[str, float]:
         """Figures of parameters on held-out data, by name; called every `train.eval_every` steps and at the end."""

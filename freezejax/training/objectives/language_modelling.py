@@ -19,13 +19,8 @@ class LanguageModelling(Objective):
 
     Batches hold `inputs` and `targets`, int32 [B, T], and may hold `weights`, float32 [B, T] of 0 or more: the loss is
     then the weighted mean over the targets of the whole batch, whatever microbatches and devices it is split over. A
-    target of weight 0 may be any integer; a batch without weight has the loss 0.
-
-    Args:
-      model: what is trained.
-      compute_dtype: of the activations.
-      score: parameters -> figures by name, of `freezejax.training.evaluation` for instance; None = no evaluation.
-      remat: the backward pass computes each block again, see `freezejax.models.Model`.
+    target of weight 0 may be any integer; a batch without weight has the loss 0. `score` gives figures of parameters by
+    name, as the evaluators of `freezejax.training.evaluation` do; for `remat` see `freezejax.models.Model`.
 
     >>> from freezejax import models
     >>> model = models.build("geglu", num_layers=1, model_dim=16, num_heads=1, vocab_size=8)
@@ -36,7 +31,7 @@ class LanguageModelling(Objective):
     """
 
     model: Model
-    compute_dtype: str = "float32"
+    compute_dtype: str = "float32"  # of the activations
     score: Callable[[PyTree], Mapping[str, float]] | None = None
     remat: bool = False
 

@@ -32,16 +32,6 @@ class PrefixBatches:
     a batch and lacks others, the rows that are free are filled with windows that the batches to come lack, so a cache
     of nine windows in ten saves about nine runs in ten. The first batch that was put together so is computed as well:
     should a window have other bits in other company, the cache is given up, and every batch is computed as without one.
-
-    >>> from freezejax.training.batches import TokenBatches
-    >>> source = TokenBatches(np.arange(9, dtype=np.uint16), TrainConfig(steps=1, batch_size=2, seq_len=2))
-    >>> cache = ActivationCache(jax.ShapeDtypeStruct((2,), np.int32), windows=source.count, limit_bytes=100)
-    >>> batches = PrefixBatches(source, lambda frozen, inputs: 2 * inputs, {}, cache)
-    >>> for _ in range(6):
-    ...     batch = next(batches)
-    ...     assert (batch["prefix"] == 2 * batch["inputs"]).all()
-    >>> batches.runs, batches.reused
-    (2, 8)
     """
 
     def __init__(
@@ -155,9 +145,6 @@ def phase_batches(
     """Batches as the step of a phase takes them, with its `frozen` half of the parameters.
 
     The cache, on "disk" in the `directory` of the run, goes with the phase; a broken-off one is left there.
-
-    Raises:
-      UserError: the folder of the cache cannot be made, or the memory is too small.
     """
     if programs.prefix is None:
         shutil.rmtree(directory / FOLDER, ignore_errors=True)  # left by a run killed at the end of an earlier phase

@@ -1,8 +1,8 @@
 """A frozen prefix: embedding and first blocks that a phase does not train, run apart from the step.
 
-With `train.prefix_cache` other than "off" a phase whose first k blocks are frozen, with all that they read, is
-two programs: `prefix(frozen, inputs) -> batch["prefix"]` and a step that begins at block k. There is no dropout in the
-prefix then, so what it makes of a window never changes during the phase and can be kept.
+With `train.prefix_cache` a phase whose first k blocks are frozen, with all that they read, is two programs:
+`prefix(frozen, inputs) -> batch["prefix"]` and a step that begins at block k. There is no dropout in the prefix then,
+so what it makes of a window never changes during the phase and can be kept.
 """
 
 import dataclasses

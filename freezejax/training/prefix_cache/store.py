@@ -30,9 +30,6 @@ class ActivationCache:
 
     `fingerprint` tells what the activations follow from besides a window's tokens; a folder with another is emptied. It
     may take long, so it is called on a thread, unless the folder holds something to compare it with.
-
-    Raises:
-      UserError: the folder cannot be made.
     """
 
     def __init__(
@@ -49,12 +46,8 @@ class ActivationCache:
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in self._row) + (_SEAL_BYTES if folder else 0)
         self.capacity = min(windows, int(limit_bytes // size)) if self._row else 0
         self._known = np.zeros(self.capacity, np.uint8)
-        self._store: _Memory | _File
-        if folder is None:
-            self._store = _Memory(self._row, self.capacity)
-        else:
-            self._store = _File(folder, size, fingerprint)
-            self._known[: self._store.found] = _FOUND
+        self._store = _File(folder, size, fingerprint) if folder else _Memory(self._row, self.capacity)
+        self._known[: self._store.found] = _FOUND
 
     def has(self, windows: np.ndarray) -> np.ndarray:
         """Which of some windows [B] are there, as far as is known without reading them; bool [B]."""
@@ -101,6 +94,8 @@ class ActivationCache:
 
 class _Memory:
     """Slots in memory. A row is a list of arrays [1, ...]."""
+
+    found = 0  # slots that another process left
 
     def __init__(self, row: list[Any], slots: int) -> None:
         self._leaves = [np.zeros((slots, *leaf.shape), leaf.dtype) for leaf in row]
@@ -157,9 +152,7 @@ class _File:
 
     def close(self) -> None:
         self._pool.shutdown()
-        if self._file >= 0:
-            os.close(self._file)
-        self._file = -1
+        os.close(self._file)
 
 
 def _seal(tokens: np.ndarray, row: Rows) -> bytes:

@@ -25,11 +25,6 @@ class BackgroundCompiler(contextlib.AbstractContextManager["BackgroundCompiler"]
 
     `compile_phase` makes the executable of a phase from its index. `masks` has one mask per phase: those with equal
     masks share one executable. Use it as a context manager: leaving it drops what was not yet begun.
-
-    >>> with BackgroundCompiler(lambda index: f"program {index}", [{"w": True}, {"w": False}, {"w": True}]) as c:
-    ...     c.prepare(1)
-    ...     c.get(1), c.get(2)
-    ('program 1', 'program 0')
     """
 
     def __init__(self, compile_phase: Callable[[int], Any], masks: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ from freezejax.errors import UserError
 from freezejax.paths import path_string
 
 _TREE = " (tree)"
-_counters: list[Counter[str]] = []
+_counters: dict[int, Counter[str]] = {}  # by identity: two with the same counts are equal
 
 
 class RetraceError(UserError):
@@ -36,12 +36,11 @@ def count_traces() -> Iterator[Counter[str]]:
     {'double': 1}
     """
     counter: Counter[str] = Counter()
-    _counters.append(counter)
+    _counters[id(counter)] = counter
     try:
         yield counter
     finally:
-        # By identity: two counters with the same counts are equal.
-        _counters[:] = [other for other in _counters if other is not counter]
+        del _counters[id(counter)]
 
 
 def traced[**P, R](fn: Callable[P, R], name: str) -> Callable[P, R]:
@@ -49,7 +48,7 @@ def traced[**P, R](fn: Callable[P, R], name: str) -> Callable[P, R]:
 
     @functools.wraps(fn)
     def noted(*args: P.args, **kwargs: P.kwargs) -> R:
-        for counter in _counters:
+        for counter in list(_counters.values()):
             counter[name] += 1
         return fn(*args, **kwargs)
 
