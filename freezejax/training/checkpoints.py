@@ -62,8 +62,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         except ValueError:
             raise UserError(f"{file} cannot be read as JSON; train in another directory") from None
         for name in [*now, *known]:
-            there, here = known.get(name, "absent"), now.get(name, "absent")
-            if there != here:
+            if now.get(name) != known.get(name):
+                there, here = known.get(name, "absent"), now.get(name, "absent")
                 differs = "another" if name == "the schedule" else f"{there} there, {here} here"
                 wrong = f"this directory belongs to another run: {name} is {differs}"
                 raise UserError(f"{self._directory.parent}: {wrong}; train in a fresh directory")
