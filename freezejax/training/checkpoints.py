@@ -1,18 +1,28 @@
-"""Checkpoints of a run: Orbax behind one small module."""
+"""Checkpoints of a run, and which run they are of: Orbax behind one small module."""
 
 import contextlib
+import dataclasses
 import functools
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from freezejax.data import checksums
+from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, leaf_paths
 from freezejax.training import processes
+from freezejax.training.plan import RunPlan
+
+ORIGIN = "run.json"  # in the folder of the checkpoints: which run they are of
+# How a run is carried out, not what it computes. Its length is not among them: rates and fractions follow from it.
+MAY_CHANGE = ("mesh", "log_every", "eval_every", "checkpoint_every", "draw_maps", "remat", "prefix_cache_gib")
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
@@ -36,6 +46,27 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._checkpointer = ocp.training.Checkpointer(
             self._directory, preservation_policy=newest, cleanup_tmp_directories=True
         )
+
+    def claim(self, plan: RunPlan, *, fresh: bool) -> None:
+        """Says in a fresh folder which run its checkpoints will be of; refuses one with the checkpoints of another run.
+
+        It names a field that differs. A folder that does not say whose its checkpoints are is taken.
+        """
+        file, now = self._directory / ORIGIN, _origin(plan)
+        if fresh:
+            write_atomically(file, json.dumps(now, indent=1))
+        if fresh or not file.exists():
+            return
+        try:
+            known = dict(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError:
+            raise UserError(f"{file} cannot be read as JSON; train in another directory") from None
+        for name in [*now, *known]:
+            if now.get(name) != known.get(name):
+                there, here = known.get(name, "absent"), now.get(name, "absent")
+                differs = "another" if name == "the schedule" else f"{there} there, {here} here"
+                wrong = f"this directory belongs to another run: {name} is {differs}"
+                raise UserError(f"{self._directory.parent}: {wrong}; train in a fresh directory")
 
     def save(self, step: int, state: PyTree, data_state: dict[str, Any]) -> None:
         """Saves the state after `step` updates; returns when it is on disk. A step saved before is kept."""
@@ -73,10 +104,9 @@ def save_params(path: str | Path, params: PyTree) -> None:
     Of several processes each calls it. Every device writes its own shards, so nothing is gathered.
 
     >>> import jax, tempfile
-    >>> import jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as directory:
-    ...     save_params(f"{directory}/params", {"w": jnp.ones(2)})
-    ...     load_params(f"{directory}/params", {"w": jax.ShapeDtypeStruct((2,), jnp.float32)})["w"]
+    ...     save_params(f"{directory}/params", {"w": jax.numpy.ones(2)})
+    ...     load_params(f"{directory}/params", {"w": jax.ShapeDtypeStruct((2,), "float32")})["w"]
     Array([1., 1.], dtype=float32)
     """
     path = Path(path).absolute()
@@ -89,17 +119,26 @@ def load_params(path: str | Path, abstract: PyTree) -> PyTree:
 
     Raises:
       UserError: nothing there, damaged, or another model.
-
-    >>> load_params("/nowhere", {})
-    Traceback (most recent call last):
-    ...
-    freezejax.errors.UserError: /nowhere: no saved parameters here; has the run finished?
     """
     path = Path(path).absolute()
     if not path.is_dir():
         raise UserError(f"{path}: no saved parameters here; has the run finished?")
     wrong = f"{path}: parameters cannot be read as this model ({{}})"
     return _load(path, abstract, wrong, "not as they were saved")[0]
+
+
+def _origin(plan: RunPlan) -> dict[str, Any]:
+    """What a run is, as JSON: the fields of its config and its model's, its leaves, and what trains when."""
+    config = {name: value for name, value in dataclasses.asdict(plan.config).items() if name not in MAY_CHANGE}
+    leaves = zip(leaf_paths(plan.abstract_params), jax.tree.leaves(plan.abstract_params), strict=True)
+    masks = [bytes(map(bool, jax.tree.leaves(phase.mask))) for phase in plan.phases]
+    digests = [hashlib.sha256(mask).hexdigest()[:16] for mask in masks]
+    found = {
+        **flatten_dict({"train": config, "model": dataclasses.asdict(plan.model.config)}, sep="."),
+        **{f"leaf {path}": f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves},
+        "the schedule": [[phase.start, phase.stop, mask] for phase, mask in zip(plan.phases, digests, strict=True)],
+    }
+    return json.loads(json.dumps(found, default=str))
 
 
 def _finish(folder: Path) -> None:

@@ -17,7 +17,7 @@ from freezejax.masks import count_parameters
 from freezejax.models import Model
 from freezejax.paths import PyTree
 from freezejax.schedules import FreezeSchedule, Phase
-from freezejax.training import origin, processes
+from freezejax.training import processes
 from freezejax.training.batches import BatchSource
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
@@ -63,11 +63,11 @@ def train(
       batches: where batches come from, for instance `TokenBatches`.
       config: steps, batch, optimizer and so on.
       schedule: what trains from which step on; fractions are of `config.steps`.
-      directory: where checkpoints go; with several processes one that all of them see. A directory belongs to one run:
-        config, model and schedule must be those of its checkpoints, but for `freezejax.training.origin.MAY_CHANGE`.
+      directory: where checkpoints go; with several processes one that all of them see. It belongs to one run: config,
+        model and schedule must be those of its checkpoints, but for `freezejax.training.checkpoints.MAY_CHANGE`.
       params: weights to start from, in their own dtypes; they are copied. None = `model.init`.
       mesh: devices to lay the run out over, see `freezejax.sharding`; None = the default device.
-      sinks: where records go: of steps every `config.log_every`, of evaluations every `config.eval_every` and at last.
+      sinks: where records go: steps' every `config.log_every`, evaluations' every `config.eval_every` and at the end.
       stop: when it receives a signal the loop saves a checkpoint and raises.
 
     Raises:
@@ -107,7 +107,7 @@ class _Run:
         """`(updates so far, phase of the last of them, state)`, from the newest checkpoint or afresh."""
         # As process 0 sees it: on a network's file system another may see a new file late.
         step = processes.broadcast_from_main(-1 if (found := self.checkpoints.latest()) is None else found)
-        processes.on_main(lambda: origin.claim(self.directory / "checkpoints", self.plan, fresh=step < 0))
+        processes.on_main(lambda: self.checkpoints.claim(self.plan, fresh=step < 0))
         if step < 0:
             return 0, 0, self.plan.begin(params)
         index = max(i for i, phase in enumerate(self.plan.phases) if phase.start < max(step, 1))

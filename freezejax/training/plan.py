@@ -1,6 +1,5 @@
 """Everything about a run that follows from shapes alone: phases, state, layout, and the program of each phase."""
 
-import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -123,8 +122,8 @@ class RunPlan:
             batch["prefix"] = jax.eval_shape(prefix, frozen, batch["inputs"])
         if self.layout is None:
             return state, frozen, key, scalar, batch
-        rows = functools.partial(jax.ShapeDtypeStruct, sharding=self.layout.batch)
-        batch = jax.tree.map(lambda leaf: rows(leaf.shape, leaf.dtype), batch)
+        rows = self.layout.batch
+        batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), batch)
         return state, *self.layout.abstract((frozen, key, scalar)), batch
 
     def place(self, rows: Batch) -> Batch:

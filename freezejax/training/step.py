@@ -14,7 +14,7 @@ from freezejax.sharding import Layout
 from freezejax.training.objectives.base import Batch, Objective
 from freezejax.weights import draw_maps
 
-OWN_METRICS = ("loss", "grad_norm", "learning_rate")
+OWN_METRICS = {"loss", "grad_norm", "learning_rate"}
 
 
 class StepState(NamedTuple):
@@ -73,9 +73,8 @@ def make_step(
         loss_key = jax.random.fold_in(named_key(key, "dropout"), index)
         batch = objective.prepare(batch)
         (value, found), grads = _mean_over_parts(gradient, state.trainable, batch, loss_key, accumulation, layout)
-        for name in OWN_METRICS:
-            if name in found:
-                raise UserError(f"{type(objective).__name__}: a metric is named {name!r}, as one of the step's own is")
+        if taken := sorted(OWN_METRICS & found.keys()):
+            raise UserError(f"{type(objective).__name__}: a metric is named {taken[0]!r}, as one of the step's own is")
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = apply_updates(state.trainable, updates)
         ema = state.ema

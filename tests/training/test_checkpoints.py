@@ -167,7 +167,6 @@ def test_trouble_that_is_not_the_checkpoints_gives_no_destructive_advice(kind, w
         if while_checking:
             monkeypatch.setattr(checksums, "_sha256", trouble)
         else:
-            monkeypatch.setattr(checkpoints._checkpointer, "load", trouble)
             monkeypatch.setattr("freezejax.training.checkpoints.ocp.load", trouble)
         for read in (lambda: checkpoints.restore(1, ABSTRACT), lambda: load_params(tmp_path / "params", ABSTRACT)):
             with pytest.raises(UserError) as raised:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from freezejax.errors import UserError
-from freezejax.training import origin
+from freezejax.training import checkpoints
 from freezejax.training.objectives.language_modelling import LanguageModelling
 
 OTHERS = {
@@ -53,7 +53,7 @@ def test_the_same_run_goes_on_though_it_logs_otherwise(run, entries, tmp_path):
 
 def test_a_folder_that_does_not_say_whose_it_is_goes_on(run, entries, tmp_path):
     run(tmp_path, entries["later"], stop_at=3)
-    (tmp_path / "checkpoints" / origin.NAME).unlink()
+    (tmp_path / "checkpoints" / checkpoints.ORIGIN).unlink()
     assert run(tmp_path, entries["later"])[1].begun == [3]
 
 

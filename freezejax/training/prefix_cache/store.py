@@ -152,9 +152,7 @@ class _File:
 
     def close(self) -> None:
         self._pool.shutdown()
-        if self._file >= 0:
-            os.close(self._file)
-        self._file = -1
+        os.close(self._file)
 
 
 def _seal(tokens: np.ndarray, row: Rows) -> bytes:
