@@ -42,8 +42,8 @@ class RunPlan:
     >>> from freezejax import models
     >>> config = TrainConfig(steps=2, batch_size=2, seq_len=8)
     >>> plan = RunPlan(models.build("geglu", num_layers=1), config, FreezeSchedule([(0, [(".*", True)])]))
-    >>> plan.lower(0).compile().memory_analysis().output_size_in_bytes > 3 * 4 * 192 * 256
-    True
+    >>> plan.abstract_state(0).params["tok_emb"]["embedding"]
+    ShapeDtypeStruct(shape=(256, 192), dtype=float32)
     """
 
     def __init__(
