@@ -52,7 +52,6 @@ def largest(value: int) -> int:
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
     """Host values, the same in every process, as arrays laid out over the devices of all of them."""
-
     host, make = jax.tree.map(np.asarray, tree), jax.make_array_from_callback
     return jax.tree.map(lambda leaf, sharding: make(leaf.shape, sharding, leaf.__getitem__), host, shardings)
 

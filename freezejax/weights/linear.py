@@ -20,7 +20,11 @@ def linear(x: jax.Array, weight: Any) -> jax.Array:
 
 
 def matrix(weight: Any) -> jax.Array:
-    """The matrix [in, out] of an array or of a weight of any kind."""
+    """The matrix [in, out] of an array or of a weight of any kind.
+
+    >>> matrix(jnp.ones((1, 2)))
+    Array([[1., 1.]], dtype=float32)
+    """
     return weight.materialize() if hasattr(weight, "materialize") else weight
 
 

@@ -86,18 +86,30 @@ class MapWeight(Weight):
 
 
 def maps_of(tree: PyTree) -> list[MapWeight]:
-    """Every random map in a tree of parameters."""
+    """Every random map in a tree of parameters.
+
+    >>> maps_of({"w": jnp.ones(2)})
+    []
+    """
     found = {id(leaf.owner): leaf.owner for leaf in leaves(tree)}
     return [owner for owner in found.values() if isinstance(owner, MapWeight)]
 
 
 def count_seeded(tree: PyTree) -> int:
-    """Number of weights that seeds stand for."""
+    """Number of weights that seeds stand for.
+
+    >>> count_seeded({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0)), "b": jnp.ones(2)})
+    8
+    """
     return sum(parameter_count(leaf) for leaf in leaves(tree) if leaf.role is Role.SEED)
 
 
 def as_matrices(tree: PyTree) -> PyTree:
-    """Shapes of a tree in which a seed has the shape of the matrix that it stands for."""
+    """Shapes of a tree in which a seed has the shape of the matrix that it stands for.
+
+    >>> as_matrices({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))})["w"].seed.shape
+    (4, 2)
+    """
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         if leaf.role is Role.SEED:
@@ -121,7 +133,11 @@ def draw_maps(tree: PyTree) -> PyTree:
 
 
 def drop_maps(tree: PyTree) -> PyTree:
-    """Inverse of `draw_maps`: maps are seeds again."""
+    """Inverse of `draw_maps`: maps are seeds again.
+
+    >>> drop_maps(draw_maps({"w": MapWeight.create(RandomMap((4, 2)), jax.random.key(0))}))["w"].levels is None
+    True
+    """
     return _with_levels(tree, lambda _: None)
 
 
