@@ -15,6 +15,7 @@ from freezejax.masks import Rule
 from freezejax.training.config import OptimizerConfig, TrainConfig
 from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.optimizers import make_optimizer
+from freezejax.training.programs.compiler import compiler_options
 from freezejax.training.step import StepState, make_step
 
 EVERYTHING: list[Rule] = [(".*", True)]
@@ -70,7 +71,7 @@ class RunningStep:
         stacked = sizes.batches()
         self.batches = [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), stacked) for i in range(len(stacked["inputs"]))]
         arguments = (self.state, *fixed, np.int32(0), self.batches[0])
-        self.program = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+        self.program = jax.jit(step, donate_argnums=0).lower(*arguments).compile(compiler_options())
 
     def run(self, steps: int) -> list[float]:
         """The losses of so many further steps, fetched at the end."""

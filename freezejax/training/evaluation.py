@@ -15,6 +15,7 @@ from freezejax.errors import UserError
 from freezejax.paths import PyTree
 from freezejax.sharding import Layout
 from freezejax.training import processes
+from freezejax.training.programs.compiler import compiler_options
 from freezejax.training.programs.tracing import OneTrace
 
 Apply = Callable[..., jax.Array]
@@ -125,7 +126,8 @@ def _evaluator(
         nll_BxT = apply(params, batch["inputs"], targets_BxT=batch["targets"], compute_dtype=dtype)
         return jnp.sum(nll_BxT * batch["weights"], axis=1)
 
-    score = OneTrace(score_B, "evaluation", out_shardings=None if layout is None else layout.replicated)
+    replicated = None if layout is None else layout.replicated
+    score = OneTrace(score_B, "evaluation", out_shardings=replicated, compiler_options=compiler_options())
     counts = functools.cache(lambda: _count(batches(), table))
 
     def evaluate(params: PyTree) -> Evaluation:

@@ -23,7 +23,7 @@ from freezejax.training.objectives.base import Batch, Objective
 from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.optimizers import lr_schedule_of_run, make_optimizer
 from freezejax.training.prefix_cache.prefix import PrefixOutput, check_prefix, make_prefix
-from freezejax.training.programs.compiler import PhasePrograms, PhaseTransition
+from freezejax.training.programs.compiler import PhasePrograms, PhaseTransition, compiler_options
 from freezejax.training.programs.tracing import Program, traced
 from freezejax.training.state import RunState, initial_state, next_phase
 from freezejax.training.step import make_step
@@ -153,7 +153,7 @@ class RunPlan:
 
     def compile(self, index: int) -> PhasePrograms:
         """The programs of a phase."""
-        arguments, compiled = self.arguments(index), self.lower(index).compile()
+        arguments, compiled = self.arguments(index), self.lower(index).compile(compiler_options())
         if index > 0 and self.layout is None and jax.default_backend() == "cpu":
             # XLA's CPU backend sets its matmuls up when a program first runs, which takes up to two steps: now, on
             # this thread, not at the boundary. (On an accelerator a second state might not fit.)
@@ -162,7 +162,7 @@ class RunPlan:
         if (prefix := self.prefix(index)) is None:
             return PhasePrograms(step, None, "")
         lowered, prefix_arguments = self.lower_prefix(index), (arguments[1], arguments[4]["inputs"])
-        program = Program(lowered.compile(), prefix, prefix_arguments, f"prefix of phase {index}")
+        program = Program(lowered.compile(compiler_options()), prefix, prefix_arguments, f"prefix of phase {index}")
         return PhasePrograms(step, program, lowered.as_text())
 
     def lower_prefix(self, index: int) -> jax.stages.Lowered:

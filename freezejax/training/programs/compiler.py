@@ -12,6 +12,16 @@ from freezejax.paths import PyTree
 from freezejax.training.programs.tracing import Program
 
 
+def compiler_options() -> dict[str, Any]:
+    """What XLA is told for each program of a run.
+
+    On a CPU LLVM's first level of optimization: XLA's own emitters have vectorized what there is by then, so the
+    higher levels take a quarter of the time of compilation and make no step faster (`benchmarks.compile_level`).
+    """
+    chosen = jax.default_backend() == "cpu" and not jax.config.read("jax_disable_most_optimizations")
+    return {"xla_backend_optimization_level": 1} if chosen else {}
+
+
 class PhasePrograms(NamedTuple):
     """What runs during a phase."""
 
@@ -69,7 +79,7 @@ class PhaseTransition:
             return [leaf for leaf, source in zip(jax.tree.leaves(tree), self._source, strict=True) if source is None]
 
         placed = None if shardings is None else fresh(shardings(result))
-        self._program = jax.jit(lambda state: fresh(enter(state)), out_shardings=placed).lower(abstract).compile()
+        self._program = jax.jit(lambda state: fresh(enter(state)), out_shardings=placed).lower(abstract).compile(compiler_options=compiler_options())
 
     def __call__(self, state: PyTree) -> PyTree:
         """The result; leaves that are passed on are those of `state`."""

@@ -63,11 +63,11 @@ class OneTrace:
     """
 
     def __init__(
-        self, fn: Callable[..., Any], name: str, static_argnums: tuple[int, ...] = (), out_shardings: Any = None
+        self, fn: Callable[..., Any], name: str, static_argnums: tuple[int, ...] = (), **jit_arguments: Any
     ) -> None:
-        """Takes the function, its name in counts and errors, which arguments are static, and where results go."""
+        """Takes the function, its name in counts and errors, which arguments are static, and others of `jax.jit`."""
         self.name, self._names, self._static = name, list(inspect.signature(fn).parameters), static_argnums
-        self._jitted = jax.jit(traced(fn, name), static_argnums=static_argnums, out_shardings=out_shardings)
+        self._jitted = jax.jit(traced(fn, name), static_argnums=static_argnums, **jit_arguments)
         self._known: Any = None
         self._description: dict[str, str] = {}
 

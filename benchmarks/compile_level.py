@@ -1,0 +1,103 @@
+"""What LLVM's levels of optimization cost when a step is compiled for a CPU, and what they give the step.
+
+    python -m benchmarks.compile_level --json=benchmarks/results/compile_level.json
+    python -m benchmarks.compile_level --write_docs
+
+The first measures, prints its table and writes it as JSON: minutes on 2 quiet CPU cores; with --quick a toy size. The
+second writes the committed JSON's table into docs/performance.md, and measures nothing.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import command, pages
+from benchmarks.running_step import EVERYTHING
+from benchmarks.tables import table
+from benchmarks.timing import compare, interleave
+from freezejax import models
+from freezejax.schedules import FreezeSchedule
+from freezejax.training.config import TrainConfig
+from freezejax.training.plan import RunPlan
+
+RESULTS = pages.RESULTS / "compile_level.json"
+LEVELS = ("3", "2", "1")  # the first is XLA's default
+_MAPS = [{"pattern": ".*/(gate|up)/kernel", "kind": "map"}]
+# name -> fields of the model, fields of the run
+PROGRAMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "float32": ({}, {}),
+    "bfloat16": ({}, {"compute_dtype": "bfloat16"}),
+    "dropout": ({"dropout": 0.1}, {}),
+    "gate and up maps": ({"weights": _MAPS}, {}),
+    "Muon": ({}, {"optimizer": {"name": "muon"}}),
+}
+SIZE = {"num_layers": 4, "model_dim": 240, "batch_size": 8, "seq_len": 128, "rounds": 31}
+QUICK = {"num_layers": 1, "model_dim": 64, "batch_size": 2, "seq_len": 16, "rounds": 3}
+
+
+class Steps:
+    """Training steps of one executable, one per call; `compile_seconds` is what making it took."""
+
+    def __init__(self, plan: RunPlan, lowered: jax.stages.Lowered, level: str) -> None:
+        """Compiles, and makes the state."""
+        start = time.perf_counter()
+        self.step = lowered.compile({"xla_backend_optimization_level": int(level)})
+        self.compile_seconds = time.perf_counter() - start
+        self.state, self.frozen = plan.begin().split(plan.phases[0].mask)
+        self.batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in plan.batch.items()}
+        self.key, self.index, self.loss = plan.key(), 0, jnp.nan
+
+    def __call__(self) -> None:
+        """One step, waited for."""
+        self.state, metrics = self.step(self.state, self.frozen, self.key, np.int32(self.index), self.batch)
+        self.index += 1
+        jax.block_until_ready(self.state)
+        self.loss = metrics["loss"]
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Everything, as it stands in the JSON."""
+    size = QUICK if quick else SIZE
+    rows = [row for name in PROGRAMS for row in of_program(name, **size)]
+    return {"size": size, **pages.environment(), "rows": rows}
+
+
+def of_program(name: str, *, rounds: int, batch_size: int, seq_len: int, **size: int) -> list[dict[str, Any]]:
+    """One row per level: seconds to compile, step time and last loss against the default."""
+    fields, run = PROGRAMS[name]
+    config = TrainConfig.from_mapping({"steps": 1000, "batch_size": batch_size, "seq_len": seq_len, **run})
+    plan = RunPlan(models.build("geglu", **size, num_heads=4, **fields), config, FreezeSchedule([(0, EVERYTHING)]))
+    lowered = plan.lower(0)
+    programs = {level: Steps(plan, lowered, level) for level in LEVELS}
+    rows = compare(interleave(programs, rounds, sample_seconds=1e-3), LEVELS[0])
+    default = programs[LEVELS[0]]
+    for row, program in zip(rows, programs.values(), strict=True):
+        row |= {"program": name, "compile_s": program.compile_seconds, "loss": float(program.loss)}
+        row |= {"compile_ratio": program.compile_seconds / default.compile_seconds}
+        row |= {"loss_moved": abs(float(program.loss / default.loss) - 1)}
+    return rows
+
+
+def write_tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """Markdown by name of the table."""
+    lines = [
+        {
+            "program": row["program"],
+            "LLVM level": row["name"],
+            "compile, s": f"{row['compile_s']:.2f}",
+            "times level 3": f"{row['compile_ratio']:.2f}",
+            "step, ms": f"{row['ms_median']:.1f}",
+            "times the step of level 3": f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",
+            "moves the loss by": f"{row['loss_moved']:.0e}",
+        }
+        for row in found["rows"]
+    ]
+    return {"levels": table(lines), "machine": pages.sentence(found)}
+
+
+if __name__ == "__main__":
+    command.run(RESULTS, (pages.PERFORMANCE,), measure, write_tables)
