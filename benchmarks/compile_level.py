@@ -7,6 +7,7 @@ The first measures, prints its table and writes it as JSON: minutes on 2 quiet C
 second writes the committed JSON's table into docs/performance.md, and measures nothing.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from freezejax.training.config import TrainConfig
 from freezejax.training.plan import RunPlan
 
 RESULTS = pages.RESULTS / "compile_level.json"
+PAGES = (pages.PERFORMANCE,)
 LEVELS = ("3", "2", "1")  # the first is XLA's default
 _MAPS = [{"pattern": ".*/(gate|up)/kernel", "kind": "map"}]
 # name -> fields of the model, fields of the run
@@ -35,8 +37,20 @@ PROGRAMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gate and up maps": ({"weights": _MAPS}, {}),
     "Muon": ({}, {"optimizer": {"name": "muon"}}),
 }
-SIZE = {"num_layers": 4, "model_dim": 240, "batch_size": 8, "seq_len": 128, "rounds": 31}
-QUICK = {"num_layers": 1, "model_dim": 64, "batch_size": 2, "seq_len": 16, "rounds": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The model, its batch, and how often each step is timed."""
+
+    num_layers: int = 4
+    model_dim: int = 240
+    batch_size: int = 8
+    seq_len: int = 128
+    rounds: int = 31
+
+
+QUICK = Settings(1, 64, 2, 16, 3)
 
 
 class Steps:
@@ -59,21 +73,22 @@ class Steps:
         self.loss = metrics["loss"]
 
 
-def measure(quick: bool) -> dict[str, Any]:
+def measure(settings: Settings) -> dict[str, Any]:
     """Everything, as it stands in the JSON."""
-    size = QUICK if quick else SIZE
-    rows = [row for name in PROGRAMS for row in of_program(name, **size)]
-    return {"size": size, **pages.environment(), "rows": rows}
+    rows = [row for name in PROGRAMS for row in of_program(name, settings)]
+    return {"settings": dataclasses.asdict(settings), **pages.environment(), "rows": rows}
 
 
-def of_program(name: str, *, rounds: int, batch_size: int, seq_len: int, **size: int) -> list[dict[str, Any]]:
+def of_program(name: str, settings: Settings) -> list[dict[str, Any]]:
     """One row per level: seconds to compile, step time and last loss against the default."""
     fields, run = PROGRAMS[name]
-    config = TrainConfig.from_mapping({"steps": 1000, "batch_size": batch_size, "seq_len": seq_len, **run})
-    plan = RunPlan(models.build("geglu", **size, num_heads=4, **fields), config, FreezeSchedule([(0, EVERYTHING)]))
+    batch = {"batch_size": settings.batch_size, "seq_len": settings.seq_len}
+    config = TrainConfig.from_mapping({"steps": 1000, **batch, **run})
+    model = models.build("geglu", num_layers=settings.num_layers, model_dim=settings.model_dim, num_heads=4, **fields)
+    plan = RunPlan(model, config, FreezeSchedule([(0, EVERYTHING)]))
     lowered = plan.lower(0)
     programs = {level: Steps(plan, lowered, level) for level in LEVELS}
-    rows = compare(interleave(programs, rounds, sample_seconds=1e-3), LEVELS[0])
+    rows = compare(interleave(programs, settings.rounds, sample_seconds=1e-3), LEVELS[0])
     default = programs[LEVELS[0]]
     for row, program in zip(rows, programs.values(), strict=True):
         row |= {"program": name, "compile_s": program.compile_seconds, "loss": float(program.loss)}
@@ -100,4 +115,4 @@ def write_tables(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    command.run(RESULTS, (pages.PERFORMANCE,), measure, write_tables)
+    command.run(RESULTS, PAGES, lambda quick: measure(QUICK if quick else Settings()), write_tables)

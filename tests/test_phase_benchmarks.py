@@ -1,4 +1,4 @@
-"""The benchmarks of a frozen prefix and of phase boundaries run at a toy size; pages quote the committed figures."""
+"""The benchmarks of a frozen prefix, of phase boundaries and of compilation run at a toy size; pages quote the committed figures."""
 
 import dataclasses
 import json
@@ -6,9 +6,9 @@ import json
 import jax
 import pytest
 
-from benchmarks import pages, phase_switch, prefix_cache
+from benchmarks import compile_level, pages, phase_switch, prefix_cache
 
-BENCHMARKS = {"phase_switch": phase_switch, "prefix_cache": prefix_cache}
+BENCHMARKS = {"compile_level": compile_level, "phase_switch": phase_switch, "prefix_cache": prefix_cache}
 
 
 @pytest.fixture(scope="module", autouse=True)

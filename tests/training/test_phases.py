@@ -11,7 +11,7 @@ import pytest
 from freezejax import FreezeSchedule, models
 from freezejax.training.config import TrainConfig
 from freezejax.training.plan import RunPlan
-from freezejax.training.programs.compiler import BackgroundCompiler
+from freezejax.training.programs.compiler import BackgroundCompiler, compiler_options
 
 
 def test_the_next_phase_is_compiled_while_this_one_runs():
@@ -106,7 +106,7 @@ def test_later_phases_have_run_once_before_their_boundary(monkeypatch):
     model = models.build("geglu", vocab_size=16, num_layers=1, model_dim=16, num_heads=1)
     plan = RunPlan(model, TrainConfig(steps=4, batch_size=2, seq_len=8), schedule)
     lower = plan.lower
-    monkeypatch.setattr(plan, "lower", lambda index: SimpleNamespace(compile=lambda: Noted(lower(index).compile())))
+    monkeypatch.setattr(plan, "lower", lambda index: SimpleNamespace(compile=lambda _: Noted(lower(index).compile())))
     plan.compile(0)
     assert ran == []
     plan.compile(1)
@@ -114,6 +114,31 @@ def test_later_phases_have_run_once_before_their_boundary(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     plan.compile(1)
     assert len(ran) == 1
+
+
+@pytest.fixture
+def all_optimizations():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_a_cpu_compiles_at_llvms_first_level(monkeypatch, all_optimizations):
+    """Counterparts: on another backend, or where optimizations are off as a whole, nothing is asked for."""
+    told, compile_ = [], jax.stages.Lowered.compile
+    noted = lambda self, options=None: told.append(options) or compile_(self)  # noqa: E731
+    monkeypatch.setattr(jax.stages.Lowered, "compile", noted)
+    model = models.build("geglu", vocab_size=16, num_layers=2, model_dim=16, num_heads=1)
+    schedule = FreezeSchedule([(0, [("tok_emb/.*|blocks/0/.*", False), (".*", True)])])
+    plan = RunPlan(model, TrainConfig(steps=2, batch_size=2, seq_len=8, prefix_cache="memory"), schedule)
+    plan.compile(0)
+    assert told == 2 * [{"xla_backend_optimization_level": 1}]  # the step and its prefix
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compiler_options() == {}
+    monkeypatch.undo()
+    jax.config.update("jax_disable_most_optimizations", True)
+    assert compiler_options() == {}
 
 
 class Compiles:

@@ -79,7 +79,11 @@ class PhaseTransition:
             return [leaf for leaf, source in zip(jax.tree.leaves(tree), self._source, strict=True) if source is None]
 
         placed = None if shardings is None else fresh(shardings(result))
-        self._program = jax.jit(lambda state: fresh(enter(state)), out_shardings=placed).lower(abstract).compile(compiler_options=compiler_options())
+        self._program = (
+            jax.jit(lambda state: fresh(enter(state)), out_shardings=placed)
+            .lower(abstract)
+            .compile(compiler_options=compiler_options())
+        )
 
     def __call__(self, state: PyTree) -> PyTree:
         """The result; leaves that are passed on are those of `state`."""
