@@ -1,4 +1,4 @@
-"""The benchmarks of a frozen prefix, of phase boundaries and of compilation run at a toy size; pages quote the committed figures."""
+"""Benchmarks of a frozen prefix, of phase boundaries and of compilation run at a toy size; pages quote their figures."""
 
 import dataclasses
 import json
