@@ -1,4 +1,4 @@
-"""Benchmarks of a frozen prefix, of phase boundaries and of compilation run at a toy size; pages quote their figures."""
+"""Benchmarks of a frozen prefix, of phase boundaries and of compilation run at a toy size; pages quote their data."""
 
 import dataclasses
 import json
