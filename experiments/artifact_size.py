@@ -19,7 +19,7 @@ from experiments.engine import cli
 from experiments.engine.matching import abstract_params, with_maps
 from experiments.report.table import Column, terminal
 from freezejax import artifact
-from freezejax.artifact import budget
+from freezejax.artifact.inspect import code_size
 from freezejax.data.atomic import write_atomically
 from freezejax.masks import count_parameters
 from freezejax.weights import count_seeded
@@ -101,7 +101,7 @@ layers without the embedding."""
 
 def main() -> None:
     """Prints the table; with --out also writes it."""
-    code = budget.code_bytes(budget.code_files(_CODE.value or ()))
+    code = code_size(_CODE.value or ())[0]
     rows = [figures(row, code, _BUDGET.value or 0) for row in ROWS]
     if _OUT.value:
         with cli.writing(f"--out={_OUT.value}"):

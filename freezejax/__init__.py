@@ -1,5 +1,8 @@
 """freezejax: which weights of a model need training, from which step to which, at what cost."""
 
+import importlib
+from types import ModuleType
+
 from freezejax.describe import describe
 from freezejax.errors import UserError
 from freezejax.masks import trainable_mask
@@ -34,3 +37,10 @@ __all__ = [
     "untie",
     "value_and_grad",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`freezejax.artifact` by its name alone, imported where it is used: it needs what the core does not."""
+    if name == "artifact":
+        return importlib.import_module("freezejax.artifact")
+    raise AttributeError(f"module 'freezejax' has no attribute {name!r}")

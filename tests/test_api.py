@@ -12,6 +12,15 @@ def test_public_api_is_documented():
         assert ">>>" in (getattr(freezejax, name).__doc__ or ""), name
 
 
+def test_the_artifact_needs_no_import_of_its_own_and_is_loaded_when_asked_for():
+    code = (
+        "import sys, freezejax; before = 'freezejax.artifact' in sys.modules; freezejax.artifact.save; "
+        "print(before, hasattr(freezejax, 'artefact'))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False False"
+
+
 def test_importing_the_core_loads_neither_flax_nor_data_libraries():
     heavy = ("flax", "grain", "tensorflow_datasets", "orbax")
     code = f"import sys, freezejax; print([m for m in {heavy} if m in sys.modules])"

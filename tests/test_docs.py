@@ -1,10 +1,13 @@
 """Every Python block of the README and of docs/ runs as it stands, and prints what the page says it prints."""
 
+import inspect
 import re
 from pathlib import Path
 
 import jax
 import pytest
+
+from freezejax import artifact
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {
@@ -42,6 +45,23 @@ def test_block_runs_and_prints_what_the_page_shows(title, tmp_path, monkeypatch,
     (code,) = blocks(SECTIONS[title], "python")
     exec(compile(code, title, "exec"), {"__name__": "page"})
     assert capsys.readouterr().out == "".join(blocks(SECTIONS[title], "text"))
+
+
+def test_a_page_that_needs_equinox_says_where_it_comes_from():
+    pages = [page for page in PAGES.values() if "import equinox" in page]
+    assert len(pages) >= 3
+    for page in pages:
+        assert "Equinox is of the extra `dev`" in page[: page.index("import equinox")], page[:60]
+
+
+def test_artifact_page_shows_the_defaults_of_its_calls():
+    rows = re.findall(r"^\| `artifact\.(\w+)\((.*?)\)` \|", PAGES["artifact"], flags=re.MULTILINE)
+    assert len(rows) == 5
+    shown = {name: dict(re.findall(r'(\w+)="(\w+)"', arguments)) for name, arguments in rows}
+    for name, defaults in shown.items():
+        for argument, parameter in inspect.signature(getattr(artifact, name)).parameters.items():
+            if isinstance(parameter.default, str):
+                assert defaults.get(argument) == parameter.default, f"{name}({argument}=)"
 
 
 def test_every_block_of_the_quickstart_checks_its_bits():

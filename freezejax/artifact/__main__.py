@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from freezejax.artifact import budget
-from freezejax.artifact.inspect import inspect, verify
+from freezejax.artifact.inspect import code_size, inspect, verify
 from freezejax.errors import UserError
 
 
@@ -41,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _inspect(file: str, limit: int | None, code: str) -> int:
     lines, left = [inspect(file)], 0
     if limit is not None:
-        files = budget.code_files([path for path in code.split(",") if path])
-        weight, model = budget.code_bytes(files), Path(file).stat().st_size
+        weight, files = code_size(path for path in code.split(",") if path)
+        model = Path(file).stat().st_size
         left = limit - weight - model
         verdict = f"fits, {left:,} left" if left >= 0 else f"{-left:,} too many"
-        lines += ["", f"code   {weight:>12,} bytes in {len(files)} files", f"model  {model:>12,} bytes"]
+        lines += ["", f"code   {weight:>12,} bytes in {files} files", f"model  {model:>12,} bytes"]
         lines += [f"total  {weight + model:>12,} bytes of {limit:,}: {verdict}"]
     print("\n".join(lines), flush=True)
     return 0 if left >= 0 else 1

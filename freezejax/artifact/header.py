@@ -9,9 +9,10 @@ import jax
 
 from freezejax.artifact.codecs import CODECS
 from freezejax.artifact.encode import COMPRESSORS, decompress
-from freezejax.artifact.tensors import CodecRules, Tensor, check_codec, check_known, seed_leaves, stored_tensors
+from freezejax.artifact.tensors import CodecRules, Tensor, check_codec, recipes, seed_leaves, stored_tensors
 from freezejax.errors import UserError
-from freezejax.paths import PyTree
+from freezejax.paths import PyTree, check_known
+from freezejax.weights import RandomMap
 
 MAX_BYTES = 1 << 22  # of the JSON text; a leaf takes about 60
 _MAX_DIMS, _MAX_TEXT, _MAX_REPEATS = 8, 4096, 6
@@ -28,6 +29,7 @@ class Header(NamedTuple):
     tokenizer: dict[str, str] | None
     notes: Any
     tensors: list[Tensor]
+    maps: dict[str, RandomMap]  # recipes of the maps of a model that is not named, by path; left out where none
 
 
 def make_header(
@@ -47,6 +49,7 @@ def make_header(
         tokenizer=_as_dict("tokenizer", tokenizer, "a name and a sha256"),
         notes=notes,
         tensors=stored_tensors(params, codec),
+        maps=recipes(params) if model is None else {},
     )
     try:
         text = _text_of(header)
@@ -72,8 +75,9 @@ def to_bytes(header: Header) -> tuple[bytes, int]:
 
 
 def _text_of(header: Header) -> bytes:
-    tensors = [[t.path, list(t.shape), t.codec] for t in header.tensors]
-    return json.dumps({**header._asdict(), "tensors": tensors}, allow_nan=False, separators=(",", ":")).encode()
+    fields = header._asdict() | {"tensors": [[t.path, t.shape, t.codec] for t in header.tensors]}
+    maps = [[path, m.name, m.shape, m.distribution, m.scale] for path, m in fields.pop("maps").items()]
+    return json.dumps(fields | ({"maps": maps} if maps else {}), allow_nan=False, separators=(",", ":")).encode()
 
 
 def from_bytes(data: bytes, size: int) -> Header:
@@ -92,11 +96,11 @@ def from_bytes(data: bytes, size: int) -> Header:
 
 def check(fields: Any) -> Header:
     """The header of decoded JSON; a `ValueError` where a field is missing, left over, of another type or range."""
-    if not isinstance(fields, dict) or set(fields) != set(Header._fields):
+    if not isinstance(fields, dict) or {*fields, "maps"} != set(Header._fields):
         raise ValueError(f"its header does not have exactly the fields {', '.join(Header._fields)}")
     if not isinstance(fields["seeded"], bool):
         raise ValueError("field 'seeded' is not true or false")
-    check_known("compressor", fields["compressor"], COMPRESSORS)
+    check_known(str(fields["compressor"]), COMPRESSORS, f"there is no compressor {fields['compressor']!r}", count=3)
     tensors = [_tensor(*entry) for entry in _lists(fields["tensors"], 3, "tensors")]
     if len({tensor.path for tensor in tensors}) < len(tensors):
         raise ValueError("two tensors have one path")
@@ -107,14 +111,16 @@ def check(fields: Any) -> Header:
             _check_text(value)
     if fields["model"] is not None:
         _check_model(fields["model"], len(tensors))
-    rules = _lists(fields["codec"], 2, "codec")
-    for pattern, codec in rules:
+    maps = _maps(_lists(fields.get("maps", []), 5, "maps"))
+    if maps and (fields["model"] is not None or not fields["seeded"]):
+        raise ValueError("field 'maps' is of a model that is named, or of no seed")
+    rules = check_codec(_lists(fields["codec"], 2, "codec"))
+    for pattern, _ in rules:
         _check_text(pattern)
-        check_known("codec", codec, CODECS)
-    return Header(**{**fields, "codec": [(pattern, codec) for pattern, codec in rules], "tensors": tensors})
+    return Header(**{**fields, "codec": rules, "tensors": tensors, "maps": maps})
 
 
-def _lists(entries: Any, length: int, name: str) -> list[list[Any]]:
+def _lists(entries: Any, length: int, name: str) -> list[Any]:
     if not isinstance(entries, list) or not all(isinstance(e, list) and len(e) == length for e in entries):
         raise ValueError(f"field {name!r} is not a list of lists of {length}")
     return entries
@@ -132,11 +138,22 @@ def _tensor(path: Any, shape: Any, codec: Any) -> Tensor:
         if type(size) is not int or not 0 <= size < 2**31:
             raise ValueError(f"tensor {path!r}: a side is {str(size)[:24]}, not an integer in [0, 2^31)")
     _check_text(path)
-    check_known("codec", codec, CODECS)
+    check_known(str(codec), CODECS, f"there is no codec {codec!r}", count=3)
     tensor = Tensor(path, tuple(shape), codec)
     if tensor.small and codec != "float16":
         raise ValueError(f"tensor {path!r} of shape {tensor.shape} is small and must be float16")
     return tensor
+
+
+def _maps(entries: list[Any]) -> dict[str, RandomMap]:
+    found = {}
+    for path, name, shape, distribution, scale in entries:
+        _check_text(path)
+        _check_text(name)
+        found[path] = RandomMap(shape, distribution, scale, name)
+    if len(found) < len(entries):
+        raise ValueError("two maps have one path")
+    return found
 
 
 def _check_model(model: Any, num_tensors: int) -> None:

@@ -1,7 +1,7 @@
-"""Where every byte of a file goes, and whether the file is whole."""
+"""Where every byte of a file goes, what the code beside it weighs, and whether the file is whole."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ def inspect(path: str | Path) -> str:
     rows += [(title, "", "", "", f"{meta['sizes'][name]:,}", "", "") for name, title in _SECTIONS.items()]
     rows += [("total = file", "", "", "", f"{meta['bytes']:,}", "", "")]
     rows += [_map_row(found) for found in meta["maps"]]
-    seeded = sum(math.prod(found["shape"]) for found in meta["maps"])
-    stored = sum(math.prod(found["shape"]) for found in meta["tensors"])
-    return "\n".join([_title(path, meta), f"{stored:,} weights stored, {seeded:,} seeded", "", *_aligned(rows)])
+    stored, drawn = (sum(math.prod(found["shape"]) for found in meta[part]) for part in ("tensors", "maps"))
+    unknown = meta["seed"] is not None and not meta["maps"]
+    seeded = "seeded ones not known: the file does not say its maps" if unknown else f"{drawn:,} seeded"
+    return "\n".join([_title(path, meta), f"{stored:,} weights stored, {seeded}", "", *_aligned(rows)])
 
 
 def verify(path: str | Path) -> str:
@@ -63,6 +64,17 @@ def verify(path: str | Path) -> str:
     if not finite:
         raise UserError(f"{path}: the model's logits are not finite")
     return f"ok: {_title(path, meta)}, {len(meta['tensors'])} tensors and {len(weights)} maps, logits finite"
+
+
+def code_size(code: Iterable[str | Path] = ()) -> tuple[int, int]:
+    """Bytes and number of the `.py` files among files and folders, each once; without any, freezejax itself."""
+    found: set[Path] = set()  # source: the contract of openai/parameter-golf
+    for root in [Path(path) for path in code] or [Path(__file__).parents[1]]:
+        files = [root] if root.is_file() else list(root.rglob("*.py"))
+        if not files:
+            raise UserError(f"--code={root}: no such file, or a folder without .py files")
+        found.update(file.resolve() for file in files)
+    return sum(file.stat().st_size for file in found), len(found)
 
 
 def _title(path: str | Path, meta: dict[str, Any]) -> str:

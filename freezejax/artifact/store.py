@@ -1,5 +1,6 @@
 """Saving a model as one file, and getting it back from the file alone."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -15,10 +16,10 @@ from freezejax import models, roles
 from freezejax.artifact import container
 from freezejax.artifact.encode import ENCODINGS, dequantize, quantize_leaf
 from freezejax.artifact.header import Header, make_header
-from freezejax.artifact.tensors import CodecRules, Tensor, seed_leaves, seed_of, stored_leaves, stored_tensors
+from freezejax.artifact.tensors import CodecRules, recipes, seed_leaves, seed_of, stored_leaves, stored_tensors
 from freezejax.data.atomic import atomic_file
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, nearest
+from freezejax.paths import PyTree, check_known
 from freezejax.roles import Leaf, Role
 from freezejax.weights import drop_maps, maps_of
 
@@ -72,7 +73,8 @@ def save(
         with atomic_file(path) as file:
             file.write(content)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        reason = error.strerror if path.parent.exists() else f"there is no folder {path.parent}; make it first"
+        raise UserError(f"{path}: cannot be written: {reason}") from None
     return Saved(path, len(content), container.parse(content).sizes, {x.tensor.path: x.sqnr_db for x in leaves})
 
 
@@ -85,7 +87,7 @@ def load(path: str | Path, *, like: PyTree | None = None) -> tuple[Apply, PyTree
 
     Args:
       like: parameters (or their shapes) of a model of your own: what a file without a model's name is filled into.
-        `apply` then refuses: the model is yours.
+        `apply` then refuses: the model is yours. Its maps must be those of the file; the seed is the file's.
 
     Raises:
       UserError: missing, not an artifact, of another format, truncated, damaged, or not of the model it names or
@@ -116,7 +118,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Returns:
       `model, tokenizer, codec, compressor, notes` as saved; `seed`, the two words of the base seed or None; `bytes`
       and `sizes`, the file and its parts; `tensors`, a list of `path, shape, codec, encoding, bytes, sqnr_db`; and
-      `maps`, a list of `path, shape, distribution, scale, portable`, which have no bytes (known of named models).
+      `maps`, a list of `path, name, shape, distribution, scale, portable`, which have no bytes.
 
     Raises:
       UserError: as `load`.
@@ -135,10 +137,8 @@ def _metadata(parts: container.Parts, shapes: PyTree) -> dict[str, Any]:
         }
         for tensor, blob, quality in zip(header.tensors, parts.blobs, parts.sqnr_db, strict=True)
     ]
-    maps = [
-        {"path": m.name, "shape": m.shape, "distribution": m.distribution, "scale": m.scale, "portable": m.portable}
-        for m in (weight.map for weight in maps_of(shapes))
-    ]
+    known = list(header.maps.items()) or [(weight.map.name, weight.map) for weight in maps_of(shapes)]
+    maps = [{"path": path, **dataclasses.asdict(m), "portable": m.portable} for path, m in known]
     kept = {name: getattr(header, name) for name in ("model", "tokenizer", "codec", "compressor", "notes")}
     found = {"seed": parts.seed, "bytes": sum(parts.sizes.values()), "sizes": parts.sizes}
     return {**kept, **found, "tensors": tensors, "maps": maps}
@@ -174,11 +174,13 @@ def _model_of(header: Header, like: PyTree | None = None) -> tuple[models.Model 
     if header.model is not None and like is not None:
         raise UserError("it names its own model: load it without like=")
     model, shapes = _build(json.dumps(header.model)) if like is None else (None, drop_maps(like))
-    _check_fit(header.tensors, shapes)
-    seeded = bool(seed_leaves(shapes))
-    if header.seeded != seeded:
-        wanted = "no base seed is stored" if seeded else "a base seed is stored, but nothing is seeded"
-        raise UserError(f"wrong model: {wanted}")
+    wanted = {leaf.path: tuple(leaf.value.shape) for leaf in stored_leaves(shapes)}
+    _check_fit("leaf", "has shape", {tensor.path: tensor.shape for tensor in header.tensors}, wanted)
+    if header.seeded != bool(seed_leaves(shapes)):
+        stored = "a base seed is stored, but nothing is seeded" if header.seeded else "no base seed is stored"
+        raise UserError(f"wrong model: {stored}")
+    if header.maps:  # a named model's stand in its config; older files do not say them
+        _check_fit("map", "is", header.maps, recipes(shapes))
     return model, shapes
 
 
@@ -194,16 +196,14 @@ def _build(config: str) -> tuple[models.Model, PyTree]:
         raise UserError(f"the model it names cannot be built: {type(error).__name__}: {reason}") from None
 
 
-def _check_fit(tensors: list[Tensor], shapes: PyTree) -> None:
-    wanted = {leaf.path: tuple(leaf.value.shape) for leaf in stored_leaves(shapes)}
-    found = {tensor.path: tensor.shape for tensor in tensors}
-    for path, shape in wanted.items():
-        if path not in found:
-            raise UserError(f"wrong model: leaf {path!r} is missing; {nearest(path, found, count=1)}")
-        if found[path] != shape:
-            raise UserError(f"wrong model: leaf {path!r} has shape {found[path]}, the model asks for {shape}")
-    for path in sorted(found.keys() - wanted.keys()):
-        raise UserError(f"wrong model: it has no leaf {path!r}; {nearest(path, wanted, count=1)}")
+def _check_fit(kind: str, verb: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuses a file in which, by path, something is not what the model asks for."""
+    for path, asked in wanted.items():
+        check_known(path, found, f"wrong model: {kind} {path!r} is missing")
+        if found[path] != asked:
+            raise UserError(f"wrong model: {kind} {path!r} {verb} {found[path]}, the model asks for {asked}")
+    for path in sorted(found):
+        check_known(path, wanted, f"wrong model: it has no {kind} {path!r}")
 
 
 def _check_params(params: PyTree, shapes: PyTree) -> None:

@@ -1,8 +1,7 @@
 """Which leaves of a model an artifact stores, and with which codec: decided from roles, paths and shapes alone."""
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,8 +10,10 @@ import numpy as np
 from freezejax import roles
 from freezejax.artifact.codecs import BITS, CODECS, row_axis
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, nearest
+from freezejax.masks import matcher
+from freezejax.paths import PyTree, check_known, nearest
 from freezejax.roles import Leaf, Role
+from freezejax.weights import MapWeight, RandomMap
 
 SMALL = 4096  # tensors of at most this many elements stay float16: their scales would cost as much as they save
 SEED_WORDS = 2  # uint32 words of a threefry key
@@ -61,16 +62,32 @@ def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
     of a regex "role=adapter" means all leaves of a role, see `freezejax.roles`.
 
     Raises:
-      UserError: an unknown codec or role, a bad regex, a leaf that no rule covers or that is not float.
+      UserError: an unknown codec or role, a regex that is none or matches no leaf, a leaf without a rule or not float.
 
     >>> stored_tensors({"w": np.zeros((64, 128)), "scale": np.zeros(64)}, "int6")
     [Tensor(path='scale', shape=(64,), codec='float16'), Tensor(path='w', shape=(64, 128), codec='int6')]
     """
     rules, found = check_codec(codec), []
+    codecs = _codecs(roles.leaves(params), rules)
     for leaf in stored_leaves(params):
         tensor = Tensor(leaf.path, tuple(leaf.value.shape), "float16")
-        found.append(tensor if tensor.small else tensor._replace(codec=_find(leaf, rules)))
+        if not tensor.small:
+            if leaf.path not in codecs:
+                close = nearest(leaf.path, [pattern for pattern, _ in rules], count=1)
+                raise UserError(f"no codec rule covers leaf {leaf.path!r}; {close}")
+            tensor = tensor._replace(codec=codecs[leaf.path])
+        found.append(tensor)
     return found
+
+
+def _codecs(leaves: Sequence[Leaf], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The codec of every leaf that a rule names: the first one's. Only a rule of a role may name none."""
+    matched, codecs = matcher([leaf.path for leaf in leaves], "codec rule"), dict[str, str]()
+    for pattern, codec in rules if leaves else ():
+        of_role = [leaf.path for leaf in leaves if pattern == _ROLE + leaf.role]
+        for path in of_role if pattern.startswith(_ROLE) else matched(pattern):
+            codecs.setdefault(path, codec)
+    return codecs
 
 
 def check_codec(codec: CodecRules) -> list[tuple[str, str]]:
@@ -83,30 +100,12 @@ def check_codec(codec: CodecRules) -> list[tuple[str, str]]:
 def _checked_rule(rule: Any) -> tuple[str, str]:
     match rule:
         case [str(pattern), str(name)]:
-            check_known("codec", name, CODECS)
+            check_known(name, CODECS, f"there is no codec {name!r}", count=3)
         case _:
             raise UserError(f"codec rule {rule!r}: write (pattern, codec), such as ('.*', 'int6')")
-    if pattern.startswith(_ROLE) and (role := pattern.removeprefix(_ROLE)) not in list(Role):
-        raise UserError(f"codec rule {pattern!r}: no such role; {nearest(role, Role, 1)}")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"codec rule {pattern!r} is no regular expression: {error}") from None
+    if pattern.startswith(_ROLE):
+        check_known(pattern.removeprefix(_ROLE), list(Role), f"codec rule {pattern!r}: no such role")
     return pattern, name
-
-
-def check_known(kind: str, name: Any, names: Iterable[str]) -> None:
-    """Refuses what is none of the names."""
-    if name not in list(names):
-        raise UserError(f"there is no {kind} {name!r}; {nearest(str(name), names)}")
-
-
-def _find(leaf: Leaf, rules: list[tuple[str, str]]) -> str:
-    for pattern, codec in rules:
-        if pattern == _ROLE + leaf.role if pattern.startswith(_ROLE) else re.fullmatch(pattern, leaf.path):
-            return codec
-    patterns = [pattern for pattern, _ in rules]
-    raise UserError(f"no codec rule covers leaf {leaf.path!r}; {nearest(leaf.path, patterns, count=1)}")
 
 
 def stored_leaves(params: PyTree) -> list[Leaf]:
@@ -116,7 +115,8 @@ def stored_leaves(params: PyTree) -> list[Leaf]:
         kind = getattr(leaf.value, "dtype", None)
         if kind is None or not jnp.issubdtype(kind, jnp.floating):
             shown = kind or type(leaf.value).__name__
-            hint = "; of an nnx model save nnx.state(model, nnx.Not(nnx.RngState))" if "uint32" in str(shown) else ""
+            keys = "; of an nnx model save nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))"
+            hint = keys if "uint32" in str(shown) else ""
             raise UserError(f"leaf {leaf.path!r} is {shown}: an artifact stores float weights{hint}")
     return found
 
@@ -124,6 +124,12 @@ def stored_leaves(params: PyTree) -> list[Leaf]:
 def seed_leaves(params: PyTree) -> list[Leaf]:
     """Every leaf that holds a seed."""
     return [leaf for leaf in roles.leaves(params) if leaf.role is Role.SEED]
+
+
+def recipes(params: PyTree) -> dict[str, RandomMap]:
+    """The recipe of every random map, by the path at which the map stands."""
+    seeded = [(leaf.path.rpartition("/")[0], leaf.owner) for leaf in seed_leaves(params)]
+    return {path: owner.map for path, owner in seeded if isinstance(owner, MapWeight)}
 
 
 def seed_of(params: PyTree) -> tuple[int, int] | None:

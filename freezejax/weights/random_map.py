@@ -30,7 +30,7 @@ class RandomMap:
       distribution: 'normal', 'uniform', 'rademacher' or 'hadamard', which are integer recipes and portable;
         'normal_f32' or 'orthogonal_qr', for comparison, which are not.
       scale: standard deviation of a weight: 'fan_in' = 1/sqrt(in) (PR 1301), 'none' or None = 1, or a number.
-      name: leaf path; the map's key is the base key with the hash of this name folded in.
+      name: leaf path; the map's key is the base key with its hash folded in: maps without one are of one key.
 
     Raises:
       UserError: a shape, distribution or scale that cannot be.
@@ -52,13 +52,15 @@ class RandomMap:
         is_pair = isinstance(self.shape, tuple | list) and len(self.shape) == 2
         if not is_pair or any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in self.shape):
             raise UserError(f"{where}: shape={self.shape!r} must be (in, out), two integers of at least 1")
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         check_known(str(self.distribution), RECIPES, f"{where}: no distribution {self.distribution!r}", count=3)
         is_name = self.scale is None or (isinstance(self.scale, str) and self.scale in ("fan_in", "none"))
         is_number = isinstance(self.scale, numbers.Real) and not isinstance(self.scale, bool)
         # Levels times a scale inside these limits stay well inside float32.
         if not is_name and not (is_number and 1e-30 < self.scale < 1e30):  # type: ignore[operator]
             raise UserError(f"{where}: scale={self.scale!r} must be 'fan_in', 'none' or a number in (1e-30, 1e30)")
+        if is_number:
+            object.__setattr__(self, "scale", float(self.scale))  # type: ignore[arg-type]
 
     @property
     def portable(self) -> bool:
@@ -118,11 +120,10 @@ class RandomMap:
 
 def check_key(key: jax.Array) -> None:
     """Refuses what is not one typed threefry2x32 key, and jax's generator that depends on the mesh."""
-    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    found = str(jax.random.key_impl(key)) if is_key else type(key).__name__
-    if is_key and key.shape != ():
-        found = f"an array of {key.size} keys"
-    if found != "threefry2x32":
+    found = f"{key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else type(key).__name__
+    if found == "uint32[2]":
+        found = "an old-style key: write jax.random.key(7) for jax.random.PRNGKey(7)"
+    if found != "key<fry>[]":
         raise UserError(f"random maps need a threefry2x32 key, jax.random.key(seed, impl='threefry2x32'), not {found}")
     if not jax.config.jax_threefry_partitionable:
         raise UserError("random maps need jax_threefry_partitionable=True, which is jax's default")

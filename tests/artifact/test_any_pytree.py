@@ -1,5 +1,7 @@
 """Parameters of a model of one's own: any pytree is saved, and comes back bit-equal to `quantize` into one like it."""
 
+import re
+from fractions import Fraction
 from typing import NamedTuple
 
 import equinox as eqx
@@ -85,6 +87,77 @@ def test_drawn_maps_are_not_stored_and_come_back_as_seeds(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     loaded = artifact.load(tmp_path / "b", like=draw_maps(params()))[1]
     assert jax.tree.structure(loaded) == jax.tree.structure(params())
+
+
+# What a freezejax that kept no recipes wrote of `two()`.
+WITHOUT_RECIPES = bytes.fromhex(
+    "89464a580d0a1a0a0200c500000000000000680000008600000062795636ac941d0c6cad4ec74c053254787b5b83c7b629684ecfdece5c"
+    "72244935ccc10a83301004d07f9963094229f4905f091ec44c418cbb925d2928fdf746c1e3cc30efc0a2990551b65202c61646c494d03d"
+    "103089bfd1f767bfac95665a11212a6ca3919919d1ebc600d79932edac3725eab43b38a57ded92bf08e9d5cc4fd1c19fa7fffb03000000"
+    "000700000000000000000000000600000000000000000000ff7f000000003c40"
+)
+
+
+def two(seed=7, **recipe):
+    drawn = RandomMap(**{"shape": (2, 3), "name": "m", **recipe})
+    return {"w": jnp.arange(3.0), "m": MapWeight.create(drawn, jax.random.key(seed))}
+
+
+@pytest.mark.parametrize("change", [{"distribution": "uniform"}, {"name": "n"}, {"scale": 0.5}, {"shape": (3, 2)}])
+def test_a_map_of_another_recipe_is_told(change, tmp_path):
+    artifact.save(tmp_path / "x.fjax", two())
+    with pytest.raises(UserError) as error:
+        artifact.load(tmp_path / "x.fjax", like=two(**change))
+    ours, theirs = two()["m"].map, two(**change)["m"].map
+    told = f"{tmp_path / 'x.fjax'}: wrong model: map 'm' is {ours}, the model asks for {theirs}"
+    assert str(error.value) == told
+
+
+def test_a_map_that_is_missing_or_more_is_told(tmp_path):
+    more = two() | {"more": two()["m"]}
+    for tree, like, message in (
+        (two(), more, "wrong model: map 'more' is missing; nearest: m"),
+        (more, two(), "wrong model: it has no map 'more'; nearest: m"),
+    ):
+        artifact.save(tmp_path / "x.fjax", tree)
+        with pytest.raises(UserError, match=message):
+            artifact.load(tmp_path / "x.fjax", like=like)
+
+
+@pytest.mark.parametrize("scale", [None, np.float32(0.1), Fraction(1, 3), 2, "fan_in"], ids=str)
+def test_a_recipe_comes_back_from_any_numbers(scale, tmp_path):
+    tree = two(scale=scale, shape=(np.int64(2), 3))
+    artifact.save(tmp_path / "x.fjax", tree)
+    same_bits(artifact.load(tmp_path / "x.fjax", like=two(scale=scale))[1], artifact.quantize(two(scale=scale)))
+
+
+def test_the_seed_of_a_file_is_the_one_that_counts(tmp_path):
+    artifact.save(tmp_path / "x.fjax", two(seed=7))
+    _, loaded, meta = artifact.load(tmp_path / "x.fjax", like=two(seed=8))
+    same_bits(loaded, artifact.quantize(two(seed=7)))
+    assert meta["seed"] == (0, 7)
+
+
+def test_a_file_without_recipes_loads_as_ever(tmp_path, capsys):
+    (tmp_path / "x.fjax").write_bytes(WITHOUT_RECIPES)
+    same_bits(artifact.load(tmp_path / "x.fjax", like=two())[1], artifact.quantize(two()))
+    assert main(["inspect", str(tmp_path / "x.fjax")]) == 0
+    assert "3 weights stored, seeded ones not known: the file does not say its maps" in capsys.readouterr().out
+
+
+def test_weights_of_seeds_are_counted_and_listed_without_the_model(tmp_path, capsys):
+    saved = artifact.save(tmp_path / "x.fjax", params())
+    assert main(["inspect", str(saved.path)]) == 0
+    out = capsys.readouterr().out
+    assert f"weights stored, {80 * 96 + 64 * 8:,} seeded\n" in out
+    assert re.search(r"^layers/1/up/base/base +80x96 +map +normal +0 +0.00$", out, re.MULTILINE)
+    shown = artifact.read_metadata(saved.path)["maps"]
+    assert shown == artifact.load(saved.path, like=params())[2]["maps"]
+    assert [found["path"] for found in shown] == ["layers/1/up/base/base", "module/up"]
+    assert shown[1] == {
+        **{"path": "module/up", "name": "module/up", "shape": (64, 8), "distribution": "normal"},
+        **{"scale": "fan_in", "portable": True},
+    }
 
 
 def changed(**parts):

@@ -1,5 +1,6 @@
 """Per-row integers: bounded error, clipping that never loses, and the challenge's codec as an independent check."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from freezejax.artifact import codecs
 from freezejax.artifact.tensors import stored_tensors
 from freezejax.errors import UserError
+from freezejax.weights import MapWeight, RandomMap
 
 integer_codecs = st.sampled_from(sorted(codecs.BITS))
 
@@ -117,13 +119,23 @@ def test_small_adapters_keep_their_digits_without_the_floor():
     ("rules", "message"),
     [
         ("int7", "there is no codec 'int7'; nearest: int8"),
-        ([("(", "int8")], r"codec rule '\(' is no regular expression"),
+        ([("(", "int8")], r"rule '\(' is not a regular expression"),
+        ([("tabel", "int8"), (".*", "int4")], "codec rule 'tabel' matches no leaf; nearest: table"),
+        ([("table", "int8"), ("up/.*", "int6"), ("head", "int4")], "codec rule 'head' matches no leaf; nearest: "),
         ([(".*/kernel", "int8")], "no codec rule covers leaf 'table'; nearest: .*/kernel"),
     ],
 )
 def test_bad_rules_are_told(rules, message):
     with pytest.raises(UserError, match=message):
         stored_tensors({"up": {"kernel": np.zeros((80, 80))}, "table": np.zeros((80, 80))}, rules)
+
+
+def test_a_rule_of_a_role_and_what_matches_a_seed_may_name_no_stored_leaf():
+    seeded = MapWeight.create(RandomMap((80, 80), name="up"), jax.random.key(7))
+    rules = [("role=adapter", "int8"), ("up/.*", "int4"), (".*", "int6")]
+    assert stored_tensors({"up": seeded}, rules) == stored_tensors({}, rules) == []
+    (only,) = stored_tensors({"up": seeded, "w": np.zeros((80, 80))}, rules)
+    assert only.codec == "int6"
 
 
 def test_the_first_matching_rule_wins():

@@ -173,6 +173,33 @@ def test_a_lying_header_is_told(change, message, content, refused):
     assert refused(with_header(content, change)).startswith(message)
 
 
+RIGHT = ["m", "m", [64, 8], "normal", "fan_in"]
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        ([["m", "m", [64, 8], "nromal", 0.5]], "damaged: random map 'm': no distribution 'nromal'; nearest: normal"),
+        ([["m", "m", [64, -8], "normal", "none"]], "damaged: random map 'm': shape=[64, -8] must be (in, out)"),
+        ([["m", "m", [64, 8], "normal", 1e99]], "damaged: random map 'm': scale=1e+99 must be"),
+        ([["m", "two\nlines", [64, 8], "normal", "none"]], "damaged: 'two\\nlines' is no printable text"),
+        ([["m", 3, [64, 8], "normal", "none"]], "damaged: '3' is no printable text"),
+        ([["m", "m", [64, 8], "normal"]], "damaged: field 'maps' is not a list of lists of 5"),
+        ({"m": 1}, "damaged: field 'maps' is not a list of lists of 5"),
+        ([RIGHT, RIGHT], "damaged: two maps have one path"),
+        ([RIGHT], "damaged: field 'maps' is of a model that is named, or of no seed"),
+    ],
+)
+def test_recipes_that_lie_are_told(maps, message, content, refused):
+    assert refused(with_header(content, lambda fields: fields.update(maps=maps))).startswith(message)
+
+
+def test_a_named_model_says_its_maps_in_its_config_alone(content):
+    _, header_bytes, _, body = parts(content)
+    fields = json.loads(zlib.decompress(body[:header_bytes], wbits=-15))
+    assert list(fields) == ["model", "codec", "compressor", "seeded", "tokenizer", "notes", "tensors"]
+
+
 def model_with(pattern):
     return {"family": "geglu", "weights": [{"pattern": pattern, "kind": "map"}]}
 

@@ -29,6 +29,17 @@ def test_packed_files_are_predicted_to_the_byte(name, codec, trained, tmp_path):
     assert abs(bare.high / saved.bytes - 1) < 0.03
 
 
+def test_a_model_of_ones_own_is_predicted_to_the_byte(tmp_path):
+    def tree(distribution):
+        drawn = RandomMap((64, 64), distribution, name="up")
+        return {"w": np.ones((80, 80), np.float32), "up": MapWeight.create(drawn, jax.random.key(1))}
+
+    for distribution in ("normal", "orthogonal_qr"):
+        saved = artifact.save(tmp_path / "x.fjax", tree(distribution), compressor="none")
+        shapes = jax.eval_shape(lambda: tree(distribution))  # noqa: B023
+        assert artifact.predict_size(shapes).high == saved.bytes
+
+
 @pytest.mark.parametrize("compressor", CODED)
 @pytest.mark.parametrize("codec", artifact.CODECS)
 @pytest.mark.parametrize("tails", ["normal", "student"])

@@ -180,8 +180,11 @@ def test_two_base_seeds_and_evil_patterns_are_told(trained, tmp_path):
 
 def test_an_unwritable_place_is_told_and_leaves_nothing(trained, tmp_path):
     config, params = trained("geglu")
-    with pytest.raises(UserError, match="cannot be written: No such file or directory"):
-        artifact.save(tmp_path / "no" / "x.fjax", params, model=config, compressor="none")
+    for folder, message in (("no", f"there is no folder {tmp_path / 'no'}; make it first"), ("a", "Not a directory")):
+        (tmp_path / "a").write_text("a file")
+        with pytest.raises(UserError, match=f"x.fjax: cannot be written: {message}$"):
+            artifact.save(tmp_path / folder / "x.fjax", params, model=config, compressor="none")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(trained, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -234,6 +235,14 @@ def test_tokens_that_are_not_the_models_are_one_line(bare, packed, text, tmp_pat
         ((f"--data={bare[0]}",), "is not in the vocabulary of 256"),
     ]:
         assert words in refused(f"--artifact={packed}", *options)
+
+
+def test_the_command_of_the_artifact_page_scores_a_file_without_notes_as_its_own(text, tmp_path, score):
+    page = (Path(__file__).parents[2] / "docs" / "artifact.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if "python -m experiments.evaluate" in line]
+    path = write(tmp_path / "model.fjax", None, None)
+    line = line.replace("--artifact=model.fjax", f"--artifact={path}").replace("--data=FOLDER", f"--data={text}")
+    assert score(*line.split("experiments.evaluate ")[1].split())["tokens"] > 100
 
 
 def test_an_artifact_that_names_no_tokenizer_takes_any_that_fits(text, tmp_path, score):

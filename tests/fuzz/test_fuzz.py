@@ -70,7 +70,7 @@ class Anything:
         return mock.ANY
 
 
-def broken(*_):
+def broken(*_, **__):
     raise KeyError("x")
 
 

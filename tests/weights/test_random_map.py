@@ -104,6 +104,12 @@ def test_a_map_is_a_value():
     assert one != RandomMap((4, 8), "normal", name="v")
 
 
+def test_maps_of_one_name_shape_and_key_are_one_map():
+    unnamed, named = RandomMap((4, 8)).materialize(KEY), RandomMap((4, 8), name="up").materialize(KEY)
+    assert np.array_equal(unnamed, RandomMap((4, 8)).materialize(KEY))
+    assert not np.array_equal(unnamed, named)
+
+
 def test_portable_says_which_maps_an_artifact_may_hold():
     named = {name: RandomMap((2, 2), name).portable for name in ("normal", "hadamard", "normal_f32", "orthogonal_qr")}
     assert named == {"normal": True, "hadamard": True, "normal_f32": False, "orthogonal_qr": False}
@@ -113,10 +119,15 @@ MAP = RandomMap((4, 8), name="blocks/0/mlp/up/kernel")
 X = jnp.ones((2, 4))
 THREEFRY = r"need a threefry2x32 key, jax.random.key\(seed, impl='threefry2x32'\), not "
 ERRORS = {
-    "raw key": (lambda: MAP.materialize(jax.random.PRNGKey(0)), THREEFRY),
+    "old-style key": (
+        lambda: MAP.materialize(jax.random.PRNGKey(7)),
+        THREEFRY + r"an old-style key: write jax.random.key\(7\) for jax.random.PRNGKey\(7\)",
+    ),
+    "old-style key, traced": (lambda: jax.jit(MAP.materialize)(jax.random.PRNGKey(7)), THREEFRY + "an old-style key"),
+    "an array of words": (lambda: MAP.materialize(jnp.zeros(3, jnp.uint32)), THREEFRY + r"uint32\[3\]"),
     "integer for a key": (lambda: MAP.apply(X, 0), THREEFRY + "int"),
-    "rbg key": (lambda: MAP.materialize(jax.random.key(0, impl="rbg")), THREEFRY + "rbg"),
-    "several keys": (lambda: MAP.apply(X, jax.random.split(KEY)), THREEFRY + "an array of 2"),
+    "rbg key": (lambda: MAP.materialize(jax.random.key(0, impl="rbg")), THREEFRY + r"key<rbg>\[\]"),
+    "several keys": (lambda: MAP.apply(X, jax.random.split(KEY)), THREEFRY + r"key<fry>\[2\]"),
     "input of another size": (lambda: MAP.apply(X.T, KEY), r"kernel': x has shape \(4, 2\), its last axis must be 4"),
     "integer input": (lambda: MAP.apply(X.astype("int32"), KEY), "kernel': x is int32, not floating point"),
     "scalar input": (lambda: MAP.apply(jnp.float32(1), KEY), r"x has shape \(\)"),
