@@ -6,6 +6,7 @@
 | head | the kernel of an untied output head | by rule | yes | in shards | no |
 | embedding | a table [V, D] | by rule | yes | in shards | no |
 | vector | everything else in a model | by rule | yes | whole | no |
+| coded | a matrix [in, out], used rounded to a few levels | by rule | yes, as those levels | in shards | yes |
 | adapter | a small matrix beside a kernel | by rule | yes, by a codec of its own | whole | no |
 | gain | a vector beside a kernel | by rule | yes | whole | no |
 | seed | key data that a kernel is drawn from | never | once per file, 8 bytes | whole | no |
@@ -29,6 +30,7 @@ class Role(enum.StrEnum):
     HEAD = enum.auto()
     EMBEDDING = enum.auto()
     VECTOR = enum.auto()
+    CODED = enum.auto()
     ADAPTER = enum.auto()
     GAIN = enum.auto()
     SEED = enum.auto()
@@ -50,6 +52,7 @@ class Weight:
     """
 
     roles: ClassVar[Mapping[str, Role]] = {}
+    shifts: ClassVar[bool] = False  # whether it adds a vector, beside the product with its matrix
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out], in the dtype of `x`."""
@@ -58,6 +61,10 @@ class Weight:
     def materialize(self) -> jax.Array:
         """The matrix [in, out] that it stands for."""
         raise TypeError(f"{type(self).__name__} does not say what matrix it is: write its materialize")
+
+    def unmerged(self, merged: jax.Array) -> Self:
+        """This weight over the base, its field `base`, under which it is the matrix `merged`: see `weights.unmerge`."""
+        raise TypeError(f"{type(self).__name__} does not say how it is taken out of a matrix: write its unmerged")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,8 +89,8 @@ class Leaf(NamedTuple):
 def leaves(tree: PyTree) -> list[Leaf]:
     """Every leaf of the parameters with its role, in the order in which JAX flattens them.
 
-    A leaf outside of any `Weight` has the role its last name says: `kernel` (under `head` or `lm_head`: HEAD),
-    `embedding`, or else VECTOR.
+    A leaf outside of any `Weight` has the role its last name says: `kernel` (under `head` or `lm_head`: HEAD;
+    under `correction`: ADAPTER), `embedding`, or else VECTOR.
 
     >>> [leaf.role.value for leaf in leaves({"up": {"kernel": 1.0}, "ln": {"scale": 2.0}})]
     ['vector', 'kernel']
@@ -158,6 +165,8 @@ def parameter_count(leaf: Leaf) -> int:
 
 def _role(path: str) -> Role:
     *parents, last = path.split("/")
+    if last == "kernel" and "correction" in parents:
+        return Role.ADAPTER
     if last == "kernel":
         return Role.HEAD if parents and parents[-1].endswith("head") else Role.KERNEL
     return Role.EMBEDDING if last == "embedding" else Role.VECTOR

@@ -22,13 +22,14 @@ from freezejax import roles
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, map_with_paths
 from freezejax.roles import Leaf, Role
+from freezejax.ties import untie
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # axes that split the rows of a batch
 
 # Of a model family: patterns of kernel paths (of a leaf that is part of no kernel: its own path); the first match wins.
 Rules = Sequence[tuple[str, P]]
-_IN_SHARDS = (Role.KERNEL, Role.HEAD, Role.EMBEDDING, Role.DRAWN)  # all else lies whole on every device
+_IN_SHARDS = (Role.KERNEL, Role.HEAD, Role.CODED, Role.EMBEDDING, Role.DRAWN)  # all else lies whole on every device
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -142,7 +143,7 @@ class Layout:
                 return leaf.value
             return _gathered(leaf.value, stored)
 
-        return roles.map_leaves(one, self.placed(params))
+        return roles.map_leaves(one, self.placed(untie(params)))
 
 
 @jax.tree_util.register_dataclass

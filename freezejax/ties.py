@@ -10,6 +10,7 @@ import numpy as np
 from freezejax.errors import UserError
 from freezejax.masks import first_places, matcher
 from freezejax.paths import PyTree, by_path, check_known, path_string
+from freezejax.roles import weights
 
 
 @jax.tree_util.register_static
@@ -17,7 +18,8 @@ from freezejax.paths import PyTree, by_path, check_known, path_string
 class Tied:
     """What stands in the parameters where the array of another leaf is used again. It has no leaf of its own."""
 
-    to: str  # path of the leaf that holds the array
+    to: str  # path of the leaf that holds the array, or of the weight
+    shape: tuple[int, ...] | None = None  # where something stands over it
 
 
 def tie(params: PyTree, rules: Sequence[tuple[str, str]] | None = None) -> PyTree:
@@ -52,7 +54,7 @@ def untie(params: PyTree) -> PyTree:
     >>> untied["head"] is untied["embed"]
     True
     """
-    held = by_path(params)
+    held = {**by_path(params), **dict(weights(params))}
 
     def put_back(path: Any, node: Any) -> Any:
         if not isinstance(node, Tied):

@@ -11,8 +11,10 @@ import numpy as np
 
 from freezejax.errors import UserError
 
-BITS = {"int8": 8, "int6": 6, "int5": 5, "int4": 4}
-CODECS = (*BITS, "float16")
+CODECS = ("int8", "int6", "int5", "int4", "float16")
+# Of weights that are used at so few levels, and stored as these: no rule names them. See `freezejax.weights.grid`.
+LEVELS = {"levels2": 2, "levels3": 3, "levels4": 4, "levels8": 8, "levels16": 16}
+BITS = {"int8": 8, "int6": 6, "int5": 5, "int4": 4} | {name: (n - 1).bit_length() for name, n in LEVELS.items()}
 
 _COARSE = np.geomspace(1.0, 0.12, 20)  # clip points tried, as fractions of the row's largest magnitude
 _BLOCK = 1 << 16  # weights per block: the working set stays in a core's cache
@@ -28,8 +30,13 @@ class Rows(NamedTuple):
 
 
 def qmax(codec: str) -> int:
-    """Largest code of an integer codec: 127, 31, 15 or 7."""
-    return (1 << (BITS[codec] - 1)) - 1
+    """Largest code of an integer codec: 127, 31, 15 or 7; half the levels of a grid, rounded down."""
+    return LEVELS[codec] // 2 if codec in LEVELS else (1 << (BITS[codec] - 1)) - 1
+
+
+def count_codes(codec: str) -> int:
+    """How many codes there are, from -qmax on."""
+    return LEVELS.get(codec, 2 * qmax(codec) + 1)
 
 
 def row_axis(path: str) -> int:
@@ -80,9 +87,17 @@ def quantize_rows(rows_RxN: np.ndarray, codec: str, *, clip: bool = True) -> Row
     return Rows(codes, scales)
 
 
-def dequantize_rows(rows: Rows) -> np.ndarray:
-    """`codes * scales` as float32 [rows, n], exact."""
-    return rows.codes.astype(np.float32) * rows.scales.astype(np.float32)[:, None]
+def dequantize_rows(rows: Rows, codec: str = "int8") -> np.ndarray:
+    """`codes * scales` as float32 [rows, n], exact; levels of an even number lie half a code higher."""
+    half = np.float32(0.5 if LEVELS.get(codec, 1) % 2 == 0 else 0)
+    return (rows.codes.astype(np.float32) + half) * rows.scales.astype(np.float32)[:, None]
+
+
+def to_levels(weights: np.ndarray, codec: str, step: float) -> Rows:
+    """The nearest levels, multiples of one float16 step, as a single row."""
+    half, lowest = 0.5 * (LEVELS[codec] % 2 == 0), -qmax(codec)
+    codes = np.clip(np.rint(weights / np.float32(step) - np.float32(half)), lowest, lowest + LEVELS[codec] - 1)
+    return Rows(codes.astype(np.int8).reshape(1, -1), np.array([step], np.float16))
 
 
 def to_float16(weights: np.ndarray) -> np.ndarray:

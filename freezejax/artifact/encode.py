@@ -39,8 +39,11 @@ class Quantized(NamedTuple):
     sqnr_db: float
 
 
-def quantize_leaf(tensor: Tensor, leaf: np.ndarray) -> Quantized:
-    """Codes or float16 of one leaf; a `UserError` where it holds NaN, infinity, or more than the codec can."""
+def quantize_leaf(tensor: Tensor, leaf: np.ndarray, step: float = 0.0) -> Quantized:
+    """Codes or float16 of one leaf; a `UserError` where it holds NaN, infinity, or more than the codec can.
+
+    `step` is that of a weight that is used at few levels.
+    """
     weights = np.asarray(leaf, np.float32)
     if not np.isfinite(weights).all():
         raise UserError(f"leaf {tensor.path!r} is not finite: an artifact stores finite weights")
@@ -50,17 +53,19 @@ def quantize_leaf(tensor: Tensor, leaf: np.ndarray) -> Quantized:
             rows = Rows(half.reshape(-1), np.empty(0, np.float16))
             return Quantized(tensor, rows, codecs.sqnr_db(weights, half.astype(np.float32)))
         x = codecs.to_rows(tensor.path, weights)
-        rows = codecs.quantize_rows(x, tensor.codec)
+        is_grid = tensor.codec in codecs.LEVELS
+        rows = codecs.to_levels(x, tensor.codec, step) if is_grid else codecs.quantize_rows(x, tensor.codec)
     except UserError as error:
         raise UserError(f"leaf {tensor.path!r}: {error}") from None
-    return Quantized(tensor, rows, codecs.sqnr_db(x, codecs.dequantize_rows(rows)))
+    restored = codecs.dequantize_rows(rows, tensor.codec).reshape(x.shape)
+    return Quantized(tensor, rows, codecs.sqnr_db(x, restored))
 
 
 def dequantize(tensor: Tensor, rows: Rows) -> np.ndarray:
     """Float32 weights in the tensor's shape."""
     if tensor.codec == "float16":
         return rows.codes.astype(np.float32).reshape(tensor.shape)
-    return codecs.from_rows(tensor.path, codecs.dequantize_rows(rows), tensor.shape)
+    return codecs.from_rows(tensor.path, codecs.dequantize_rows(rows, tensor.codec), tensor.shape)
 
 
 def encode_codes(tensor: Tensor, codes: np.ndarray, compressor: str) -> Blob:
@@ -88,10 +93,9 @@ def decode_codes(tensor: Tensor, blob: Blob, compressor: str) -> np.ndarray:
         values = np.frombuffer(decompress(compressor, blob.data, tensor.size), np.uint8)
     else:
         values = unpack(_unpacked(blob, tensor.packed_bytes, compressor), tensor.size, BITS[tensor.codec])
-    limit = qmax(tensor.codec)
-    if values.max() > 2 * limit:
-        raise ValueError(f"code {values.max()} is above {2 * limit}")
-    return (values.astype(np.int16) - limit).astype(np.int8).reshape(tensor.rows, -1)
+    if values.max() >= (count := codecs.count_codes(tensor.codec)):
+        raise ValueError(f"code {values.max()} is above {count - 1}")
+    return (values.astype(np.int16) - qmax(tensor.codec)).astype(np.int8).reshape(tensor.rows, -1)
 
 
 def encode_half(half: np.ndarray, compressor: str) -> Blob:

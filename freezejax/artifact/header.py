@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from freezejax.artifact.codecs import CODECS
+from freezejax.artifact.codecs import CODECS, LEVELS
 from freezejax.artifact.encode import COMPRESSORS, decompress
 from freezejax.artifact.tensors import CodecRules, Tensor, check_codec, recipes, seed_leaves, stored_tensors
 from freezejax.errors import UserError
@@ -138,7 +138,7 @@ def _tensor(path: Any, shape: Any, codec: Any) -> Tensor:
         if type(size) is not int or not 0 <= size < 2**31:
             raise ValueError(f"tensor {path!r}: a side is {str(size)[:24]}, not an integer in [0, 2^31)")
     _check_text(path)
-    check_known(str(codec), CODECS, f"there is no codec {codec!r}", count=3)
+    check_known(str(codec), (*CODECS, *LEVELS), f"there is no codec {codec!r}", count=3)
     tensor = Tensor(path, tuple(shape), codec)
     if tensor.small and codec != "float16":
         raise ValueError(f"tensor {path!r} of shape {tensor.shape} is small and must be float16")

@@ -11,6 +11,7 @@ from freezejax.artifact import codecs, container, encode
 from freezejax.artifact.header import make_header, to_bytes
 from freezejax.artifact.tensors import CodecRules, Tensor, seed_leaves, stored_tensors
 from freezejax.paths import PyTree
+from freezejax.weights.grid import GAUSSIAN_STEPS
 
 Quantile = Callable[[np.ndarray], np.ndarray]
 
@@ -92,6 +93,9 @@ def _bits(tensor: Tensor, quantile: Quantile) -> float:
 @functools.cache
 def _entropy_of_codes(codec: str, length: int, quantile: Quantile) -> float:
     """The scale is that of a row of `length` quantiles, the codes are those of the whole distribution."""
+    if codec in codecs.LEVELS:
+        levels = codecs.to_levels(quantile(_midpoints(_FINE)), codec, GAUSSIAN_STEPS[codecs.LEVELS[codec]])
+        return _entropy(levels.codes[0].astype(np.int64) + codecs.qmax(codec))
     row = quantile(_midpoints(length)).astype(np.float32)
     scale = float(codecs.quantize_rows(row[None], codec).scales[0])
     codes = np.clip(np.rint(quantile(_midpoints(_FINE)) / scale), -codecs.qmax(codec), codecs.qmax(codec))

@@ -14,9 +14,9 @@ import numpy as np
 
 from freezejax import models, roles
 from freezejax.artifact import container
-from freezejax.artifact.encode import ENCODINGS, dequantize, quantize_leaf
+from freezejax.artifact.encode import ENCODINGS, Quantized, dequantize, quantize_leaf
 from freezejax.artifact.header import Header, make_header
-from freezejax.artifact.tensors import CodecRules, recipes, seed_leaves, seed_of, stored_leaves, stored_tensors
+from freezejax.artifact.tensors import CodecRules, Tensor, recipes, seed_leaves, seed_of, stored_leaves, stored_tensors
 from freezejax.data.atomic import atomic_file
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, check_known
@@ -67,7 +67,7 @@ def save(
     if header.model is not None:
         _check_params(params, _model_of(header)[1])
     pairs = zip(header.tensors, stored_leaves(params), strict=True)
-    leaves = [quantize_leaf(tensor, np.asarray(leaf.value)) for tensor, leaf in pairs]
+    leaves = [_quantize(tensor, leaf) for tensor, leaf in pairs]
     content = container.to_bytes(header, seed_of(params), leaves)
     try:
         with atomic_file(path) as file:
@@ -158,10 +158,14 @@ def quantize(params: PyTree, codec: CodecRules = "int6") -> PyTree:
     def restored(leaf: Leaf) -> Any:
         if leaf.path not in tensors:
             return leaf.value
-        found = quantize_leaf(tensors[leaf.path], np.asarray(leaf.value))
+        found = _quantize(tensors[leaf.path], leaf)
         return jnp.asarray(dequantize(found.tensor, found.rows))
 
     return roles.map_leaves(restored, params)
+
+
+def _quantize(tensor: Tensor, leaf: Leaf) -> Quantized:
+    return quantize_leaf(tensor, np.asarray(leaf.value), getattr(leaf.owner, "step", 0.0))
 
 
 def _model_of(header: Header, like: PyTree | None = None) -> tuple[models.Model | None, PyTree]:

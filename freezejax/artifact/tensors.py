@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from freezejax import roles
-from freezejax.artifact.codecs import BITS, CODECS, row_axis
+from freezejax.artifact.codecs import BITS, CODECS, LEVELS, row_axis
 from freezejax.errors import UserError
 from freezejax.masks import matcher
 from freezejax.paths import PyTree, check_known, nearest
@@ -42,6 +42,8 @@ class Tensor(NamedTuple):
     @property
     def rows(self) -> int:
         """Number of scales."""
+        if self.codec in LEVELS:
+            return 1  # one step for all
         return 0 if self.codec == "float16" else self.shape[row_axis(self.path)]
 
     @property
@@ -81,8 +83,12 @@ def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
 
 
 def _codecs(leaves: Sequence[Leaf], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The codec of every leaf that a rule names: the first one's. Only a rule of a role may name none."""
-    matched, codecs = matcher([leaf.path for leaf in leaves], "codec rule"), dict[str, str]()
+    """The codec of every leaf that a rule names: the first one's. Only a rule of a role may name none.
+
+    What is used at few levels has its own, whatever the rules say.
+    """
+    matched = matcher([leaf.path for leaf in leaves], "codec rule")
+    codecs = {leaf.path: f"levels{leaf.owner.levels}" for leaf in leaves if leaf.role is Role.CODED}  # type: ignore[union-attr]
     for pattern, codec in rules if leaves else ():
         of_role = [leaf.path for leaf in leaves if pattern == _ROLE + leaf.role]
         for path in of_role if pattern.startswith(_ROLE) else matched(pattern):

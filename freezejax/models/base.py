@@ -16,6 +16,7 @@ from freezejax.errors import UserError
 from freezejax.models.family import Family, Params, make_init
 from freezejax.models.layers import named
 from freezejax.paths import by_path, check_known
+from freezejax.ties import untie
 
 Stream = Any  # a tree of [B, T, D]; its last leaf is the residual stream
 
@@ -133,7 +134,7 @@ def functional(family: Family, config: Any) -> Model:
         blocks: int = 0,
         hidden: Any = None,
     ) -> Any:
-        module: Any = nnx.merge(graphdef, params)
+        module: Any = nnx.merge(graphdef, untie(params))
         stream, left = module.embed(tokens_BxT, jnp.dtype(compute_dtype)), range(config.num_layers)
         if hidden is not None:
             stream, left = _restored(hidden, stream), left[blocks:]
@@ -144,7 +145,7 @@ def functional(family: Family, config: Any) -> Model:
         return result if taps is None else (result, {i: after[i] for i in taps})
 
     def prefix(params: Params, tokens_BxT: jax.Array, *, blocks: int, compute_dtype: DTypeLike = jnp.float32) -> Any:
-        module: Any = nnx.merge(graphdef, params)
+        module: Any = nnx.merge(graphdef, untie(params))
         embedded = module.embed(tokens_BxT, jnp.dtype(compute_dtype))
         *_, stream = [embedded, *_through(module, embedded, range(blocks))]
         return _without(stream, embedded)

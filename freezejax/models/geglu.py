@@ -39,6 +39,8 @@ class GegluConfig:
     rope_dims: int = 16  # rotated dims at the start of each head, even, at most the head
     rope_base: float = 10000.0
     norm_eps: float = 1e-6
+    correction: Literal["none", "linear", "gelu"] = "none"  # beside each MLP, see `layers.Correction`
+    correction_rank: int = 64
     dropout: float = 0.0  # rate after the attention output and the MLP down projection
     mlp_in_init: Literal["normal", "fan_in"] = "normal"  # gate and up: N(0, init_std) or N(0, 1/sqrt(in))
     init_std: float = 0.02  # every other matrix
@@ -82,10 +84,12 @@ class Mlp(nnx.Module):
         self.gate = layers.Linear(dim, width)
         self.up = layers.Linear(dim, width)
         self.down = layers.Linear(width, dim)
+        if config.correction != "none":
+            self.correction = layers.Correction(config.model_dim, config.correction_rank, config.correction == "gelu")
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        return self.down(layers.geglu(self.gate(x_BxTxD), self.up(x_BxTxD)))
+        return layers.corrected(self, x_BxTxD, self.down(layers.geglu(self.gate(x_BxTxD), self.up(x_BxTxD))))
 
 
 class Block(nnx.Module):
@@ -131,6 +135,7 @@ def _init_rules(config: GegluConfig) -> InitRules:
     normal = initializers.normal(config.init_std)
     return [
         (r".*/scale", initializers.ones),
+        *layers.CORRECTION_INIT,
         (r".*/mlp/(gate|up)/kernel", fan_in if config.mlp_in_init == "fan_in" else normal),
         (r".*/(kernel|embedding)", normal),
     ]

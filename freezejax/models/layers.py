@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
@@ -36,6 +37,34 @@ class Linear(nnx.Module):
         if hasattr(self, "bias"):
             y = y + jnp.expand_dims(self.bias[...].astype(y.dtype), range(y.ndim - 1))
         return y
+
+
+CORRECTION_INIT = [
+    (r".*/correction/a/kernel", initializers.variance_scaling(1.0, "fan_in", "normal")),
+    (r".*/correction/b/kernel", initializers.zeros),
+]
+
+
+class Correction(nnx.Module):
+    """`b(a x)`, or `b(gelu(a x))` with the exact GELU: of low rank, beside a whole MLP. `b` starts at zero.
+
+    Source: main seed (PR 1301), section 4; its script has the GELU.
+    """
+
+    def __init__(self, model_dim: int, rank: int, nonlinear: bool):
+        self.nonlinear = nonlinear
+        self.a = Linear(model_dim, rank)
+        self.b = Linear(rank, model_dim)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        low = self.a(x)
+        return self.b(jax.nn.gelu(low, approximate=False) if self.nonlinear else low)
+
+
+def corrected(mlp: nnx.Module, x: jax.Array, y: jax.Array) -> jax.Array:
+    """What an MLP makes of `x`, its output `y`, plus its correction where it has one."""
+    return y + mlp.correction(x) if hasattr(mlp, "correction") else y
 
 
 def head(

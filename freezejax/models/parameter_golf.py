@@ -6,7 +6,7 @@ Leaves: `tok_emb/embedding`, `skip_weights` (absent at one layer) and per block 
 # ruff: noqa: D107 - what a module is stands in its class docstring
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,8 @@ class ParameterGolfConfig:
     logit_softcap: float = 30.0  # logits lie in (-softcap, softcap)
     qk_gain_init: float = 1.5
     tied_embed_init_std: float = 0.005
+    correction: Literal["none", "linear", "gelu"] = "none"  # beside each MLP, see `layers.Correction`
+    correction_rank: int = 64
     dropout: float = 0.0  # rate after the attention and MLP projections; the baseline has none
 
     def __post_init__(self) -> None:  # noqa: D105
@@ -82,10 +84,12 @@ class Mlp(nnx.Module):
     def __init__(self, config: ParameterGolfConfig):
         self.fc = layers.Linear(config.model_dim, mlp_width(config))
         self.proj = layers.Linear(mlp_width(config), config.model_dim)
+        if config.correction != "none":
+            self.correction = layers.Correction(config.model_dim, config.correction_rank, config.correction == "gelu")
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        return self.proj(jnp.square(jax.nn.relu(self.fc(x_BxTxD))))
+        return layers.corrected(self, x_BxTxD, self.proj(jnp.square(jax.nn.relu(self.fc(x_BxTxD)))))
 
 
 class Block(nnx.Module):
@@ -155,6 +159,7 @@ def _init_rules(config: ParameterGolfConfig) -> InitRules:
         (r"skip_weights|.*/(attn|mlp)_scale", initializers.ones),
         (r".*/resid_mix", lambda key, shape, dtype: jnp.zeros(shape, dtype).at[0].set(1)),
         (r".*/q_gain", initializers.constant(config.qk_gain_init)),
+        *layers.CORRECTION_INIT,
         (r".*/proj/kernel", initializers.zeros),
         (r".*/kernel", initializers.variance_scaling(1 / 3, "fan_in", "uniform")),  # U(+-1/sqrt(in))
     ]

@@ -78,7 +78,7 @@ def train(
     with Checkpoints(Path(directory) / "checkpoints") as checkpoints:
         plan = RunPlan(model, config, schedule, mesh, objective=objective, batch=batches.abstract, params=params)
         run = _Run(plan, config, plan.key(), batches, Path(directory), checkpoints, sinks, stop or StopSignal())
-        compiler = BackgroundCompiler(plan.compile, [(phase.mask, plan.step_offset(phase)) for phase in plan.phases])
+        compiler = BackgroundCompiler(plan.compile, plan.programs())
         try:
             with compiler, BackgroundCompiler(plan.transition, range(len(plan.phases))) as transitions:
                 return run.through_all_phases(compiler, transitions, params)

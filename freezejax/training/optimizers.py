@@ -45,7 +45,7 @@ def make_optimizer(config: OptimizerConfig, schedule: Callable[[Any], jax.Array]
 
 def _kernels(params: PyTree) -> PyTree:
     numbers = optax.contrib.MuonDimensionNumbers()
-    return roles.map_leaves(lambda leaf: numbers if leaf.role is Role.KERNEL else None, params)
+    return roles.map_leaves(lambda leaf: numbers if leaf.role in (Role.KERNEL, Role.CODED) else None, params)
 
 
 def lr_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:

@@ -105,11 +105,21 @@ class RunPlan:
             freeze(self.optimizer(self.phases[index]), self.phases[index].mask),
             accumulation=self.config.accumulation,
             ema_decay=self.config.ema_decay,
+            ema_since=self.trained_since(index),
             draw_once=self.config.draw_maps == "per_step",
             layout=self.layout,
             # Worked out beside the loop, it would wait for whatever is being compiled in the background.
             rate=lambda index: self.config.optimizer.learning_rate * self.lr_schedule(index),
         )
+
+    def trained_since(self, index: int) -> PyTree:
+        """For each leaf that trains in a phase, the step from which on it has done so without a break."""
+
+        def since(*trains: bool) -> int | None:  # in this phase and those before it, backwards
+            unbroken = len(list(itertools.takewhile(bool, trains)))
+            return self.phases[index + 1 - unbroken].start if unbroken else None
+
+        return jax.tree.map(since, *(phase.mask for phase in self.phases[index::-1]))
 
     def arguments(self, index: int) -> tuple[Any, ...]:
         """Abstract arguments of that step: `(StepState, frozen half, root key, step index, batch)`."""
@@ -150,6 +160,11 @@ class RunPlan:
             shardings = (jax.tree.map(lambda leaf: leaf.sharding, arguments[0]), self.layout.replicated)
         step = traced(self.step(index), f"step of phase {index}")
         return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(*arguments)
+
+    def programs(self) -> list[Any]:
+        """What tells the program of each phase from the others': phases for which it is equal share one."""
+        since = self.trained_since if self.config.ema_decay else lambda index: None
+        return [(phase.mask, self.step_offset(phase), since(index)) for index, phase in enumerate(self.phases)]
 
     def compile(self, index: int) -> PhasePrograms:
         """The programs of a phase."""

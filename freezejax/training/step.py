@@ -30,7 +30,8 @@ def make_step(
     tx: optax.GradientTransformation,
     *,
     accumulation: int = 1,  # microbatches whose gradients are averaged into one update
-    ema_decay: float = 0.0,  # of the average of the weights; 0 keeps none
+    ema_decay: float = 0.0,  # of the average of the weights, see `averaged`; 0 keeps none
+    ema_since: PyTree | None = None,  # step of each trainable leaf's first update of those that are averaged; None = 0
     draw_once: bool = False,  # draw random maps at the start of the step, not in every layer and pass
     layout: Layout | None = None,  # how parameters and batch lie on a mesh, if there is one
     rate: Callable[[jax.Array], jax.Array] | None = None,  # learning rate at a step's index, to be a metric
@@ -79,13 +80,29 @@ def make_step(
         trainable = apply_updates(state.trainable, updates)
         ema = state.ema
         if ema is not None:
-            ema = jax.tree.map(lambda mean, leaf: mean + (1.0 - ema_decay) * (leaf - mean), ema, trainable)
+            since = jax.tree.map(lambda _: 0, trainable) if ema_since is None else ema_since
+            average = lambda mean, leaf, start: averaged(mean, leaf, index - start, ema_decay)  # noqa: E731
+            ema = jax.tree.map(average, ema, trainable, since)
         metrics = {"loss": value, **found, "grad_norm": optax.tree.norm(grads)}
         if rate is not None:
             metrics["learning_rate"] = rate(index)
         return StepState(trainable, opt_state, ema), metrics
 
     return step
+
+
+def averaged(mean: jax.Array, leaf: jax.Array, count: jax.Array, decay: float) -> jax.Array:
+    """The exponential moving average after `count` earlier updates of a leaf: its decay rises to `decay`.
+
+    It is `min(decay, count / (count + 9))`. So the weight before the first update, which is zero in many an adapter,
+    has no part in the average (with a constant decay it cost 0.47 bits per byte: Parameter Golf, PR 1549), and while
+    weights still grow the average is over the last tenth of the run.
+
+    >>> [float(averaged(jnp.zeros(()), jnp.ones(()), jnp.int32(count), 0.99)) for count in (0, 9, 10_000)]
+    [1.0, 0.5, 0.009999999776482582]
+    """
+    rate = jnp.maximum(1.0 - decay, 9 / (jnp.float32(count) + 9))
+    return mean + rate.astype(leaf.dtype) * (leaf - mean)
 
 
 def _mean_over_parts(

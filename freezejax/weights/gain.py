@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from freezejax.roles import Role, Weight
 from freezejax.weights.kinds import Site
-from freezejax.weights.linear import linear, matrix, scaled
+from freezejax.weights.linear import linear, matrix, scaled, unscaled
 
 
 @jax.tree_util.register_dataclass
@@ -37,3 +37,7 @@ class GainWeight(Weight):
     def materialize(self) -> jax.Array:
         """The weights [in, out] as used, with their gain."""
         return matrix(self.base) * self.gain[None]
+
+    def unmerged(self, merged: jax.Array) -> Self:
+        """This gain over the base under which it is the matrix `merged`; a gain of zero leaves its column."""
+        return dataclasses.replace(self, base=unscaled(merged, self.gain[None], self.base))

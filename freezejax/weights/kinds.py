@@ -12,6 +12,8 @@ rules of one kind the first that matches a kernel's whole path counts.
 import inspect
 import math
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +22,8 @@ import jax
 from freezejax.errors import UserError
 from freezejax.masks import compile_pattern
 from freezejax.paths import PyTree, check_known, map_with_paths, nearest
-from freezejax.roles import Role, leaves
+from freezejax.roles import Role, leaves, weights
+from freezejax.ties import untie
 
 Rules = Sequence[Mapping[str, Any]]
 Init = Callable[..., PyTree]
@@ -36,6 +39,20 @@ def is_count(value: Any) -> bool:
 def is_positive(value: Any) -> bool:
     """Whether an option is a finite number above 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuses an option that is neither true nor false."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name}={value!r} must be true or false")
+
+
+def check_rank(rank: Any, shape: tuple[int, int] | None = None) -> None:
+    """Refuses a rank that is no count, or above the larger side of a kernel of this shape."""
+    if not is_count(rank):
+        raise UserError(f"rank={rank!r} must be an integer of at least 1")
+    if shape is not None and rank > max(shape):  # not the smaller: one rule may name kernels of several sizes
+        raise UserError(f"rank={rank} must be at most {max(shape)}, the larger side of the kernel")
 
 
 class Site(NamedTuple):
@@ -73,8 +90,28 @@ def attach(init: Init, rules: Any) -> Init:
         at = lambda path, leaf: _at_kernel(parsed, leaf, Site(path, key, base)) if path in kernels else leaf  # noqa: E731
         return map_with_paths(at, init(key))
 
-    jax.eval_shape(with_kinds, jax.random.key(0))  # a bad value of an option is told now
+    # A bad value of an option is told now, and a block to share with that is not there.
+    warn_above_break_even(untie(jax.eval_shape(with_kinds, jax.random.key(0))))
     return with_kinds
+
+
+def warn_above_break_even(params: PyTree) -> None:
+    """Warns where adapters train as many numbers as their kernel has: from rank mn / (m + n) on nothing is saved.
+
+    Takes parameters or their shapes.
+    """
+    trained, shapes = Counter[str](), {path: weight.shape for path, weight in weights(params)}
+    for leaf in leaves(params):
+        if leaf.role in (Role.ADAPTER, Role.GAIN) and leaf.kernel in shapes:
+            trained[leaf.kernel] += leaf.value.size
+    above = [path for path, count in trained.items() if count >= math.prod(shapes[path])]
+    if above:
+        (m, n), more = shapes[above[0]], f" and {len(above) - 1} more" if above[1:] else ""
+        warnings.warn(
+            f"weights: what is trained beside kernel {above[0]!r}{more}, {trained[above[0]]:,} numbers, is as much as "
+            f"the kernel's own {m * n:,}: a low rank saves something below {m * n / (m + n):.0f}",
+            stacklevel=3,
+        )
 
 
 class _Rule(NamedTuple):

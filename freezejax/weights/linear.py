@@ -20,17 +20,22 @@ def linear(x: jax.Array, weight: Any) -> jax.Array:
 
 
 def matrix(weight: Any) -> jax.Array:
-    """The matrix [in, out] of an array or of a weight of any kind.
+    """The matrix [in, out] of an array or of a weight of any kind, float32.
 
     >>> matrix(jnp.ones((1, 2)))
     Array([[1., 1.]], dtype=float32)
     """
-    return weight.materialize() if hasattr(weight, "materialize") else weight
+    return (weight.materialize() if hasattr(weight, "materialize") else weight).astype(jnp.float32)
 
 
 def scaled(x: jax.Array, vector_D: jax.Array) -> jax.Array:
     """`x` [..., D] times a vector [D], in the dtype of `x`."""
     return x * jnp.expand_dims(vector_D.astype(x.dtype), range(x.ndim - 1))
+
+
+def unscaled(merged: jax.Array, factor: jax.Array, base: Any) -> jax.Array:
+    """What a factor was multiplied with to give `merged`: where it is zero, the matrix of `base`."""
+    return jnp.where(factor == 0, matrix(base), merged / jnp.where(factor == 0, 1, factor))
 
 
 @jax.custom_vjp

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
 from freezejax.roles import Role, Weight, leaves, map_leaves, map_weights, parameter_count
-from freezejax.weights.kinds import Site
+from freezejax.weights.kinds import Site, check_flag
 from freezejax.weights.random_map import RandomMap, Sharding, check_key, scaled_product
 
 
@@ -50,8 +50,7 @@ class MapWeight(Weight):
         """
         if isinstance(kernel, Weight):
             raise UserError("a map takes the place of the kernel: let its rule stand before those of adapters")
-        if not isinstance(trained, bool):
-            raise UserError(f"trained={trained!r} must be true or false")
+        check_flag("trained", trained)
         random_map = RandomMap(kernel.shape, distribution, scale, site.path)
         return random_map.materialize(site.base_key) if trained else cls.create(random_map, site.base_key)
 

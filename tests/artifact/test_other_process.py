@@ -17,17 +17,33 @@ import pytest
 
 from freezejax import artifact, models
 from freezejax.paths import leaf_paths, map_with_paths
-from freezejax.weights import RECIPES, maps_of
+from freezejax.weights import KINDS, RECIPES, maps_of
 from tests.artifact.conftest import GEGLU, moved
 
 RECIPE_OF = {"mlp/gate": "normal", "mlp/up": "uniform", "mlp/down": "rademacher", "attn/out": "hadamard"}
+# The other kinds, each at a place of its own in two further blocks.
+KIND_OF: dict[str, dict[str, object]] = {
+    "1/attn/qkv": {"kind": "lowbit", "bits": "ternary"},
+    "1/attn/out": {"kind": "supermask"},
+    "1/mlp/gate": {"kind": "vera", "rank": 8},
+    "1/mlp/up": {"kind": "randlora", "rank": 8},
+    "1/mlp/down": {"kind": "dora", "rank": 4, "rank_stabilised": True},
+    "2/attn/.*": {"kind": "shared", "block": 1},
+    "2/mlp/gate": {"kind": "scale_shift"},
+    "2/mlp/up": {"kind": "scalar"},
+    "2/mlp/down": {"kind": "vera", "rank": 8, "scalars": True},
+}
 MODEL = {
     **GEGLU,
-    "num_layers": 1,
+    "num_layers": 3,
+    "correction": "gelu",
+    "correction_rank": 4,
     "weights": [
-        *({"pattern": f".*/{place}/kernel", "kind": "map", "distribution": r} for place, r in RECIPE_OF.items()),
-        {"pattern": ".*/(mlp/gate|attn/out)/kernel", "kind": "gain"},
-        {"pattern": ".*/(qkv|up|out)/kernel", "kind": "lora", "rank": 4, "alpha": 8.0},  # on a stored weight and maps
+        *({"pattern": f"blocks/0/{place}/kernel", "kind": "map", "distribution": r} for place, r in RECIPE_OF.items()),
+        {"pattern": "blocks/0/(mlp/gate|attn/out)/kernel", "kind": "gain"},
+        {"pattern": "blocks/0/.*/(qkv|up|out)/kernel", "kind": "lora", "rank": 4, "alpha": 8.0},  # on what is there
+        {"pattern": "blocks/(1/attn/out|2/mlp/up)/kernel", "kind": "map"},
+        *({"pattern": f"blocks/{place}/kernel", **options} for place, options in KIND_OF.items()),
     ],
 }
 CHILD = """
@@ -98,6 +114,10 @@ def check_same(params, apply, tokens, found):
     for name, value in here.items():
         assert value.dtype == found[name].dtype
         assert np.asarray(value).tobytes() == found[name].tobytes(), name
+
+
+def test_every_kind_is_in_the_model():
+    assert {rule["kind"] for rule in MODEL["weights"]} == set(KINDS)
 
 
 def test_every_portable_recipe_is_a_map_of_the_model():

@@ -12,7 +12,7 @@ from freezejax.paths import leaf_paths, named_key
 from freezejax.training.config import TrainConfig
 from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.optimizers import lr_schedule, make_optimizer
-from freezejax.training.step import StepState, make_step
+from freezejax.training.step import StepState, averaged, make_step
 
 CONFIG = TrainConfig(steps=12, batch_size=4, seq_len=16)
 FROZEN = [(r"blocks/\d+/mlp/(gate|up)/kernel", False), (".*", True)]
@@ -53,11 +53,11 @@ def test_the_loop_leaves_frozen_leaves_bitwise_and_moves_the_others(run, entries
     def moved(path, since, until):  # between the states after `since` and `until` updates
         return seen[since - 1][path].tobytes() != seen[until - 1][path].tobytes()
 
-    averaged = "ema_decay" in fields  # while frozen, a leaf is its own average
+    has_average = "ema_decay" in fields  # while frozen, a leaf is its own average
     assert moved(gate, 1, 4)
-    assert not any(moved(gate, 5 if averaged else 4, step) for step in (5, 6, 7))
+    assert not any(moved(gate, 5 if has_average else 4, step) for step in (5, 6, 7))
     assert all(moved(gate, step, step + 1) for step in (7, 8, 9, 10, 11))
-    assert not any(moved(qkv, 10 if averaged else 9, step) for step in (10, 11, 12))
+    assert not any(moved(qkv, 10 if has_average else 9, step) for step in (10, 11, 12))
     assert all(moved(embedding, step, step + 1) for step in range(1, 12))
 
 
@@ -178,11 +178,35 @@ def test_microbatches_have_different_dropout_masks(build, params, batches):
 def test_the_ema_is_the_average_by_hand_of_trainable_leaves_only(model, params, batches):
     seen = whole_run(model, params, batches[:6], FROZEN, ema_decay=0.8)
     mean = partition(params, trainable_mask(params, FROZEN))[0]
-    for state, _ in seen:
-        mean = jax.tree.map(lambda m, w: 0.8 * m + 0.2 * w, mean, state.trainable)
+    for count, (state, _) in enumerate(seen):
+        decay = min(0.8, count / (count + 9))
+        mean = jax.tree.map(lambda m, w, d=decay: d * m + (1 - d) * w, mean, state.trainable)
         assert difference(state.ema, mean) < 1e-6
         assert not [path for path in leaf_paths(state.ema) if "gate" in path or "up" in path]
     assert difference(seen[-1][0].ema, seen[-1][0].trainable) > 1e-3
+
+
+def test_an_average_begins_with_the_first_update_and_follows_what_grows():
+    """As an adapter does that starts at zero under a rate that warms up. Counterpart: a constant decay lags behind."""
+    mean = constant = jnp.zeros(())
+    for count in range(200):
+        weight = jnp.float32((count + 1) / 200)
+        mean = averaged(mean, weight, jnp.int32(count), 0.99)
+        constant = 0.99 * constant + 0.01 * weight
+        assert count or float(mean) == float(weight)
+    assert float(mean) > 0.89
+    assert float(constant) < 0.6
+
+
+def test_an_average_counts_from_the_thaw_of_its_leaf(run, entries, tmp_path):
+    """Gate thaws for the update after step 7: its average is then its weight, that of the others goes on."""
+    weights, averages = (
+        snapshots_of(run, tmp_path / str(decay), entries["thaw"], ema_decay=decay)[0] for decay in (0.0, 0.9)
+    )
+    gate, norm = "blocks/0/mlp/gate/kernel", "blocks/0/ln1/scale"
+    equal = lambda path: [np.array_equal(weights[step][path], averages[step][path]) for step in (0, 1, 7, 8)]  # noqa: E731
+    assert equal(gate) == [True, False, True, False]
+    assert equal(norm) == [True, False, False, False]
 
 
 def test_metrics_are_the_loss_and_the_norm_before_the_update(model, params, batches):

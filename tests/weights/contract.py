@@ -41,7 +41,9 @@ def check_product(weight):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, SHAPE[0])), jnp.float32)
     whole = np.asarray(weight.materialize(), np.float64)
     assert whole.shape == weight.shape == SHAPE
-    expected, size = np.asarray(x, np.float64) @ whole, np.abs(whole).max() * SHAPE[0]
+    shift = np.asarray(weight(jnp.zeros((1, SHAPE[0]))), np.float64)
+    assert np.any(shift) == any(leaf.owner.shifts for leaf in leaves(weight))
+    expected, size = np.asarray(x, np.float64) @ whole + shift, np.abs(whole).max() * SHAPE[0]
     for dtype, tolerance in ((jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)):
         for call in (weight, jax.jit(lambda x: weight(x))):
             found = call(x.astype(dtype))
@@ -84,7 +86,7 @@ def check_trains(weight):
             hidden = jnp.tanh(linear(batch["x"], params["up"]["kernel"]))
             return jnp.mean(jnp.square(linear(hidden, params["down"]["kernel"]))), {}
 
-    for decay, rules in ((0.0, [(".*", True)]), (0.1, [(r"up/kernel(/base.*|/seed)?", False), (".*", True)])):
+    for decay, rules in ((0.0, [(".*", True)]), (0.1, [(r"up/kernel(/base.*|/seed|/kernel)?", False), (".*", True)])):
         mask = trainable_mask(params, rules)
         tx = freeze(make_optimizer(OptimizerConfig(weight_decay=decay), lambda count: jnp.ones([])), mask)
         trainable, frozen = partition(params, mask)

@@ -33,6 +33,10 @@ def gain(pattern):
     return {"pattern": pattern, "kind": "gain"}
 
 
+# Default ranks are above what such small kernels have use for.
+pytestmark = pytest.mark.filterwarnings("ignore:.*a low rank saves something below")
+
+
 def lora(pattern, **options):
     return {"pattern": pattern, "kind": "lora", **options}
 
@@ -209,12 +213,18 @@ BAD_RULES = {
     "unknown option of an adapter": (lora(GATE_UP, ranks=2), r"\(kind lora\) has no option 'ranks'; nearest: rank"),
     "an option of no gain": ({**gain(GATE_UP), "rank": 2}, r"\(kind gain\) has no option 'rank'; there are none"),
     "number for a key": ({**maps(GATE_UP), 3: 4}, "has no option '3'"),
-    "no kind": ({"pattern": GATE_UP}, "kind is missing: expected one of map, lora, gain"),
+    "no kind": (
+        {"pattern": GATE_UP},
+        "kind is missing: expected one of map, ",
+    ),
     "misspelt kind": (
         {"pattern": GATE_UP, "kind": "lorra"},
-        "kind='lorra': expected one of map, lora, gain; nearest: lora",
+        "kind='lorra': expected one of map, .*; nearest: lora",
     ),
-    "list for a kind": ({"pattern": GATE_UP, "kind": ["map"]}, "expected one of map, lora, gain"),
+    "list for a kind": (
+        {"pattern": GATE_UP, "kind": ["map"]},
+        "expected one of map, ",
+    ),
     "no match, map": (maps("blocks/0/mlp/upp/kernel"), NO_MATCH),
     "no match, adapter": (lora("block/0/mlp/up/kernel"), NO_MATCH),
     "not a kernel": (maps("tok_emb/embedding"), "matches no kernel"),

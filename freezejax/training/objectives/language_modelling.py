@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +38,21 @@ class LanguageModelling(Objective):
 
     def loss(self, params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean over the targets of the batch; no metrics beside it."""
+        nll_BxT = self.model.apply(params, batch["inputs"], targets_BxT=batch["targets"], **self.options(batch, key))
+        return self.mean(batch, nll_BxT), {}
+
+    def options(self, batch: Batch, key: jax.Array) -> dict[str, Any]:
+        """How the model is applied in training."""
         options = {"dropout_key": key, "compute_dtype": jnp.dtype(self.compute_dtype), "remat": self.remat}
         if "prefix" in batch:  # what the first blocks made of the inputs
             options |= {"blocks": batch["prefix"].blocks, "hidden": batch["prefix"].hidden}
-        nll_BxT = self.model.apply(params, batch["inputs"], targets_BxT=batch["targets"], **options)
+        return options
+
+    def mean(self, batch: Batch, of_target_BxT: jax.Array) -> jax.Array:
+        """The weighted mean over the targets of a prepared batch."""
         if "weights" in batch:
-            nll_BxT = jnp.where(batch["weights"] > 0, nll_BxT, 0.0) * batch["weights"]
-        return jnp.mean(nll_BxT), {}
+            of_target_BxT = jnp.where(batch["weights"] > 0, of_target_BxT, 0.0) * batch["weights"]
+        return jnp.mean(of_target_BxT)
 
     def check(self, batch: Batch) -> None:
         """Refuses tokens outside of the model's vocabulary, which the model would answer with NaN."""

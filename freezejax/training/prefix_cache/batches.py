@@ -26,7 +26,7 @@ LOOKAHEAD = 16  # batches that are read ahead, at most, to fill a program whose 
 
 
 class PrefixBatches:
-    """Batches with the entry `prefix`: what the prefix program makes of them, computed or from a cache.
+    """Batches with a further `entry`, `prefix`: what the prefix program makes of them, computed or from a cache.
 
     The program, a compiled `prefix(frozen, inputs)`, has as many rows as a batch. Where the cache holds some windows of
     a batch and lacks others, the rows that are free are filled with windows that the batches to come lack, so a cache
@@ -35,9 +35,15 @@ class PrefixBatches:
     """
 
     def __init__(
-        self, source: BatchSource, program: Callable[..., PyTree], frozen: PyTree, cache: ActivationCache | None = None
+        self,
+        source: BatchSource,
+        program: Callable[..., PyTree],
+        frozen: PyTree,
+        cache: ActivationCache | None = None,
+        entry: str = "prefix",
     ) -> None:
         """Reads nothing yet."""
+        self._entry, self.windows = entry, np.zeros(0, np.int64)  # of the last batch
         self._source, self._program, self._frozen, self._cache = source, program, frozen, cache
         self._position = source.get_state()  # after the last batch that was handed out
         self._queue = deque[tuple[dict[str, Any], np.ndarray, dict[str, Any]]]()  # read ahead
@@ -49,12 +55,18 @@ class PrefixBatches:
     def __next__(self) -> dict[str, Any]:
         """The next batch."""
         self._keep()
-        batch, windows, self._position = self._queue.popleft() if self._queue else self._read()
-        return batch | {"prefix": self._of_batch(windows, batch["inputs"])}
+        batch, self.windows, self._position = self._queue.popleft() if self._queue else self._read()
+        return batch | {self._entry: self._of_batch(self.windows, batch["inputs"])}
 
     def get_state(self) -> dict[str, Any]:
         """Position after the last batch that was handed out."""
         return self._position
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a position."""
+        self._queue.clear()
+        self._source.set_state(state)
+        self._position = state
 
     def close(self, *, remove: bool) -> None:
         """Ends the phase, or the run in the middle of it; then what is on disk stays for the resumed run."""
