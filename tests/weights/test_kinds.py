@@ -118,8 +118,10 @@ def test_every_kind_starts_from_its_site_alone(kind):
 
 
 @every_kind
-@pytest.mark.parametrize("inner", ALL_KINDS)
-def test_every_kind_stands_over_every_other_or_says_why_not(kind, inner):
+@pytest.mark.parametrize(
+    "inner", ["map", "lowbit", "lora", "scale_shift", "supermask"]
+)  # of each way to be a weight, one
+def test_every_kind_stands_over_others_or_says_why_not(kind, inner):
     under = moved(build(inner))
     if kind in ("map", "lowbit") or (kind, inner) == ("supermask", "scale_shift"):
         with pytest.raises(UserError, match="let its rule stand before"):
