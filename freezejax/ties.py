@@ -19,7 +19,7 @@ class Tied:
     """What stands in the parameters where the array of another leaf is used again. It has no leaf of its own."""
 
     to: str  # path of the leaf that holds the array, or of the weight
-    shape: tuple[int, ...] | None = None  # where something stands over it
+    shape: tuple[int, ...] | None = dataclasses.field(default=None, repr=False)  # where something stands over it
 
 
 def tie(params: PyTree, rules: Sequence[tuple[str, str]] | None = None) -> PyTree:

@@ -96,7 +96,7 @@ def attach(init: Init, rules: Any) -> Init:
 
 
 def warn_above_break_even(params: PyTree) -> None:
-    """Warns where adapters train as many numbers as their kernel has: from rank mn / (m + n) on nothing is saved.
+    """Warns where adapters train more numbers than their kernel has: above rank mn / (m + n) nothing is saved.
 
     Takes parameters or their shapes.
     """
@@ -104,11 +104,11 @@ def warn_above_break_even(params: PyTree) -> None:
     for leaf in leaves(params):
         if leaf.role in (Role.ADAPTER, Role.GAIN) and leaf.kernel in shapes:
             trained[leaf.kernel] += leaf.value.size
-    above = [path for path, count in trained.items() if count >= math.prod(shapes[path])]
+    above = [path for path, count in trained.items() if count > math.prod(shapes[path])]
     if above:
         (m, n), more = shapes[above[0]], f" and {len(above) - 1} more" if above[1:] else ""
         warnings.warn(
-            f"weights: what is trained beside kernel {above[0]!r}{more}, {trained[above[0]]:,} numbers, is as much as "
+            f"weights: what is trained beside kernel {above[0]!r}{more}, {trained[above[0]]:,} numbers, is more than "
             f"the kernel's own {m * n:,}: a low rank saves something below {m * n / (m + n):.0f}",
             stacklevel=3,
         )

@@ -16,7 +16,7 @@ def share(kernel: Any, site: Site, *, block: int) -> Tied:
 
     >>> import jax
     >>> share(jax.numpy.ones((2, 3)), Site("blocks/4/mlp/up/kernel", jax.random.key(0), jax.random.key(1)), block=1)
-    Tied(to='blocks/1/mlp/up/kernel', shape=(2, 3))
+    Tied(to='blocks/1/mlp/up/kernel')
     """
     if isinstance(block, bool) or not isinstance(block, int) or block < 0:
         raise UserError(f"block={block!r} must be the number of a block, from 0")
