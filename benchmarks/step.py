@@ -129,7 +129,11 @@ def torch_process(
     with tempfile.TemporaryDirectory() as folder:
         names = write_orders(Path(folder), settings)
         command = [python, str(_CHILD), folder]
-        kept = {f"MALLOC_{name}": str(value) for name, (_, value) in accelerators.KEEP.items()} if keep else {}
+        kept = (
+            {f"MALLOC_{name}": str(value) for name, (_, value) in (accelerators.KEEP | accelerators.ONE_HEAP).items()}
+            if keep
+            else {}
+        )
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         try:
             child = subprocess.Popen(command, env={**os.environ, **kept}, **pipes)

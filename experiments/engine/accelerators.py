@@ -15,7 +15,8 @@ from freezejax.training import processes
 _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin", "libtpu")
 _DEVICE_FILES = ("nvidia*", "dxg", "kfd", "accel*", "vfio/*")  # of GPUs (dxg: in WSL 2) and TPUs, under /dev
 # Parameter of mallopt(3), by the name that glibc's environment variables have after MALLOC_: (number, value).
-KEEP = {"ARENA_MAX": (-8, 1), "MMAP_MAX_": (-4, 0), "TRIM_THRESHOLD_": (-1, 2**31 - 1), "TOP_PAD_": (-2, 2**26)}
+KEEP = {"MMAP_MAX_": (-4, 0), "TRIM_THRESHOLD_": (-1, 2**31 - 1), "TOP_PAD_": (-2, 2**26)}
+ONE_HEAP = {"ARENA_MAX": (-8, 1)}
 
 
 def plugin_installed() -> bool:
@@ -34,12 +35,15 @@ def choose_platform() -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(one_heap: bool = True) -> bool:
     """Lets the C library keep what is freed, so that the next step finds its pages where they were.
 
     XLA's CPU backend allocates the temporaries of a step as one block and frees it after the step. glibc gets a block
     of that size from the kernel and gives it back each time, and each step faults its pages in again, zeroed: a third
     of the CPU time of a small model's step. The price is that the process keeps its largest size.
+
+    From 64 MiB on a block outlives a step only in the `one_heap` of all threads. That costs where blocks are smaller:
+    XLA compiles on all cores, and they wait for each other at the one heap, a third of the time of compilation.
 
     It must come before jax starts its backend, whose threads get their arenas then. Where jax may use an accelerator
     nothing is changed, nor where the C library is another one. Returns whether it was done.
@@ -49,7 +53,7 @@ def keep_freed_memory() -> bool:
         return False
     library = ctypes.CDLL(None)
     is_glibc = hasattr(library, "gnu_get_libc_version")
-    return is_glibc and all(library.mallopt(number, value) for number, value in KEEP.values())
+    return is_glibc and all(library.mallopt(*option) for option in (KEEP | (ONE_HEAP if one_heap else {})).values())
 
 
 def define_flags() -> None:

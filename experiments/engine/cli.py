@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from experiments.engine import accelerators, distributed, dry_run, lock
 from freezejax.errors import UserError
@@ -81,12 +81,12 @@ def run(main: Callable[[], None]) -> None:
 
     logging.set_verbosity(logging.FATAL)  # libraries log an error, and then raise it: that is told once, above
     accelerators.choose_platform()
-    accelerators.keep_freed_memory()
     app.run(guarded, flags_parser=_parse_flags)
 
 
 def _start(main: Callable[[], None]) -> None:
     values = flags.FLAGS
+    accelerators.keep_freed_memory(_has_large_steps(values.config) if "config" in values else True)
     if "check" in values and values.check:
         TrainConfig.from_mapping(values.config.train)
         print("The flags and the config can be read.")
@@ -97,6 +97,12 @@ def _start(main: Callable[[], None]) -> None:
     if _default_config:
         print(f"No --config is given; this is {_default_config}", flush=True)
     main()
+
+
+def _has_large_steps(config: ConfigDict) -> bool:
+    """Whether a step's temporaries may take 64 MiB: about 110 bytes per token, layer and width (`benchmarks.step`)."""
+    widths = [size.num_layers * size.model_dim for size in config.get("sizes", {}).values()]
+    return not widths or 110 * config.train.batch_size * config.train.seq_len * max(widths) >= 2**26
 
 
 @contextlib.contextmanager

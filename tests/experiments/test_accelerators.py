@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments.engine import accelerators
+from experiments.configs import progressive, selective
+from experiments.engine import accelerators, cli
 from freezejax.errors import UserError
 
 HERE, MISSING = ("null", "no such device*"), ("no such device*",)
@@ -56,6 +57,19 @@ def test_memory_is_kept_where_the_cpu_is_all_there_is(plugin, devices, platforms
     monkeypatch.setattr(accelerators, "ctypes", SimpleNamespace(CDLL=lambda _: library))
     monkeypatch.setattr(accelerators, "sys", SimpleNamespace(platform="linux"))
     assert accelerators.keep_freed_memory() == kept
+
+
+@pytest.mark.parametrize("scale", ["tiny", "cpu"])
+@pytest.mark.parametrize("study", [progressive, selective])
+def test_small_steps_leave_every_thread_its_heap(study, scale, machine, monkeypatch):
+    """XLA compiles faster then. Counterpart: larger blocks outlive a step only in the one heap of all threads."""
+    machine("no_such_package", MISSING, None)
+    told = []
+    library = SimpleNamespace(gnu_get_libc_version=None, mallopt=lambda number, value: told.append(number) or 1)
+    monkeypatch.setattr(accelerators, "ctypes", SimpleNamespace(CDLL=lambda _: library))
+    accelerators.keep_freed_memory(cli._has_large_steps(study.get_config(scale)))
+    assert (-8 in told) == (scale == "cpu")  # M_ARENA_MAX of mallopt(3)
+    assert -1 in told
 
 
 @pytest.fixture
