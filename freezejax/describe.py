@@ -56,9 +56,9 @@ def describe(
 ) -> Description:
     """What trains when, and the bytes of weights, gradients and optimizer state it takes.
 
-    Leaves that differ only in the numbers of modules (`blocks/0/...`, or linen's `block_0/attn/...`) share a row. A
-    random map counts as the parameters it stands for and as the 8 bytes of its seed. `params` may be shapes, a schedule
-    needs `total_steps`, and the state counted is that of `tx`, or of AdamW (two moments).
+    Leaves that differ only in their numbers (`blocks/0/...`, `blocks/1/...`) share a row. A random map counts as
+    the parameters it stands for and as the 8 bytes of its seed. `params` may be shapes, a schedule needs `total_steps`,
+    and the state counted is that of `tx`, or of AdamW (two moments).
 
     Raises:
       UserError: a schedule without `total_steps`, or a mask or schedule that does not fit `params`.
@@ -86,7 +86,6 @@ def _figures(leaf: roles.Leaf, state_bytes: int) -> tuple[str, int, int, int]:
     """Group, parameters, bytes, and bytes of optimizer state while it trains."""
     path = leaf.path.rpartition("/")[0] if leaf.role is Role.SEED else leaf.path
     group = re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path)
-    group = re.sub(r"(^|/)([A-Za-z]\w*_)\d+(?=/[^/]+/)", r"\1\2*", group)  # of linen: block_0/attn/kernel
     return group, roles.parameter_count(leaf), _bytes(leaf.value), state_bytes
 
 

@@ -185,10 +185,9 @@ def check_static(mask: PyTree, tree: PyTree, *, whole: bool = False) -> None:
     """
     for key_path, value in jax.tree_util.tree_leaves_with_path(mask):
         if not isinstance(value, bool | np.bool_):
-            at_step = "for a mask that depends on a traced step use scheduled_freeze"
-            right = at_step if isinstance(value, jax.Array) else "make the mask with trainable_mask(params, rules)"
             raise UserError(
-                f"mask leaf {path_string(key_path)!r} is {type(value).__name__}, not a Python bool; {right}"
+                f"mask leaf {path_string(key_path)!r} is {type(value).__name__}, not a Python bool; "
+                "for a mask that depends on a traced step use scheduled_freeze"
             )
     structure: Any = jax.tree.structure(mask)
     if structure == jax.tree.structure(tree):

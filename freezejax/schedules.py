@@ -52,7 +52,7 @@ class FreezeSchedule:
     def __post_init__(self) -> None:
         """Freezes the entries into tuples and checks them."""
         try:
-            entries = tuple((_plain(start), tuple(rules)) for start, rules in self.entries)
+            entries = tuple((start, tuple(rules)) for start, rules in self.entries)
         except (TypeError, ValueError):
             told = f"schedule entries {self.entries!r}: each is (start, [(pattern, trainable), ...])"
             raise UserError(told) from None
@@ -61,8 +61,8 @@ class FreezeSchedule:
             _check_start(start)
         if not entries or isinstance(entries[0][0], jax.Array) or entries[0][0] != 0:
             raise UserError("schedule: the first entry must start at step 0, to say what trains at first")
-        for kind in (int, float):  # steps and fractions compare once the length of the run is known
-            _check_increasing([(start, f"{start}") for start, _ in entries if isinstance(start, kind)], "")
+        if self.resolved:
+            _check_increasing(entries, "")
 
     @property
     def resolved(self) -> bool:
@@ -77,22 +77,21 @@ class FreezeSchedule:
         """
         if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or total_steps < 1:
             raise UserError(f"schedule: total_steps={total_steps!r} is not a positive number of steps")
-        entries, told = [], []
+        entries = []
         for given, rules in self.entries:
             if isinstance(given, jax.Array):
                 raise UserError(
                     "schedule: a start that is an array has no static phase; give ints, or scheduled_freeze it"
                 )
             start = round(given * total_steps) if isinstance(given, float) else given
-            at = f"{start} ({given} of the run)" if isinstance(given, float) else f"{given}"
             if start >= total_steps:
+                at = f"{given}, step {start}," if isinstance(given, float) else f"{given}"
                 raise UserError(
                     f"schedule: start {at} lies beyond the run of {total_steps} steps; "
                     f"the last usable step is {total_steps - 1}"
                 )
             entries.append((start, rules))
-            told.append((start, at))
-        _check_increasing(told, f" in a run of {total_steps} steps")
+        _check_increasing(entries, f" in a run of {total_steps} steps")
         return dataclasses.replace(self, entries=entries)
 
     def phases(self, params: PyTree, total_steps: int) -> list[Phase]:
@@ -220,14 +219,10 @@ def _check_apart(pairs: Iterable[tuple[tuple[str, str], tuple[str, str]]], paths
             )
 
 
-def _plain(start: Any) -> Any:
-    return start.item() if isinstance(start, np.generic) else start
-
-
 def _check_start(start: Any) -> None:
     if isinstance(start, jax.Array) and start.ndim == 0 and jnp.issubdtype(start.dtype, jnp.integer):
         return
-    if isinstance(start, bool) or not isinstance(start, int | float):
+    if isinstance(start, bool) or not isinstance(start, int | float | np.integer):
         raise UserError(f"schedule: start {start!r} is neither a step (int) nor a fraction (float)")
     if isinstance(start, float) and not 0 < start < 1:
         raise UserError(f"schedule: fraction {start} lies outside (0, 1); write a step as an int")
@@ -235,10 +230,10 @@ def _check_start(start: Any) -> None:
         raise UserError(f"schedule: step {start} is negative; the run begins at step 0")
 
 
-def _check_increasing(starts: Sequence[tuple[int | float, str]], where: str) -> None:
-    """Refuses starts, each with how it is told, that do not increase."""
-    for (earlier, before), (later, at) in itertools.pairwise(starts):
-        if later <= earlier:
+def _check_increasing(entries: Sequence[tuple[Any, Rules]], where: str) -> None:
+    for (earlier, _), (later, _) in itertools.pairwise(entries):
+        if not isinstance(earlier, jax.Array) and not isinstance(later, jax.Array) and later <= earlier:
             raise UserError(
-                f"schedule: phases overlap{where}: an entry starts at {at} after one at {before}; starts must increase"
+                f"schedule: phases overlap{where}: an entry starts at {later} after one at {earlier}; "
+                "starts must increase"
             )

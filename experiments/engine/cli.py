@@ -1,14 +1,13 @@
 """Flags, errors and exit codes of every command: bad input is one line and exit code 2."""
 
 import contextlib
-import difflib
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -164,8 +163,6 @@ def _given_as(message: str) -> str:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    for flag in _own_flags():  # those that --help tells of
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         rest = flags.FLAGS(list(argv))
         if "config" in flags.FLAGS:
@@ -184,11 +181,6 @@ def _plain(error: Exception) -> str:
         return _no_such_flag(error.flagname)
     lines = [line.strip() for line in str(error).replace("\\'", "'").replace("\\n", "\n").splitlines() if line.strip()]
     text = " ".join(lines)
-    for raw, wanted in (
-        ("invalid literal for int() with base 10:", "an integer"),
-        ("could not convert string to float:", "a number"),
-    ):
-        text = text.replace(raw, f"expected {wanted}, not")
     # ml_collections says no more than the name, or the name and another one
     if isinstance(error, AttributeError) and (name := re.fullmatch(r'\W*(\w+)\W*(Did you mean "(\w+)".*)?', text)):
         return _no_such_field(name[1]) + (f"; nearest: {name[3]}" if name[3] else "")
@@ -200,17 +192,11 @@ def _plain(error: Exception) -> str:
     return re.sub(r"^'([^']*)'$", r"\1", text) or type(error).__name__  # a KeyError has quotes
 
 
-def _own_flags() -> list[flags.Flag[Any]]:
+def _no_such_flag(name: str) -> str:
+    field = f"; a field of the config is --config.{name}=VALUE" if "config" in flags.FLAGS else ""
     ours = ("experiments", "benchmarks", sys.argv[0])
     modules = flags.FLAGS.flags_by_module_dict().items()
-    return [flag for module, of_it in modules if module.startswith(ours) for flag in of_it]
-
-
-def _no_such_flag(name: str) -> str:
-    own = [flag.name for flag in _own_flags()]
-    if close := difflib.get_close_matches(name, own, n=1, cutoff=0.7):
-        return f"there is no flag --{name}; nearest: --{close[0]}"
-    field = f"; a field of the config is --config.{name}=VALUE" if "config" in flags.FLAGS else ""
+    own = [flag.name for module, of_it in modules if module.startswith(ours) for flag in of_it]
     return f"there is no flag --{name}; {nearest(name, own)}{field}"
 
 

@@ -129,86 +129,9 @@ def test_a_forgotten_migrate_is_named(name, old, new, half):
 
 def test_another_mistake_keeps_its_own_error():
     params, tx = arrays(), freezejax.freeze(optax.adam(0.1), UP_FROZEN)
-    with pytest.raises((TypeError, ValueError), match="shape") as caught:
-        tx.update({**params, "down": jnp.ones(7)}, tx.init(params), params)
+    with pytest.raises(ValueError, match="down") as caught:
+        tx.update({"up": params["up"]}, tx.init(params), params)
     assert not isinstance(caught.value, UserError)
-
-
-def test_a_gradient_of_another_mask_is_named():
-    params = arrays()
-    tx = freezejax.freeze(optax.adam(0.1), TRAIN_ALL)
-    grads = freezejax.value_and_grad(lambda p: jnp.sum(p["up"]) + jnp.sum(p["down"]), UP_FROZEN)(params)[1]
-    with pytest.raises(UserError, match=r"leaf 'up' trains, but its gradient is absent.*value_and_grad"):
-        tx.update(grads, tx.init(params), params)
-
-
-RULES_FOR_A_MASK = [("up", False), (".*", True)]
-MISTAKES = {
-    "rules for a mask": (
-        lambda p: freezejax.freeze(optax.adam(0.1), RULES_FOR_A_MASK),
-        r"mask leaf '0/0' is str, not a Python bool; make the mask with trainable_mask\(params, rules\)$",
-    ),
-    "a traced mask": (
-        lambda p: freezejax.freeze(optax.adam(0.1), {"up": jnp.bool_(True), "down": jnp.bool_(False)}),
-        "use scheduled_freeze$",
-    ),
-    "arguments swapped": (
-        lambda p: freezejax.freeze(UP_FROZEN, optax.adam(0.1)),
-        r"the second argument is an optax transformation; write freeze\(tx, mask\)",
-    ),
-    "migrate, another tx": (
-        lambda p: migrated(p, freezejax.freeze(optax.adam(0.1), TRAIN_ALL).init(p), optax.sgd(0.1, momentum=0.9)),
-        r"not a state of freeze\(tx, old_mask\): pass the tx and the mask it was made with",
-    ),
-    "migrate, half the parameters": (
-        lambda p: migrated({**p, "up": None}, freezejax.freeze(optax.adam(0.1), TRAIN_ALL).init(p)),
-        "mask leaf 'up' is not in the tree",
-    ),
-    "migrate, a bare state": (lambda p: migrated(p, optax.adam(0.1).init(p)), "pass one, not a bare state"),
-    "migrate, a frozen tx": (
-        lambda p: migrated(p, None, freezejax.freeze(optax.adam(0.1), UP_FROZEN)),
-        r"migrate: tx is frozen itself \(.*\); pass the bare tx",
-    ),
-    "fractions that decrease": (
-        lambda p: freezejax.FreezeSchedule([(0, [(".*", True)]), (0.5, [(".*", True)]), (0.3, [(".*", True)])]),
-        "phases overlap: an entry starts at 0.3 after one at 0.5",
-    ),
-    "a fraction that is no step": (
-        lambda p: freezejax.FreezeSchedule([(0, [(".*", True)]), (0.001, [(".*", False)])]).phases(p, 30),
-        "in a run of 30 steps: an entry starts at 0 .0.001 of the run. after one at 0; starts must increase",
-    ),
-}
-
-
-def migrated(params, state, tx=None):
-    return freezejax.migrate(state, TRAIN_ALL, UP_FROZEN, tx=tx or optax.adam(0.1), params=params)
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_with_what_would_be_right(name, check_refused):
-    call, message = MISTAKES[name]
-    check_refused(lambda: call(arrays()), message)
-
-
-def test_numbers_of_numpy_are_starts():
-    entries = [(0, [(".*", True)]), (np.float32(0.5), [(".*", False)])]
-    starts = [phase.start for phase in freezejax.FreezeSchedule(entries).phases(arrays(), 10)]
-    assert starts == [0, 5]
-    assert freezejax.FreezeSchedule([(np.int64(0), [(".*", True)])]).resolved
-
-
-def test_numbered_modules_of_linen_share_a_row():
-    """Those above the leaf's own module: of two Dense in a row each has its own."""
-    leaf = jnp.ones((2, 2))
-    params = {f"block_{i}": {"attn": {"kernel": leaf}} for i in range(2)}
-    params |= {f"layers_{i}": {"Dense_0": {"kernel": leaf}, "Dense_1": {"kernel": leaf}} for i in range(2)}
-    params |= {"Dense_0": {"kernel": leaf}, "Dense_1": {"kernel": leaf}}
-    mask = freezejax.trainable_mask(params, [(".*", True)])
-    rows = {row.group: row.leaves for row in freezejax.describe(params, mask).phases[0][1]}
-    assert rows == {
-        "Dense_0/kernel": 1, "Dense_1/kernel": 1, "block_*/attn/kernel": 2, "layers_*/Dense_0/kernel": 2,
-        "layers_*/Dense_1/kernel": 2, "total": 8,
-    }  # fmt: skip
 
 
 def loss(params, x):
