@@ -95,9 +95,8 @@ class FreezeSchedule:
 
     def phases(self, params: PyTree, total_steps: int) -> list[Phase]:
         """Static phases of a run: what the loop compiles, in order; raises what `resolve` and `masks` raise."""
-        resolved = self.resolve(total_steps)
-        starts = [int(start) for start, _ in resolved.entries]
-        masks = resolved.masks(params)
+        starts = [int(start) for start, _ in self.resolve(total_steps).entries]
+        masks = self.masks(params)
         check_shared_arrays(params, masks)
         return list(map(Phase, starts, [*starts[1:], total_steps], masks))
 

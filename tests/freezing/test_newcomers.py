@@ -8,9 +8,11 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from orbax.checkpoint import v1 as ocp
 
 import freezejax
 from freezejax import UserError, models
+from freezejax.paths import by_path
 
 TRAIN_ALL = {"up": True, "down": True}
 UP_FROZEN = {"up": False, "down": True}
@@ -153,6 +155,22 @@ def test_parameters_of_another_mask_are_named():
         tx.update(params, tx.init(params), freezejax.partition(params, UP_FROZEN)[0])
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_what_orbax_makes_of_templates_is_as_the_quickstart_says(tmp_path):
+    params = arrays()
+    whole, some = (freezejax.freeze(optax.adam(0.1), mask) for mask in (TRAIN_ALL, UP_FROZEN))
+    for name, tx in [("whole", whole), ("some", some)]:
+        _, state = tx.update(params, tx.init(params), params)
+        ocp.save(tmp_path / name, state)
+    dropped = ocp.load(tmp_path / "whole", some.init(params))
+    some.update(params, dropped, params)
+    assert not any(path.endswith("/up") for path in by_path(dropped))
+    with pytest.raises(UserError, match=r"freezejax\.migrate"):
+        whole.update(params, ocp.load(tmp_path / "some", whole.init(params)), params)
+    with pytest.raises(UserError, match="the optimizer state is a dict"):
+        some.update(params, ocp.load(tmp_path / "some"), params)
+
+
 def test_a_state_loaded_without_a_template_is_named():
     params, tx = arrays(), freezejax.freeze(optax.adam(0.1), UP_FROZEN)
     moments = {"count": jnp.int32(0), "mu": {"down": params["down"]}, "nu": {"down": params["down"]}}
@@ -225,9 +243,12 @@ def test_pairs_of_gradient_and_update_that_fit():
     _, grads = freezejax.value_and_grad(loss, UP_FROZEN)(params, x)
     updates, _ = tx.update(grads, tx.init(params), half)
     found = [freezejax.apply_updates(params, updates), freezejax.combine(optax.apply_updates(half, updates), frozen)]
+    found.append(eqx.apply_updates(params, updates))
+    of_half = TrainState.create(apply_fn=None, params=half, tx=tx).apply_gradients(grads=grads).params
+    found.append(freezejax.combine(of_half, frozen))
     whole = jax.grad(loss)(params, x)
     updates, _ = tx.update(whole, tx.init(params), params)
-    found.append(optax.apply_updates(params, updates))
+    found += [optax.apply_updates(params, updates), eqx.apply_updates(params, updates)]
     state = TrainState.create(apply_fn=None, params=params, tx=tx)
     found.append(state.apply_gradients(grads=whole).params)
     for one in found:
