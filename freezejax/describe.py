@@ -57,8 +57,8 @@ def describe(
     """What trains when, and the bytes of weights, gradients and optimizer state it takes.
 
     Leaves that differ only in numbers share a row: of `blocks/0` and `blocks/1`, or `block_0` and `block_1`, but not of
-    layers (`Dense_0/kernel`). A random map counts as the parameters it stands for and as the 8 bytes of its seed. `params`
-    may be shapes, a schedule needs `total_steps`, and the state counted is that of `tx`, or of AdamW (two moments).
+    layers (`Dense_0/kernel`). A random map counts as the parameters it stands for and as the 8 bytes of its seed.
+    `params` may be shapes, a schedule needs `total_steps`, and the state is that of `tx`, or of AdamW (two moments).
 
     Raises:
       UserError: a schedule without `total_steps`, or a mask or schedule that does not fit `params`.

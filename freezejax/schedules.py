@@ -12,7 +12,7 @@ import numpy as np
 
 from freezejax.errors import UserError
 from freezejax.masks import Rules, check_rules, check_shared_arrays, compile_pattern, masks_of, matcher
-from freezejax.paths import PyTree, check_known, leaf_paths
+from freezejax.paths import PyTree, check_known, leaf_paths, nearest
 
 
 class Phase(NamedTuple):
@@ -191,15 +191,15 @@ def layer_by_layer(
 
 def _paths_by_layer(paths: list[str], pattern: str) -> dict[int, list[str]]:
     compiled, members = compile_pattern(pattern), dict[int, list[str]]()
-    for path in matcher(paths, "layer_by_layer: pattern")(pattern):
-        match = compiled.fullmatch(path)
-        number = match[1] if match and compiled.groups else None
-        if not (number and number.isdecimal()):
-            raise UserError(
-                f"layer_by_layer: pattern {pattern!r} must capture the layer number in its first group; "
-                f"it does not in leaf {path!r}"
-            )
-        members.setdefault(int(number), []).append(path)
+    for path in paths:
+        if match := compiled.fullmatch(path):
+            number = match[1] if compiled.groups else None
+            if not (number and number.isdecimal()):
+                told = f"must capture the layer number in its first group; it does not in leaf {path!r}"
+                raise UserError(f"layer_by_layer: pattern {pattern!r} {told}")
+            members.setdefault(int(number), []).append(path)
+    if not members:
+        raise UserError(f"layer_by_layer: pattern {pattern!r} matches no leaf; {nearest(pattern, paths)}")
     return members
 
 
