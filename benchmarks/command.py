@@ -11,6 +11,7 @@ from benchmarks import pages
 from experiments.engine import accelerators, cli
 from freezejax.data.atomic import write_atomically
 
+flags.disclaim_key_flags()  # they are those of the benchmark
 Tables = Callable[[Mapping[str, Any]], dict[str, str]]
 
 

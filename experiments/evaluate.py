@@ -2,7 +2,7 @@
 
 python -m experiments.evaluate --workdir=RUN --variant=NAME --seed=0 [--packed]
 python -m experiments.evaluate --workdir=RUN --variant=NAME --seed=0 --data=PATH --seq_len=512 --stride=64
-python -m experiments.evaluate --artifact=FILE.fjax --data=PATH
+python -m experiments.evaluate --artifact=FILE.fjax --data=PATH [--seq_len=512]
 
 On its study's own text a run is scored as the study did, so the figures are those of its result.json to the last bit
 (with --packed, those of its packed file); on other text every window is scored. docs/data.md tells more.
@@ -79,8 +79,7 @@ def main() -> None:
 
 def _of_run() -> _Scored:
     if not _GIVEN.workdir or not _GIVEN.variant:
-        needed = "--workdir=FOLDER and --variant=NAME are needed"
-        raise UserError(f"{needed}: which finished run to score (or --artifact=FILE)")
+        raise UserError("give --workdir=FOLDER and --variant=NAME: which finished run to score (or --artifact=FILE)")
     workdir, variant = Path(_GIVEN.workdir).absolute(), _GIVEN.variant
     if not (workdir / CONFIG).exists():
         raise UserError(f"--workdir={_GIVEN.workdir}: not the folder of a study")
@@ -137,7 +136,8 @@ def _of_artifact() -> _Scored:
         )
     known = isinstance(seq_len, int) and seq_len > 0  # notes hold whatever their writer put there
     if not known and not _GIVEN.seq_len:
-        raise UserError(f"--artifact={_GIVEN.artifact} does not say how long its sequences were; give --seq_len")
+        remedy = 'give --seq_len=N, or save it with notes={"seq_len": N}'
+        raise UserError(f"--artifact={_GIVEN.artifact} does not say how long its sequences were; {remedy}")
     train = {"steps": 1, "batch_size": 1, "seq_len": seq_len if known else 1, "compute_dtype": "float32"}
     config = ConfigDict({"train": train, "data": {"eval_batch_size": 16, "val_sequences": 0}})
     return _Scored(apply, params, metadata["model"], _chosen(config), metadata["tokenizer"], corpus)

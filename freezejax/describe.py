@@ -56,9 +56,9 @@ def describe(
 ) -> Description:
     """What trains when, and the bytes of weights, gradients and optimizer state it takes.
 
-    Leaves that differ only in their numbers (`blocks/0/...`, `blocks/1/...`) share a row. A random map counts as
-    the parameters it stands for and as the 8 bytes of its seed. `params` may be shapes, a schedule needs `total_steps`,
-    and the state counted is that of `tx`, or of AdamW (two moments).
+    Leaves that differ only in numbers share a row: of `blocks/0` and `blocks/1`, or `block_0` and `block_1`, but not of
+    layers (`Dense_0/kernel`). A random map counts as the parameters it stands for and as the 8 bytes of its seed.
+    `params` may be shapes, a schedule needs `total_steps`, and the state is that of `tx`, or of AdamW (two moments).
 
     Raises:
       UserError: a schedule without `total_steps`, or a mask or schedule that does not fit `params`.
@@ -85,7 +85,7 @@ def describe(
 def _figures(leaf: roles.Leaf, state_bytes: int) -> tuple[str, int, int, int]:
     """Group, parameters, bytes, and bytes of optimizer state while it trains."""
     path = leaf.path.rpartition("/")[0] if leaf.role is Role.SEED else leaf.path
-    group = re.sub(r"(^|/)\d+(?=/|$)", r"\1*", path)
+    group = re.sub(r"(?<![^/])\d+(?![^/])|(?<=[^/]_)\d+(?=/[^/]+/)", "*", path)
     return group, roles.parameter_count(leaf), _bytes(leaf.value), state_bytes
 
 
@@ -118,19 +118,10 @@ def _bytes(leaf: jax.ShapeDtypeStruct | jax.Array | np.ndarray) -> int:
 
 
 def _block(phase: Phase, rows: tuple[GroupRow, ...], titled: bool) -> str:
-    header = ("group", "leaves", "parameters", "trainable", "weights", "gradients", "state")
-    cells = [header] + [
-        (
-            row.group,
-            f"{row.leaves}",
-            f"{row.parameters:,}",
-            f"{row.trainable_share:.0%}",
-            _human(row.weight_bytes),
-            _human(row.gradient_bytes),
-            _human(row.state_bytes),
-        )
-        for row in rows
-    ]
+    cells: list[tuple[str, ...]] = [("group", "leaves", "parameters", "trainable", "weights", "gradients", "state")]
+    for row in rows:
+        sizes = map(_human, (row.weight_bytes, row.gradient_bytes, row.state_bytes))
+        cells.append((row.group, f"{row.leaves}", f"{row.parameters:,}", f"{row.trainable_share:.0%}", *sizes))
     first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
     lines = [
         "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(line, others, strict=True))])

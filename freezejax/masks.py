@@ -185,10 +185,8 @@ def check_static(mask: PyTree, tree: PyTree, *, whole: bool = False) -> None:
     """
     for key_path, value in jax.tree_util.tree_leaves_with_path(mask):
         if not isinstance(value, bool | np.bool_):
-            raise UserError(
-                f"mask leaf {path_string(key_path)!r} is {type(value).__name__}, not a Python bool; "
-                "for a mask that depends on a traced step use scheduled_freeze"
-            )
+            leaf, kind = f" leaf {path_string(key_path)!r}" if key_path else "", type(value).__name__
+            raise UserError(f"mask{leaf} is {kind}, not a Python bool; {_instead_of(value)}")
     structure: Any = jax.tree.structure(mask)
     if structure == jax.tree.structure(tree):
         return
@@ -205,6 +203,16 @@ def check_static(mask: PyTree, tree: PyTree, *, whole: bool = False) -> None:
             "mask and tree have the same leaf paths in other containers (a list for a tuple, a key '0' "
             "for 0); make the mask with trainable_mask(tree, rules)"
         ) from None
+
+
+def _instead_of(value: Any) -> str:
+    if hasattr(value, "phases"):
+        return "the masks of a schedule are those of schedule.phases(params, total_steps)"
+    if callable(value):
+        return "if this is the optimizer, the arguments are swapped: freeze(tx, mask)"
+    if isinstance(value, jax.Array) and value.dtype == bool:
+        return "for a mask that depends on a traced step use scheduled_freeze"
+    return "make a mask with trainable_mask(params, rules)"
 
 
 def count_parameters(params: PyTree, mask: PyTree | None = None) -> int:

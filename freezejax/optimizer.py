@@ -11,10 +11,14 @@ from freezejax.errors import UserError
 from freezejax.guard import fields, guarded, state_owners
 from freezejax.masks import check_shared_arrays, check_static
 from freezejax.partition import partition
-from freezejax.paths import PyTree, by_path
+from freezejax.paths import PyTree, by_path, path_string
 from freezejax.schedules import FreezeSchedule
 
 OnThaw = Literal["restart", "keep"]
+
+
+class _Frozen(optax.GradientTransformationExtraArgs):
+    """What `freeze` returns, so that `migrate` knows it."""
 
 
 def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTransformationExtraArgs:
@@ -26,7 +30,7 @@ def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTran
 
     Raises:
       UserError: `mask` is no tree of Python bools, or (at init) has not the leaves of the parameters; (at update) the
-        state was made under another mask, or `tx` would mix the `rows` of an array with rows that are not there.
+        state or a half was made under another mask, or `tx` would mix `rows` of an array with rows that are not there.
 
     >>> params = {"w": jnp.ones(2), "b": jnp.ones(2)}
     >>> tx = freeze(optax.lion(0.1, weight_decay=0.1), {"w": True, "b": False})
@@ -44,18 +48,23 @@ def freeze(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTran
         return inner.init(params)
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, Any]:
+        remedy = "give value_and_grad and partition the mask of freeze"
+        _check_holds(mask, updates, f"freeze: leaf {{!r}} trains, but the gradient holds nothing there; {remedy}")
+        _check_holds(mask, params, f"freeze: leaf {{!r}} trains, but params hold nothing there; {remedy}")
         try:
             return inner.update(updates, state, params, **extra)
         except (AttributeError, TypeError, ValueError):
             made = jax.eval_shape(inner.init, updates if params is None else params)
-            if by_path(made).keys() == by_path(state).keys():
+            if isinstance(state, dict):
+                told = "is a dict; load a checkpoint with freeze(tx, mask).init(params) as its template"
+            elif by_path(made).keys() != by_path(state).keys():
+                call = "freezejax.migrate(state, old_mask, new_mask, tx=tx, params=params)"
+                told = f"was made under another mask; at the boundary call {call}"
+            else:
                 raise
-            raise UserError(
-                "freeze: the optimizer state was made under another mask; at the boundary call freezejax.migrate("
-                "state, old_mask, new_mask, tx=tx, params=params)"
-            ) from None
+            raise UserError(f"freeze: the optimizer state {told}") from None
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _Frozen(init, update)
 
 
 class ScheduledFreezeState(NamedTuple):
@@ -133,8 +142,8 @@ def migrate(
       call. At the first boundary `kept` is `{}`.
 
     Raises:
-      UserError: `opt_state` is not a state of `freeze(tx, old_mask)`, a mask does not fit `params`, or a leaf
-        thaws with "keep" and `kept` is not given.
+      UserError: `opt_state` is not a state of `freeze(tx, old_mask)`, `tx` is frozen, a mask does not fit `params`, or
+        a leaf thaws with "keep" and `kept` is not given.
 
     >>> params, tx = {"w": jnp.ones(2), "b": jnp.ones(2)}, optax.adam(0.1)
     >>> both, only_w = {"w": True, "b": True}, {"w": True, "b": False}
@@ -143,11 +152,20 @@ def migrate(
     {'b': MaskedNode(), 'w': Array([0., 0.], dtype=float32)}
     """
     _check_on_thaw(on_thaw)
+    if isinstance(tx, _Frozen):
+        raise UserError("migrate: tx is frozen already; pass the optimizer that was given to freeze")
+    whole = jax.tree.map(lambda _: True, old_mask)
+    _check_holds(whole, params, "migrate: params hold nothing at leaf {!r}; give all, combine(trainable, frozen)")
     old, fresh_state = by_path(opt_state), freeze(tx, new_mask).init(partition(params, new_mask)[0])
-    if by_path(jax.eval_shape(freeze(tx, old_mask).init, params)).keys() != old.keys():
-        raise UserError("migrate: opt_state is not a state of freeze(tx, old_mask): pass the mask it was made with")
+    made, bare = (by_path(jax.eval_shape(of.init, params)).keys() for of in (freeze(tx, old_mask), guarded(tx)))
+    if old.keys() != made:
+        alone = f"leaf {min(old.keys() ^ made)!r} is in one alone; pass the tx and the mask that it was made with"
+        told = "it is one of tx itself; make it with freeze" if old.keys() == bare else alone
+        raise UserError(f"migrate: opt_state is not a state of freeze(tx, old_mask): {told}")
     if on_thaw == "keep" and kept is None:
-        _check_nothing_thaws(old_mask, new_mask)
+        remedy = "pass the second value that the migrate before returned, or kept={{}} if the leaf never trained"
+        told = f"migrate: leaf {{!r}} thaws with on_thaw='keep', but kept is not given: {remedy}"
+        _check_holds(new_mask, partition(old_mask, old_mask)[0], told)
     held = {**(kept or {}), **old} if on_thaw == "keep" else old
     fresh = by_path(fresh_state)
     leaves = [held.get(path, leaf) for path, leaf in fresh.items()]
@@ -155,13 +173,15 @@ def migrate(
     return jax.tree.unflatten(jax.tree.structure(fresh_state), leaves), released if on_thaw == "keep" else {}
 
 
-def _check_nothing_thaws(old_mask: PyTree, new_mask: PyTree) -> None:
-    for (path, now), before in zip(by_path(new_mask).items(), jax.tree.leaves(old_mask), strict=True):
-        if now and not before:
-            raise UserError(
-                f"migrate: leaf {path!r} thaws with on_thaw='keep', but kept is not given: pass the second value that "
-                "the migrate before returned, or kept={} if the leaf never trained"
-            )
+def _check_holds(mask: PyTree, tree: PyTree, told: str) -> None:
+    """Refuses a tree that holds None at a leaf where the mask is True: what is `told`, of the path."""
+
+    def check(path: Any, trains: bool, leaf: Any) -> None:
+        if trains and leaf is None:
+            raise UserError(told.format(path_string(path)))
+
+    if tree is not None:
+        jax.tree_util.tree_map_with_path(check, fields(mask), fields(tree))
 
 
 def _where_owned(mask: PyTree, owners: list[int | None], yes: Any, no: Any) -> Any:

@@ -52,17 +52,20 @@ class FreezeSchedule:
     def __post_init__(self) -> None:
         """Freezes the entries into tuples and checks them."""
         try:
-            entries = tuple((start, tuple(rules)) for start, rules in self.entries)
+            given = [(at.item() if isinstance(at, np.generic) else at, tuple(rules)) for at, rules in self.entries]
         except (TypeError, ValueError):
             told = f"schedule entries {self.entries!r}: each is (start, [(pattern, trainable), ...])"
             raise UserError(told) from None
-        object.__setattr__(self, "entries", tuple((start, check_rules(rules)) for start, rules in entries))
-        for start, _ in entries:
+        object.__setattr__(self, "entries", tuple((start, check_rules(rules)) for start, rules in given))
+        starts = [start for start, _ in given]
+        for start in starts:
             _check_start(start)
-        if not entries or isinstance(entries[0][0], jax.Array) or entries[0][0] != 0:
+        if not starts or isinstance(starts[0], jax.Array) or starts[0] != 0:
             raise UserError("schedule: the first entry must start at step 0, to say what trains at first")
-        if self.resolved:
-            _check_increasing(entries, "")
+        # Where steps lie among fractions is known once the length of the run is, and where arrays lie in the program.
+        for kind in (int, float):
+            own = [start for start in starts if isinstance(start, kind)]
+            _check_increasing(own, own)
 
     @property
     def resolved(self) -> bool:
@@ -77,28 +80,23 @@ class FreezeSchedule:
         """
         if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or total_steps < 1:
             raise UserError(f"schedule: total_steps={total_steps!r} is not a positive number of steps")
-        entries = []
-        for given, rules in self.entries:
+        starts, told = [], []
+        for given, _ in self.entries:
             if isinstance(given, jax.Array):
-                raise UserError(
-                    "schedule: a start that is an array has no static phase; give ints, or scheduled_freeze it"
-                )
-            start = round(given * total_steps) if isinstance(given, float) else given
-            if start >= total_steps:
-                at = f"{given}, step {start}," if isinstance(given, float) else f"{given}"
-                raise UserError(
-                    f"schedule: start {at} lies beyond the run of {total_steps} steps; "
-                    f"the last usable step is {total_steps - 1}"
-                )
-            entries.append((start, rules))
-        _check_increasing(entries, f" in a run of {total_steps} steps")
+                raise UserError("schedule: an array as a start has no static phase; give ints, or scheduled_freeze it")
+            starts.append(round(given * total_steps) if isinstance(given, float) else given)
+            told.append(f"{given} (rounds to step {starts[-1]})" if isinstance(given, float) else f"{given}")
+            if starts[-1] >= total_steps:
+                last = f"the last usable step is {total_steps - 1}"
+                raise UserError(f"schedule: start {told[-1]} lies beyond the run of {total_steps} steps; {last}")
+        _check_increasing(starts, told, f" in a run of {total_steps} steps")
+        entries = [(start, rules) for start, (_, rules) in zip(starts, self.entries, strict=True)]
         return dataclasses.replace(self, entries=entries)
 
     def phases(self, params: PyTree, total_steps: int) -> list[Phase]:
         """Static phases of a run: what the loop compiles, in order; raises what `resolve` and `masks` raise."""
-        resolved = self.resolve(total_steps)
-        starts = [int(start) for start, _ in resolved.entries]
-        masks = resolved.masks(params)
+        starts = [int(start) for start, _ in self.resolve(total_steps).entries]
+        masks = self.masks(params)
         check_shared_arrays(params, masks)
         return list(map(Phase, starts, [*starts[1:], total_steps], masks))
 
@@ -106,8 +104,7 @@ class FreezeSchedule:
         """The mask of each entry, whatever its start; raises what `trainable_mask` and `by_groups` raise of rules."""
         if self.disagreeing:
             _check_apart(self.disagreeing, leaf_paths(params))
-        rule_sets = [rules for _, rules in self.entries]
-        return masks_of(params, rule_sets, overruled=self.disagreeing is not None)
+        return masks_of(params, [rules for _, rules in self.entries], overruled=self.disagreeing is not None)
 
     def mask_at(self, params: PyTree, step: Any) -> PyTree:
         """Mask at `step` as a tree of bool scalars; `step` may be traced (jit, scan, vmap).
@@ -198,10 +195,8 @@ def _paths_by_layer(paths: list[str], pattern: str) -> dict[int, list[str]]:
         if match := compiled.fullmatch(path):
             number = match[1] if compiled.groups else None
             if not (number and number.isdecimal()):
-                raise UserError(
-                    f"layer_by_layer: pattern {pattern!r} must capture the layer number in its first group; "
-                    f"it does not in leaf {path!r}"
-                )
+                told = f"must capture the layer number in its first group; it does not in leaf {path!r}"
+                raise UserError(f"layer_by_layer: pattern {pattern!r} {told}")
             members.setdefault(int(number), []).append(path)
     if not members:
         raise UserError(f"layer_by_layer: pattern {pattern!r} matches no leaf; {nearest(pattern, paths)}")
@@ -222,7 +217,7 @@ def _check_apart(pairs: Iterable[tuple[tuple[str, str], tuple[str, str]]], paths
 def _check_start(start: Any) -> None:
     if isinstance(start, jax.Array) and start.ndim == 0 and jnp.issubdtype(start.dtype, jnp.integer):
         return
-    if isinstance(start, bool) or not isinstance(start, int | float | np.integer):
+    if isinstance(start, bool) or not isinstance(start, int | float):
         raise UserError(f"schedule: start {start!r} is neither a step (int) nor a fraction (float)")
     if isinstance(start, float) and not 0 < start < 1:
         raise UserError(f"schedule: fraction {start} lies outside (0, 1); write a step as an int")
@@ -230,10 +225,8 @@ def _check_start(start: Any) -> None:
         raise UserError(f"schedule: step {start} is negative; the run begins at step 0")
 
 
-def _check_increasing(entries: Sequence[tuple[Any, Rules]], where: str) -> None:
-    for (earlier, _), (later, _) in itertools.pairwise(entries):
-        if not isinstance(earlier, jax.Array) and not isinstance(later, jax.Array) and later <= earlier:
-            raise UserError(
-                f"schedule: phases overlap{where}: an entry starts at {later} after one at {earlier}; "
-                "starts must increase"
-            )
+def _check_increasing(starts: Sequence[Any], told: Sequence[Any], where: str = "") -> None:
+    for (earlier, before), (later, after) in itertools.pairwise(zip(starts, told, strict=True)):
+        if later <= earlier:
+            found = f"an entry starts at {after} after one at {before}"
+            raise UserError(f"schedule: phases overlap{where}: {found}; starts must increase")

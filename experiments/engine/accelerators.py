@@ -12,6 +12,7 @@ from absl import flags
 from freezejax.errors import UserError
 from freezejax.training import processes
 
+flags.disclaim_key_flags()  # of the command, see cli.py
 _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin", "libtpu")
 _DEVICE_FILES = ("nvidia*", "dxg", "kfd", "accel*", "vfio/*")  # of GPUs (dxg: in WSL 2) and TPUs, under /dev
 # Parameter of mallopt(3), by the name that glibc's environment variables have after MALLOC_: (number, value).

@@ -20,6 +20,7 @@ from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import NonFinite, Stopped
 
 _default_config = ""  # where the command line names none
+flags.disclaim_key_flags()  # they are those of the command that asks for them, and its --help lists them
 
 
 def define_config_flag(default_config: str) -> None:
@@ -180,7 +181,8 @@ def _plain(error: Exception) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         return _no_such_flag(error.flagname)
     lines = [line.strip() for line in str(error).replace("\\'", "'").replace("\\n", "\n").splitlines() if line.strip()]
-    text = " ".join(lines)
+    text = re.sub(r"invalid literal for int\(\) with base 10: .*", "expected an integer", " ".join(lines))
+    text = re.sub(r"could not convert string to float: .*", "expected a number", text)
     # ml_collections says no more than the name, or the name and another one
     if isinstance(error, AttributeError) and (name := re.fullmatch(r'\W*(\w+)\W*(Did you mean "(\w+)".*)?', text)):
         return _no_such_field(name[1]) + (f"; nearest: {name[3]}" if name[3] else "")
@@ -193,11 +195,13 @@ def _plain(error: Exception) -> str:
 
 
 def _no_such_flag(name: str) -> str:
-    field = f"; a field of the config is --config.{name}=VALUE" if "config" in flags.FLAGS else ""
-    ours = ("experiments", "benchmarks", sys.argv[0])
-    modules = flags.FLAGS.flags_by_module_dict().items()
-    own = [flag.name for module, of_it in modules if module.startswith(ours) for flag in of_it]
-    return f"there is no flag --{name}; {nearest(name, own)}{field}"
+    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    known = jax.tree_util.tree_leaves_with_path(config.to_dict()) if isinstance(config, ConfigDict) else []
+    fields = [".".join(["config", *(str(key.key) for key in path)]) for path, _ in known]
+    if meant := [f"--{field}=VALUE" for field in fields if field.endswith(f".{name}")]:
+        return f"there is no flag --{name}; a field of the config is {' or '.join(meant)}"
+    own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    return f"there is no flag --{name}; {nearest(name, own, 1)}"
 
 
 def _no_such_field(name: str) -> str:

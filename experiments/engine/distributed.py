@@ -10,6 +10,8 @@ from absl import flags
 
 from freezejax.errors import UserError
 
+flags.disclaim_key_flags()  # of the command, see cli.py
+
 
 class NotJoined(Exception):
     """The processes of the run did not find each other. Nothing says that the command is wrong: they may come later."""

@@ -13,6 +13,7 @@ from experiments.report.table import Column, terminal
 from freezejax import cost, models
 from freezejax.training.config import TrainConfig
 
+flags.disclaim_key_flags()  # of the command, see cli.py
 _MIB = 2**20
 _KIND = {"variant": "name", "steps": "words"}
 

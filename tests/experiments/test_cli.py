@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -24,11 +25,14 @@ SMALL = [
 # What is wrong, and what the line must say.
 BAD = {
     ("--wrkdir=1",): "there is no flag --wrkdir; nearest: workdir",
-    ("--variants=baseline",): "a field of the config is --config.variants=VALUE",
+    ("--confg=1",): "there is no flag --confg; nearest: config\n",
+    ("--variants=baseline",): "there is no flag --variants; a field of the config is --config.variants=VALUE\n",
+    ("--steps=5",): "there is no flag --steps; a field of the config is --config.train.steps=VALUE\n",
     ("--config.nosuch=1",): "no field 'nosuch'",
     ("--config.train.sed=1",): "--config.train.sed=1: the config has no field 'sed'",
     ("--config.train.stepz=3",): "--config.train.stepz=3: the config has no field 'stepz'; nearest: steps",
-    ("--config.train.steps=abc",): "--config.train.steps=abc: invalid literal for int() with base 10: 'abc'\n",
+    ("--config.train.steps=abc",): "--config.train.steps=abc: expected an integer\n",
+    ("--config.model.dropout=x",): "--config.model.dropout=x: expected a number\n",
     ("--config.train.steps=0",): "train.steps=0",
     ("--check", "--config.train.steps=0"): "train.steps=0",
     ("--config.train.steps=1",): "phases overlap",
@@ -93,6 +97,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, command, tmp_path):
     line = check_one_line(command(STUDY, f"--workdir={workdir}", *in_order(arguments)))
     assert BAD[arguments] in line
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("study", ["progressive", "selective", "preflight"])
+def test_help_lists_the_flags_of_a_study(study, command):
+    ended = command(f"experiments.{study}", "--help")
+    assert (ended.code, ended.err) == (0, "")
+    flags = set(re.findall(r"^  --(?:\[no\])?([a-z_]+):", ended.out, re.MULTILINE))
+    of_study = {"workdir", "check", "tensorboard", "dry_run", "hardware", "distributed", "coordinator", "num_processes"}
+    assert flags >= {"config"} | ({"topology", "json"} if study == "preflight" else of_study | {"require_accelerator"})
+    assert "config.train" not in ended.out  # the fields of the config are told elsewhere
 
 
 def test_config_files_that_are_broken(command, tmp_path):

@@ -190,7 +190,8 @@ def test_windows_are_as_long_as_the_notes_say(bare, text, tmp_path, score, refus
     assert score(f"--artifact={short}", *options) == score(f"--artifact={short}", *options, "--seq_len=8")
     for i, notes in enumerate((None, [8], {"seq_len": "8"}, {"seq_len": 0})):
         path = write(tmp_path / f"{i}.fjax", tokenizer, notes)
-        assert f"--artifact={path} does not say how long its sequences were" in refused(f"--artifact={path}", *options)
+        line = refused(f"--artifact={path}", *options)
+        assert f"--artifact={path} does not say how long its sequences were; give --seq_len=N, or save it with" in line
     assert score(f"--artifact={path}", *options, "--seq_len=8") == score(f"--artifact={short}", *options)
 
 

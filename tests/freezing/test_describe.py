@@ -66,6 +66,15 @@ def test_abstract_parameters_and_a_bare_array():
     assert rows_of(describe(np.zeros(3, np.float32), True, tx=optax.sgd(0.1)))[0]["total"].state_bytes == 0
 
 
+def test_numbered_modules_of_linen_share_a_row_and_layers_of_one_leaf_do_not():
+    block = {"Dense_0": {"kernel": np.zeros((2, 3), np.float32)}, "norm": {"scale": np.zeros(3, np.float32)}}
+    params = {"params": {"block_0": block, "block_1": block, "Dense_0": block["Dense_0"], "Dense_1": block["Dense_0"]}}
+    (rows,) = rows_of(describe(params, jax.tree.map(lambda _: True, params)))
+    blocks = {"params/block_*/Dense_0/kernel": 2, "params/block_*/norm/scale": 2}
+    apart = {"params/Dense_0/kernel": 1, "params/Dense_1/kernel": 1}
+    assert {name: row.leaves for name, row in rows.items()} == blocks | apart | {"total": 6}
+
+
 ERRORS = {
     "no length": (lambda: describe(PARAMS, FreezeSchedule([(0, [(".*", True)])])), "needs total_steps"),
     "misfit": (lambda: describe(PARAMS, MASK | {"haed": True}), "'haed' is not in the tree; nearest: head"),

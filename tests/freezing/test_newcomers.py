@@ -8,9 +8,11 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from orbax.checkpoint import v1 as ocp
 
 import freezejax
 from freezejax import UserError, models
+from freezejax.paths import by_path
 
 TRAIN_ALL = {"up": True, "down": True}
 UP_FROZEN = {"up": False, "down": True}
@@ -134,6 +136,101 @@ def test_another_mistake_keeps_its_own_error():
     assert not isinstance(caught.value, UserError)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("half", [True, False])
+def test_a_gradient_of_another_mask_is_named(name, half):
+    """Plain SGD has no state to miss: it left the weight where it was, without a word."""
+    params, tx = arrays(), {**OPTIMIZERS, "sgd": optax.sgd(0.1)}[name]
+    tx, grads = freezejax.freeze(tx, TRAIN_ALL), freezejax.partition(params, UP_FROZEN)[0]
+    shown = grads if half else params
+    with pytest.raises(
+        UserError, match=r"^freeze: leaf 'up' trains, but the gradient holds nothing there; .* the mask of freeze$"
+    ):
+        tx.update(grads, tx.init(params), shown)
+
+
+def test_parameters_of_another_mask_are_named():
+    params, tx = arrays(), freezejax.freeze(optax.adamw(0.1), TRAIN_ALL)
+    with pytest.raises(UserError, match="leaf 'up' trains, but params hold nothing there; "):
+        tx.update(params, tx.init(params), freezejax.partition(params, UP_FROZEN)[0])
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_what_orbax_makes_of_templates_is_as_the_quickstart_says(tmp_path):
+    params = arrays()
+    whole, some = (freezejax.freeze(optax.adam(0.1), mask) for mask in (TRAIN_ALL, UP_FROZEN))
+    for name, tx in [("whole", whole), ("some", some)]:
+        _, state = tx.update(params, tx.init(params), params)
+        ocp.save(tmp_path / name, state)
+    dropped = ocp.load(tmp_path / "whole", some.init(params))
+    some.update(params, dropped, params)
+    assert not any(path.endswith("/up") for path in by_path(dropped))
+    with pytest.raises(UserError, match=r"freezejax\.migrate"):
+        whole.update(params, ocp.load(tmp_path / "some", whole.init(params)), params)
+    with pytest.raises(UserError, match="the optimizer state is a dict"):
+        some.update(params, ocp.load(tmp_path / "some"), params)
+
+
+def test_a_state_loaded_without_a_template_is_named():
+    params, tx = arrays(), freezejax.freeze(optax.adam(0.1), UP_FROZEN)
+    moments = {"count": jnp.int32(0), "mu": {"down": params["down"]}, "nu": {"down": params["down"]}}
+    state = {"inner_states": {"frozen": {"inner_state": None}, "trainable": {"inner_state": [moments, None]}}}
+    with pytest.raises(UserError, match=r"state is a dict; load .*freeze\(tx, mask\)\.init\(params\) as its template$"):
+        tx.update(params, state, params)
+
+
+ADAM, SCHEDULE = optax.adam(0.1), freezejax.FreezeSchedule([(0, [(".*", True)])])
+NO_MASKS = {
+    "rules": (lambda: freezejax.freeze(ADAM, RULES), "mask leaf '0/0' is str.*make a mask with trainable_mask"),
+    "swapped": (lambda: freezejax.freeze(UP_FROZEN, ADAM), r"swapped: freeze\(tx, mask\)"),
+    "schedule": (lambda: freezejax.freeze(ADAM, SCHEDULE), r"mask is FreezeSchedule.*schedule\.phases\(params"),
+    "numbers": (lambda: freezejax.freeze(ADAM, {"up": 1, "down": 0}), "mask leaf 'down' is int.*trainable_mask"),
+    "arrays": (lambda: freezejax.freeze(ADAM, arrays()), "mask leaf 'down' is ArrayImpl.*trainable_mask"),
+    "traced": (
+        lambda: jax.jit(lambda now: freezejax.partition(arrays(), {"up": now, "down": now}))(True),
+        "mask leaf 'down' is .*Tracer.*scheduled_freeze",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_MASKS)
+def test_what_is_given_for_a_mask_is_named(name):
+    call, told = NO_MASKS[name]
+    with pytest.raises(UserError, match=told):
+        call()
+
+
+def migrated(state=None, tx=ADAM, params=None):
+    state = freezejax.freeze(ADAM, TRAIN_ALL).init(arrays()) if state is None else state
+    return freezejax.migrate(state, TRAIN_ALL, UP_FROZEN, tx=tx, params=params or arrays())
+
+
+NOT_MIGRATED = {
+    "other tx": (
+        lambda: migrated(tx=optax.sgd(0.1, momentum=0.9)),
+        r"not a state of freeze\(tx, old_mask\): leaf 'inner_states/trainable/.*' is in one alone; pass the tx",
+    ),
+    "a tx with more state": (
+        lambda: migrated(tx=optax.chain(ADAM, optax.sgd(0.1, momentum=0.9))),
+        "is in one alone; pass the tx and the mask that it was made with",
+    ),
+    "half": (
+        lambda: migrated(params=freezejax.partition(arrays(), UP_FROZEN)[0]),
+        r"params hold nothing at leaf 'up'; give all, combine\(trainable, frozen\)",
+    ),
+    "bare": (lambda: migrated(ADAM.init(arrays())), r"not a state of .*: it is one of tx itself; make it with freeze"),
+    "frozen": (lambda: migrated(tx=freezejax.freeze(ADAM, UP_FROZEN)), "tx is frozen already; pass the optimizer that"),
+    "frozen before": (lambda: migrated(tx=freezejax.freeze(ADAM, TRAIN_ALL)), "tx is frozen already"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_MIGRATED)
+def test_migrate_names_the_argument_that_does_not_fit(name):
+    call, told = NOT_MIGRATED[name]
+    with pytest.raises(UserError, match=told):
+        call()
+
+
 def loss(params, x):
     return jnp.mean((x @ params["up"] @ params["down"] - 1) ** 2)
 
@@ -146,9 +243,12 @@ def test_pairs_of_gradient_and_update_that_fit():
     _, grads = freezejax.value_and_grad(loss, UP_FROZEN)(params, x)
     updates, _ = tx.update(grads, tx.init(params), half)
     found = [freezejax.apply_updates(params, updates), freezejax.combine(optax.apply_updates(half, updates), frozen)]
+    found.append(eqx.apply_updates(params, updates))
+    of_half = TrainState.create(apply_fn=None, params=half, tx=tx).apply_gradients(grads=grads).params
+    found.append(freezejax.combine(of_half, frozen))
     whole = jax.grad(loss)(params, x)
     updates, _ = tx.update(whole, tx.init(params), params)
-    found.append(optax.apply_updates(params, updates))
+    found += [optax.apply_updates(params, updates), eqx.apply_updates(params, updates)]
     state = TrainState.create(apply_fn=None, params=params, tx=tx)
     found.append(state.apply_gradients(grads=whole).params)
     for one in found:

@@ -145,7 +145,7 @@ ERRORS = {
         "no leaf 'v'; nearest: w",
     ),
     "two whole trees": (lambda: combine(PARAMS, PARAMS), "both halves hold leaf 'head'"),
-    "wrong old mask": (wrong_migration, "not a state of freeze.*pass the tx and the mask it was made with"),
+    "wrong old mask": (wrong_migration, "not a state of freeze.*pass the tx and the mask that it was made with"),
     "on_thaw of scheduled_freeze": (
         lambda: freezejax.scheduled_freeze(SGD, SCHEDULE, on_thaw="restrat"),
         "'restrat'; use 'restart' or 'keep'",

@@ -129,6 +129,11 @@ def test_layers_are_ordered_by_number_not_by_name():
     assert [n for n in range(12) if not phase.mask["blocks"][str(n)]["w"]] == [0, 1, 2]
 
 
+def test_a_start_may_be_a_number_of_numpy():
+    for at, begin in [(np.float32(0.5), 15), (np.float64(0.5), 15), (np.int64(7), 7)]:
+        assert start(at)().phases(PARAMS, TOTAL)[1].start == begin
+
+
 def start(at):
     return lambda: FreezeSchedule([(0, ALL), (at, NONE)])
 
@@ -146,7 +151,23 @@ ERRORS = {
     "the same step": (start(0), "overlap: an entry starts at 0 after one at 0"),
     "overlap once resolved": (
         lambda: FreezeSchedule([(0, ALL), (0.5, NONE), (4, ALL)]).phases(PARAMS, 10),
-        "overlap in a run of 10 steps: an entry starts at 4 after one at 5",
+        r"overlap in a run of 10 steps: an entry starts at 4 after one at 0.5 \(rounds to step 5\)",
+    ),
+    "a fraction of no step": (
+        lambda: start(0.001)().resolve(30),
+        r"an entry starts at 0.001 \(rounds to step 0\) after one at 0; starts must increase",
+    ),
+    "a fraction of all steps": (
+        lambda: start(0.999)().resolve(30),
+        r"start 0.999 \(rounds to step 30\) lies beyond the run of 30 steps",
+    ),
+    "fractions overlap": (
+        lambda: FreezeSchedule([(0, ALL), (0.5, NONE), (10, ALL), (0.3, ALL)]),
+        "overlap: an entry starts at 0.3 after one at 0.5",
+    ),
+    "steps among fractions overlap": (
+        lambda: FreezeSchedule([(0, ALL), (9, NONE), (0.5, ALL), (4, ALL)]),
+        "overlap: an entry starts at 4 after one at 9",
     ),
     "fraction above one": (start(1.5), r"fraction 1.5 lies outside \(0, 1\); write a step as an int"),
     "fraction one": (start(1.0), "fraction 1.0 lies outside"),

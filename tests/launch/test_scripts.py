@@ -218,7 +218,7 @@ def submit(launch, bare_path, tmp_path):
 
 WRONG = [
     ("--config.train.stepz=3", "--config.train.stepz=3: the config has no field 'stepz'; nearest: steps"),
-    ("--config.train.steps=many", "--config.train.steps=many: invalid literal"),
+    ("--config.train.steps=many", "--config.train.steps=many: expected an integer"),
     ("--tensorbord", "there is no flag --tensorbord; nearest: tensorboard"),
 ]
 
