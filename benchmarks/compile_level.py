@@ -1,4 +1,4 @@
-"""What LLVM's levels of optimization cost when a step is compiled for a CPU, and what they give the step.
+"""What LLVM's levels of optimization, and one heap for all threads, cost when a step is compiled for a CPU.
 
     python -m benchmarks.compile_level --json=benchmarks/results/compile_level.json
     python -m benchmarks.compile_level --write_docs
@@ -8,6 +8,9 @@ second writes the committed JSON's table into docs/performance.md, and measures 
 """
 
 import dataclasses
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +23,7 @@ from benchmarks import command, pages
 from benchmarks.running_step import EVERYTHING
 from benchmarks.tables import table
 from benchmarks.timing import compare, interleave
+from experiments.engine import accelerators
 from freezejax import models
 from freezejax.schedules import FreezeSchedule
 from freezejax.training.config import TrainConfig
@@ -76,18 +80,34 @@ class Steps:
 def measure(settings: Settings) -> dict[str, Any]:
     """Everything, as it stands in the JSON."""
     rows = [row for name in PROGRAMS for row in of_program(name, settings)]
-    return {"settings": dataclasses.asdict(settings), **pages.environment(), "rows": rows}
+    heaps = in_heaps(settings)
+    return {"settings": dataclasses.asdict(settings), **pages.environment(), "rows": rows, "heaps": heaps}
+
+
+def in_heaps(settings: Settings, rounds: int = 3) -> list[dict[str, Any]]:
+    """Seconds to compile the float32 step where all threads share a heap, and where each has its own, by turns."""
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(rounds):
+        for one_heap, seconds in found.items():
+            call = f"from benchmarks.compile_level import print_seconds; print_seconds({one_heap}, {vars(settings)})"
+            child = subprocess.run([sys.executable, "-c", call], stdout=subprocess.PIPE, text=True, check=True)
+            seconds.append(float(child.stdout.split()[-1]))
+    medians = {one_heap: statistics.median(seconds) for one_heap, seconds in found.items()}
+    return [{"one_heap": one, "compile_s": median, "ratio": median / medians[False]} for one, median in medians.items()]
+
+
+def print_seconds(one_heap: bool, settings: dict[str, Any]) -> None:
+    """Compiles the float32 step, the only thing this process does."""
+    accelerators.choose_platform()
+    accelerators.keep_freed_memory(one_heap)
+    with jax.numpy_dtype_promotion("standard"):
+        print(Steps(*lowered("float32", Settings(**settings)), "1").compile_seconds)
 
 
 def of_program(name: str, settings: Settings) -> list[dict[str, Any]]:
     """One row per level: seconds to compile, step time and last loss against the default."""
-    fields, run = PROGRAMS[name]
-    batch = {"batch_size": settings.batch_size, "seq_len": settings.seq_len}
-    config = TrainConfig.from_mapping({"steps": 1000, **batch, **run})
-    model = models.build("geglu", num_layers=settings.num_layers, model_dim=settings.model_dim, num_heads=4, **fields)
-    plan = RunPlan(model, config, FreezeSchedule([(0, EVERYTHING)]))
-    lowered = plan.lower(0)
-    programs = {level: Steps(plan, lowered, level) for level in LEVELS}
+    plan, program = lowered(name, settings)
+    programs = {level: Steps(plan, program, level) for level in LEVELS}
     rows = compare(interleave(programs, settings.rounds, sample_seconds=1e-3), LEVELS[0])
     default = programs[LEVELS[0]]
     for row, program in zip(rows, programs.values(), strict=True):
@@ -95,6 +115,16 @@ def of_program(name: str, settings: Settings) -> list[dict[str, Any]]:
         row |= {"compile_ratio": program.compile_seconds / default.compile_seconds}
         row |= {"loss_moved": abs(float(program.loss / default.loss) - 1)}
     return rows
+
+
+def lowered(name: str, settings: Settings) -> tuple[RunPlan, jax.stages.Lowered]:
+    """The plan of a program, and the program before it is compiled."""
+    fields, run = PROGRAMS[name]
+    batch = {"batch_size": settings.batch_size, "seq_len": settings.seq_len}
+    config = TrainConfig.from_mapping({"steps": 1000, **batch, **run})
+    model = models.build("geglu", num_layers=settings.num_layers, model_dim=settings.model_dim, num_heads=4, **fields)
+    plan = RunPlan(model, config, FreezeSchedule([(0, EVERYTHING)]))
+    return plan, plan.lower(0)
 
 
 def write_tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -111,7 +141,15 @@ def write_tables(found: Mapping[str, Any]) -> dict[str, str]:
         }
         for row in found["rows"]
     ]
-    return {"levels": table(lines), "machine": pages.sentence(found)}
+    heaps = [
+        {
+            "threads have": "one heap" if row["one_heap"] else "a heap each",
+            "compile, s": f"{row['compile_s']:.2f}",
+            "times": f"{row['ratio']:.2f}",
+        }
+        for row in found["heaps"]
+    ]
+    return {"levels": table(lines), "heaps": table(heaps), "machine": pages.sentence(found)}
 
 
 if __name__ == "__main__":
