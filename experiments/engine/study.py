@@ -1,6 +1,7 @@
 """The one study engine: variants x seeds x base seeds -> finished runs -> rows -> summary.json, table, report."""
 
 import dataclasses
+import functools
 import json
 import operator
 import shutil
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from experiments.engine import cli, dry_run, summary
 from experiments.engine.progress import Progress
 from experiments.engine.results import Session, finish, pack, packing, score_packed
+from experiments.engine.tasks import Task, Trained
 from experiments.engine.variants import Figure, Run, Study, Variant, paper_corpus, select
 from experiments.engine.workdir import CONFIG, METRICS, RESULT, Finished, open_for_writing, read_config
 from experiments.report import page, tables
@@ -23,13 +25,11 @@ from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.sharding import Layout
 from freezejax.training import processes
-from freezejax.training.batches import TokenBatches
-from freezejax.training.checkpoints import save_params
+from freezejax.training.checkpoints import load_params, save_params
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import Stopped, catch_signals
 from freezejax.training.loop import train
 from freezejax.training.metrics import JsonLines, Sink, TensorBoard
-from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.plan import RunPlan, mesh_of
 
 TOKENIZER = "tokenizer.model"  # in the workdir of a study on SentencePiece tokens
@@ -162,13 +162,16 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
         if session.tensorboard:
             sinks.append(TensorBoard(session.workdir / "tensorboard" / variant.name / run.folder))
     evaluate = session.evaluators.of(variant.model, model.apply, variant.train, layout)
+    task = Task(model, train_config, session.corpus, mesh, evaluate, functools.partial(trained, session, run))
+    objective, batches = variant.minimize(task)
     found = train(
         model,
-        LanguageModelling(model, train_config.compute_dtype, evaluate, train_config.remat),
-        TokenBatches(session.corpus.train, train_config, mesh),
+        objective,
+        batches,
         train_config,
         variant.schedule,
         directory,
+        params=None if variant.start is None else variant.start(task),
         mesh=mesh,
         sinks=sinks,
         stop=session.stop,
@@ -185,3 +188,11 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
         summary.write(session)
 
     processes.on_main(conclude_run)
+
+
+def trained(session: Session, run: Run, name: str) -> Trained:
+    """What the run of another variant with the seeds of `run` left; the first base seed where it has no other."""
+    (variant,) = (variant for variant in session.study.variants if variant.name == name)
+    other = Run(name, run.seed, run.base_seed * variant.base_seeds)
+    model = models.build(**variant.model)
+    return Trained(model.apply, load_params(other.directory(session.workdir) / "params", model.abstract_params()))

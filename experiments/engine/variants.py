@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments.engine.tasks import Evaluate, Minimize, Start, language_modelling
 from freezejax.data import Corpus
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, nearest
+from freezejax.paths import nearest
 from freezejax.schedules import FreezeSchedule
 from freezejax.sharding import Layout
 from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import Apply, make_evaluator
-
-Evaluate = Callable[[PyTree], Mapping[str, float]]
 
 
 class Figure(NamedTuple):
@@ -75,6 +74,9 @@ class Variant:
     base_seeds: bool = False  # runs with every base seed, not with the first alone
     same_bytes_as: str = ""  # a control: the variant whose file this one's is to match in size
     papers: Sequence[Paper] = ()  # one per corpus at most
+    minimize: Minimize = language_modelling
+    start: Start | None = None  # weights to start from; None = those of the model and the seed
+    needs: Sequence[str] = ()  # earlier variants whose runs `minimize` and `start` read
 
 
 class Run(NamedTuple):
@@ -175,14 +177,16 @@ class Study:
 
 
 def select(study: Study, wanted: str) -> Study:
-    """The study with only the named variants (comma separated; empty = all), baseline kept first."""
+    """The study with only the named variants (comma separated; empty = all), what they need, and the baseline first."""
     if not wanted:
         return study
-    names = [variant.name for variant in study.variants]
+    needs = {variant.name: variant.needs for variant in study.variants}
+    names = list(needs)
     chosen = [names[0], *(name.strip() for name in wanted.split(","))]
-    for name in chosen:
-        if name not in names:
+    for name in chosen:  # grows
+        if name not in needs:
             raise UserError(f"config.variants: no variant is named {name!r}; {nearest(name, names)}")
+        chosen += [other for other in needs[name] if other not in chosen]
     variants = [variant for variant in study.variants if variant.name in chosen]
     contrasts = [c for c in study.contrasts if c.variant in chosen and c.reference in chosen]
     return dataclasses.replace(study, variants=variants, contrasts=contrasts)

@@ -10,7 +10,8 @@ import pytest
 
 from experiments.configs.progressive import get_config
 from experiments.engine.study import run_study
-from experiments.engine.variants import Contrast, Evaluators, Figure, Paper, Study, Variant
+from experiments.engine.tasks import weights_of
+from experiments.engine.variants import Contrast, Evaluators, Figure, Paper, Study, Variant, select
 from freezejax import artifact, data
 from freezejax.schedules import FreezeSchedule
 
@@ -45,8 +46,12 @@ def make_study(config, vocab_size):
         same_bytes_as="all_trained",
         papers=[paper],
     )
+    still = {**train, "steps": 1, "optimizer": {"learning_rate": 1e-30}}
+    after = dataclasses.replace(
+        baseline, name="went_on", train=still, start=weights_of("all_trained"), needs=["all_trained"]
+    )
     question = Contrast("blocks_frozen", "all_trained", "what do frozen blocks cost?", [paper])
-    return Study("toy", [baseline, control], [question], figures=[ERRORS], evaluators=Errors)
+    return Study("toy", [baseline, control, after], [question], figures=[ERRORS], evaluators=Errors)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,7 @@ def results(workdir):
 
 def test_its_own_figure_goes_from_the_evaluation_to_the_effect(workdir):
     found, runs = json.loads((workdir / "summary.json").read_text()), results(workdir)
-    assert len(runs) == 4
+    assert len(runs) == 6
     assert found["figures"] == [ERRORS._asdict()]
     pct = []
     for seed in (0, 1):
@@ -98,6 +103,25 @@ def test_the_papers_claim_about_it_gets_a_verdict_and_the_control_its_bytes(work
     assert contrast["same_bytes"]["holds"]
 
 
+def test_a_run_goes_on_from_the_weights_of_another_of_its_seed(workdir):
+    runs = results(workdir)
+    for seed in (0, 1):
+        assert runs["went_on", seed]["val_errors"] == runs["all_trained", seed]["val_errors"]
+    assert runs["went_on", 0]["val_errors"] != runs["went_on", 1]["val_errors"]
+
+
+def test_a_variant_brings_what_it_needs():
+    names = [variant.name for variant in select(make_study(get_config("tiny"), 256), "went_on").variants]
+    assert names == ["all_trained", "went_on"]
+    study = make_study(get_config("tiny"), 256)
+    study = dataclasses.replace(study, variants=[study.variants[1], study.variants[0], study.variants[2]])
+    assert [variant.name for variant in select(study, "went_on").variants] == [
+        "blocks_frozen",
+        "all_trained",
+        "went_on",
+    ]
+
+
 def test_the_packed_file_is_scored_with_it(workdir, tmp_path):
     path = workdir / "runs" / "blocks_frozen" / "seed_0"
     result = json.loads((path / "result.json").read_text())
@@ -112,5 +136,5 @@ def test_the_report_and_the_curves_speak_of_it(workdir):
     assert "wrong tokens, %" in report
     assert "bits/byte" not in report
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert {record["step"] for record in records if "val_errors" in record} == {20, 40}
+    assert {record["step"] for record in records if "val_errors" in record} == {1, 20, 40}
     assert {(record["variant"], record["seed"]) for record in records} == set(results(workdir))
