@@ -37,7 +37,7 @@ def test_a_study_and_the_prefix_cache_do_without_an_installation(not_installed, 
     found = summary.summarize(study, get_config("tiny"), CORPUS, Finished(tmp_path))
     assert found["versions"]["freezejax"] == freezejax.__version__
     assert found["versions"]["jax"]
-    assert len(prefix_batches._origin("program", {})) == 64
+    assert len(prefix_batches.origin("program", {})) == 64
 
 
 def test_the_version_stands_in_one_place():

@@ -28,6 +28,7 @@ def define_flags() -> None:
 def print_costs(study: Study, config: ConfigDict, hardware: str = "", efficiency: float = cost.EFFICIENCY) -> None:
     """Prints one line per variant and phase; bytes and FLOPs are of one device and one step.
 
+    A teacher's forward pass stands beside the step of its student, and is in no other figure: kept logits save it.
     `hardware` is a name in `cost.HARDWARE` to estimate times for, "" = no times; `efficiency` the share of the peak
     FLOP/s that matmuls reach. The config's artifact codec says the stored bytes.
     """
@@ -46,6 +47,7 @@ def _lines(
     model, train = models.build(**variant.model), TrainConfig.from_mapping(variant.train)
     # -1 counts as 1, for nobody knows here what devices will be there.
     mesh = {axis: max(1, size) for axis, size in dataclasses.asdict(train.mesh).items()}
+    teacher = None if variant.teacher is None else cost.forward_flops(models.build(**variant.teacher), train)
     found = cost.predict(model, train, variant.schedule, mesh=mesh, codec=packing(config)["codec"])
     for index, phase in enumerate(found.phases):
         sizes = {
@@ -61,6 +63,7 @@ def _lines(
             "steps": f"{phase.start:,} to {phase.stop:,}",
             "trains": f"{phase.trainable_share:.1%}",
             "GFLOP/step": f"{phase.flops / 1e9:,.3f}",
+            **({} if teacher is None else {"teacher's": f"{teacher / 1e9:,.3f}"}),
             **{name: f"{size / _MIB:,.2f}" for name, size in sizes.items()},
             "stored kB": f"{phase.stored_bytes / 1e3:,.1f}",
         }

@@ -71,6 +71,7 @@ def finish(
         **packing(session.config),
         "params_sha256": fingerprint(found.params),
         "steps": found.steps,
+        "steps_before": sum(before.train["steps"] for before in session.study.before(variant)),
         "train_tokens": found.steps * TrainConfig.from_mapping(variant.train).tokens_per_step,
         "step_ms_median": found.step_ms_median,
         "phases": phases(variant, found.params),

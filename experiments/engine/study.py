@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from experiments.engine import cli, dry_run, summary
 from experiments.engine.progress import Progress
 from experiments.engine.results import Session, finish, pack, packing, score_packed
-from experiments.engine.tasks import Task, Trained
+from experiments.engine.tasks import Task, Trained, until_the_end_of_a_run
 from experiments.engine.variants import Figure, Run, Study, Variant, paper_corpus, select
 from experiments.engine.workdir import CONFIG, METRICS, RESULT, Finished, open_for_writing, read_config
 from experiments.report import page, tables
@@ -98,6 +98,8 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
     for field, least in (("seeds", 1), ("base_seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
         if (value := operator.attrgetter(field)(config)) < least:
             raise UserError(f"config.{field}={value}: expected {least} or more")
+    if study.check is not None:
+        study.check(corpus)
     tokenizer = corpus.tokenizer
     for variant in study.variants:
         if (vocab_size := variant.model["vocab_size"]) < tokenizer.vocab_size:
@@ -162,20 +164,22 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
         if session.tensorboard:
             sinks.append(TensorBoard(session.workdir / "tensorboard" / variant.name / run.folder))
     evaluate = session.evaluators.of(variant.model, model.apply, variant.train, layout)
-    task = Task(model, train_config, session.corpus, mesh, evaluate, functools.partial(trained, session, run))
+    earlier = functools.partial(trained, session, variant, run)
+    task = Task(model, train_config, session.corpus, mesh, evaluate, earlier, directory)
     objective, batches = variant.minimize(task)
-    found = train(
-        model,
-        objective,
-        batches,
-        train_config,
-        variant.schedule,
-        directory,
-        params=None if variant.start is None else variant.start(task),
-        mesh=mesh,
-        sinks=sinks,
-        stop=session.stop,
-    )
+    with until_the_end_of_a_run(batches):
+        found = train(
+            model,
+            objective,
+            batches,
+            train_config,
+            variant.schedule,
+            directory,
+            params=None if variant.start is None else variant.start(task),
+            mesh=mesh,
+            sinks=sinks,
+            stop=session.stop,
+        )
     save_params(directory / "params", found.params)
     whole = found if mesh is None else dataclasses.replace(found, params=processes.to_host(found.params))
     processes.on_main(lambda: pack(session, variant, whole.params, directory))
@@ -190,9 +194,11 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
     processes.on_main(conclude_run)
 
 
-def trained(session: Session, run: Run, name: str) -> Trained:
+def trained(session: Session, variant: Variant, run: Run, name: str) -> Trained:
     """What the run of another variant with the seeds of `run` left; the first base seed where it has no other."""
-    (variant,) = (variant for variant in session.study.variants if variant.name == name)
-    other = Run(name, run.seed, run.base_seed * variant.base_seeds)
-    model = models.build(**variant.model)
-    return Trained(model.apply, load_params(other.directory(session.workdir) / "params", model.abstract_params()))
+    if name not in variant.needs:
+        raise ValueError(f"the runs of {variant.name} read those of {name}, which it does not name in needs")
+    (other,) = (each for each in session.study.variants if each.name == name)
+    directory = Run(name, run.seed, run.base_seed * other.base_seeds).directory(session.workdir)
+    model = models.build(**other.model)
+    return Trained(model.apply, load_params(directory / "params", model.abstract_params()))

@@ -110,6 +110,7 @@ class Comparison:
             **{field: first[field] for field in _SIZES},
             "artifact_bytes": round(_bytes(results)),
             "steps": first["steps"],
+            "steps_before": first.get("steps_before", 0),  # older runs were none of a chain
             "train_tokens": first["train_tokens"],
             "step_ms_median": step_ms,
             "tokens_per_second": step_ms and 1e3 * (first["train_tokens"] / first["steps"]) / step_ms,

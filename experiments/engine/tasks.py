@@ -1,6 +1,8 @@
 """What one run minimizes, on what, and from which weights: functions that a variant names."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -13,6 +15,7 @@ from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import Apply
 from freezejax.training.objectives.base import Objective
 from freezejax.training.objectives.language_modelling import LanguageModelling
+from freezejax.training.prefix_cache.batches import PrefixBatches
 
 Evaluate = Callable[[PyTree], Mapping[str, float]]
 
@@ -33,6 +36,7 @@ class Task(NamedTuple):
     mesh: Mesh | None
     evaluate: Evaluate
     trained: Callable[[str], Trained]  # of a variant in `Variant.needs`, with the seeds of this run
+    directory: Path  # the run's folder
 
 
 Minimize = Callable[[Task], tuple[Objective, BatchSource]]
@@ -49,3 +53,15 @@ def language_modelling(task: Task) -> tuple[Objective, BatchSource]:
 def weights_of(variant: str) -> Start:
     """The weights that a run of the same model and seeds ended with: `Variant.start` of a run that goes on from it."""
     return lambda task: task.trained(variant).params
+
+
+@contextlib.contextmanager
+def until_the_end_of_a_run(batches: BatchSource) -> Iterator[BatchSource]:
+    """What a source keeps beside its batches goes when the run has ended, and stays for one that was broken off."""
+    whole = False
+    try:
+        yield batches
+        whole = True
+    finally:
+        if isinstance(batches, PrefixBatches):
+            batches.close(remove=whole)

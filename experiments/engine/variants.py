@@ -77,6 +77,7 @@ class Variant:
     minimize: Minimize = language_modelling
     start: Start | None = None  # weights to start from; None = those of the model and the seed
     needs: Sequence[str] = ()  # earlier variants whose runs `minimize` and `start` read
+    teacher: Mapping[str, Any] | None = None  # a model that runs forward on every batch, for --dry_run
 
 
 class Run(NamedTuple):
@@ -164,6 +165,7 @@ class Study:
     contrasts: Sequence[Contrast] = ()
     figures: Sequence[Figure] = LANGUAGE
     evaluators: Callable[[ConfigDict, Corpus], Evaluators] = Evaluators  # they give `val_NAME` of every figure
+    check: Callable[[Corpus], None] | None = None  # refuses a corpus that what the config names does not fit
 
     def runs(self, seeds: int, base_seeds: int) -> Iterator[tuple[Variant, Run]]:
         """Every run, in order: all of the first base seed before any of the next.
@@ -174,6 +176,18 @@ class Study:
         for base_seed, seed, variant in itertools.product(range(base_seeds), range(seeds), self.variants):
             if base_seed == 0 or variant.base_seeds:
                 yield variant, Run(variant.name, seed, base_seed)
+
+    def before(self, variant: Variant) -> list[Variant]:
+        """The variants whose runs those of a variant need, directly or through others, each once.
+
+        >>> a, b, c = (Variant(name, {}, {}, None, needs=needs) for name, needs in zip("abc", ("", "a", "ab")))
+        >>> [needed.name for needed in Study("s", [a, b, c]).before(c)]
+        ['a', 'b']
+        """
+        names = [*variant.needs]
+        for name in names:  # grows
+            names += [other for v in self.variants if v.name == name for other in v.needs if other not in names]
+        return [other for other in self.variants if other.name in names]
 
 
 def select(study: Study, wanted: str) -> Study:

@@ -2,7 +2,7 @@
 
 import operator
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.engine.variants import LANGUAGE, Figure
@@ -84,6 +84,7 @@ def row_columns(found: Item) -> list[Column]:
         *(_means(figure.heading, figure.trained) for figure in figures),
         _means(f"packed {figures[-1].label}", figures[-1].packed, where=_WRITTEN),
         *_effects("against baseline", "delta_pct"),
+        Column("steps in all", _all_steps(found["rows"]), "{:,}".format, where=_WRITTEN),
         *(
             Column(word, operator.itemgetter(f"{word}_params"), "{:,}".format, where=(HTML,))
             for word in ("trainable", "frozen", "seeded")
@@ -95,6 +96,12 @@ def row_columns(found: Item) -> list[Column]:
         Column("paper", _paper, where=_WRITTEN),
         Column("verdict", _verdict, kind="mark", where=_WRITTEN),
     ]
+
+
+def _all_steps(rows: Sequence[Item]) -> Callable[[Item], int | None]:
+    """Steps of a row with those of the runs that it needs; told where a study has such rows."""
+    chains = any(row.get("steps_before") for row in rows)
+    return lambda row: row["steps"] + row["steps_before"] if chains else None
 
 
 def _figure(heading: str, field: str, half: str, digits: int, unit: str, where: Sequence[str]) -> Column:

@@ -7,6 +7,7 @@ from freezejax.cost.prediction import (
     PhaseCost,
     Prediction,
     estimate_seconds,
+    forward_flops,
     matmul_flops_per_token,
     predict,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "PhaseCost",
     "Prediction",
     "estimate_seconds",
+    "forward_flops",
     "hardware_named",
     "matmul_flops_per_token",
     "predict",

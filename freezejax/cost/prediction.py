@@ -1,11 +1,13 @@
 """What every phase of a run costs, and how long it takes, from its step's jaxpr: nothing is compiled or run."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from freezejax import artifact
@@ -127,6 +129,22 @@ def matmul_flops_per_token(model: Model, schedule: FreezeSchedule, seq_len: int)
     """
     plan = _plan(model, TrainConfig(steps=1, batch_size=1, seq_len=seq_len), schedule, {})
     return matmul_flops(trace(plan.step(0), *plan.arguments(0))) // seq_len
+
+
+def forward_flops(model: Model, config: TrainConfig) -> int:
+    """FLOPs of one forward pass over a batch, on one device, to the logits: what a teacher adds to a student's step.
+
+    >>> from freezejax import models
+    >>> model = models.build("geglu", num_layers=1, model_dim=32, num_heads=2, vocab_size=8)
+    >>> config = TrainConfig(steps=1, batch_size=2, seq_len=8)
+    >>> step = predict(model, config, FreezeSchedule([(0, [(".*", True)])])).phases[0].flops
+    >>> 0.25 < forward_flops(model, config) / step < 0.4  # the backward pass takes twice as much
+    True
+    """
+    tokens = jax.ShapeDtypeStruct((config.batch_size, config.seq_len), jnp.int32)
+    apply = functools.partial(model.apply, compute_dtype=jnp.dtype(config.compute_dtype))
+    program = trace(apply, model.abstract_params(), tokens)
+    return matmul_flops(program) + other_flops(program)
 
 
 def estimate_seconds(phase: PhaseCost, hardware: Chip, efficiency: float = EFFICIENCY) -> float:

@@ -261,12 +261,12 @@ def test_a_damaged_or_foreign_file_is_computed_again(damage, tokens, stopped, tm
 
 def test_what_activations_follow_from_is_in_the_fingerprint(monkeypatch):
     frozen = {"w": np.ones(3, np.float32)}
-    known = prefix_batches._origin("program", frozen)
-    assert prefix_batches._origin("program", {"w": np.ones(3, np.float32)}) == known
-    assert prefix_batches._origin("another program", frozen) != known
-    assert prefix_batches._origin("program", {"w": np.nextafter(frozen["w"], 2, dtype=np.float32)}) != known
+    known = prefix_batches.origin("program", frozen)
+    assert prefix_batches.origin("program", {"w": np.ones(3, np.float32)}) == known
+    assert prefix_batches.origin("another program", frozen) != known
+    assert prefix_batches.origin("program", {"w": np.nextafter(frozen["w"], 2, dtype=np.float32)}) != known
     monkeypatch.setattr(prefix_batches, "versions", lambda *names: dict.fromkeys(names, "999"))
-    assert prefix_batches._origin("program", frozen) != known
+    assert prefix_batches.origin("program", frozen) != known
 
 
 def test_the_program_tells_dtype_length_and_depth_apart():

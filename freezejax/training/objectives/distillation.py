@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from freezejax.paths import PyTree
 from freezejax.training.batches import BatchSource
 from freezejax.training.objectives.base import Batch
 from freezejax.training.objectives.language_modelling import LanguageModelling
-from freezejax.training.prefix_cache.batches import PrefixBatches
+from freezejax.training.prefix_cache.batches import PrefixBatches, make_cache, origin
 from freezejax.training.prefix_cache.store import ActivationCache
 from freezejax.training.programs.compiler import compiler_options
 from freezejax.training.programs.tracing import OneTrace
@@ -39,10 +40,7 @@ class Distillation(LanguageModelling):
     share: float = 0.5  # of the divergence
 
     def __post_init__(self) -> None:  # noqa: D105
-        if not 0 < self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature!r} must be a finite number above 0")
-        if not 0 <= self.share <= 1:
-            raise UserError(f"share={self.share!r} must be a number from 0 to 1")
+        check_options(self.temperature, self.share)
 
     def loss(self, params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The mean over the targets of the batch; see the class."""
@@ -54,6 +52,17 @@ class Distillation(LanguageModelling):
         means = {name: self.mean(batch, of_target_BxT) for name, of_target_BxT in terms.items()}
         second = self.share * self.temperature**2 * means["divergence"]
         return (1 - self.share) * means["cross_entropy"] + second, means
+
+
+def check_options(temperature: float, share: float) -> None:
+    """Refuses what `Distillation` cannot be, before there is a model.
+
+    >>> check_options(2.0, 0.5)
+    """
+    if not 0 < temperature < float("inf"):
+        raise UserError(f"temperature={temperature!r} must be a finite number above 0")
+    if not 0 <= share <= 1:
+        raise UserError(f"share={share!r} must be a number from 0 to 1")
 
 
 class TeacherBatches(PrefixBatches):
@@ -83,6 +92,7 @@ class TeacherBatches(PrefixBatches):
             dtype = jnp.dtype(compute_dtype)
             return apply(params, inputs_BxT, compute_dtype=dtype).astype(dtype)
 
+        self._teach = teach
         program = OneTrace(teach, "teacher", compiler_options=compiler_options())
         super().__init__(source, program, params, cache, "teacher")
         logits = jax.eval_shape(teach, params, source.abstract["inputs"])
@@ -90,3 +100,19 @@ class TeacherBatches(PrefixBatches):
             raise UserError(f"the teacher has a vocabulary of {logits.shape[-1]} tokens, the student of {vocab_size}")
         self.abstract = {**source.abstract, "teacher": logits}
         self.count = getattr(source, "count", None)
+
+    def keep(self, kind: str, gib: float, folder: Path, field: str = "cache") -> None:
+        """Keeps the logits of each window from now on, up to a bound: in "memory", or on "disk" in `folder`.
+
+        What another process left in the folder counts if it comes from the same teacher and machine. `field` names the
+        option in errors.
+
+        Raises:
+          UserError: as `freezejax.training.prefix_cache.batches.make_cache`.
+        """
+
+        def fingerprint() -> str:
+            lowered = jax.jit(self._teach).lower(self._frozen, self.abstract["inputs"])
+            return origin(lowered.as_text(), self._frozen)
+
+        self._cache = make_cache(field, kind, gib, self.abstract["teacher"], self._source, folder, fingerprint)

@@ -162,7 +162,17 @@ def phase_batches(
         shutil.rmtree(directory / FOLDER, ignore_errors=True)  # left by a run killed at the end of an earlier phase
         yield source
         return
-    cache = _make_cache(config, programs, frozen, source, directory / FOLDER)
+    cache = None
+    if config.prefix_cache != "recompute":
+        cache = make_cache(
+            "train.prefix_cache",
+            config.prefix_cache,
+            config.prefix_cache_gib,
+            programs.prefix.compiled.out_info,
+            source,
+            directory / FOLDER,
+            lambda: origin(programs.prefix_text, frozen),
+        )
     found, whole = PrefixBatches(source, programs.prefix, frozen, cache), False
     try:
         yield found
@@ -171,29 +181,31 @@ def phase_batches(
         found.close(remove=whole)
 
 
-def _make_cache(
-    config: TrainConfig, programs: PhasePrograms, frozen: PyTree, source: BatchSource, folder: Path
-) -> ActivationCache | None:
-    assert programs.prefix is not None
-    kind, gib = config.prefix_cache, config.prefix_cache_gib
-    if kind == "recompute":
-        return None
+def make_cache(
+    field: str, kind: str, gib: float, batch: PyTree, source: BatchSource, folder: Path, fingerprint: Callable[[], str]
+) -> ActivationCache:
+    """The cache of a program that makes `batch` (shapes with a leading axis B) of the windows of a source.
+
+    `field` of a config names it in errors, and `field` with `_gib` its bound; it lies in "memory", or on "disk" in
+    `folder`. For `fingerprint` see `ActivationCache` and `origin`.
+
+    Raises:
+      UserError: windows without numbers, or a bound beyond what this machine's memory can promise.
+    """
     windows = getattr(source, "count", None)
     if windows is None:
-        raise UserError(f"train.prefix_cache={kind!r} needs batches of numbered windows: use 'recompute'")
-    batch = programs.prefix.compiled.out_info
+        raise UserError(f"{field}={kind!r} needs batches of numbered windows: use 'recompute'")
     row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
-    where = folder if kind == "disk" else None
     try:
-        return ActivationCache(row, windows, gib * 2**30, where, lambda: _origin(programs.prefix_text, frozen))
+        return ActivationCache(row, windows, gib * 2**30, folder if kind == "disk" else None, fingerprint)
     except MemoryError:
-        wrong = f"train.prefix_cache_gib={gib}: this machine's memory is smaller"
-        raise UserError(f"{wrong}; lower it, or use train.prefix_cache='disk'") from None
+        wrong = f"{field}_gib={gib}: this machine's memory is smaller"
+        raise UserError(f"{wrong}; lower it, or use {field}='disk'") from None
 
 
-def _origin(program: str, frozen: PyTree) -> str:
+def origin(program: str, params: PyTree) -> str:
     """Digest of all that activations follow from besides the tokens: the bits depend on the machine, too."""
     packages = versions("freezejax", "jax", "jaxlib")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = jax.devices()[0].device_kind, cores, os.environ.get("XLA_FLAGS", "")
-    return hashlib.sha256(repr((program, fingerprint(frozen), packages, machine)).encode()).hexdigest()
+    return hashlib.sha256(repr((program, fingerprint(params), packages, machine)).encode()).hexdigest()
