@@ -91,7 +91,7 @@ class FromFile:
         try:
             about = artifact.read_metadata(self.path)
         except UserError as error:
-            raise UserError(f"{self.field}={self.path!r}: {error}") from None
+            raise UserError(f"{self.field}={error}") from None  # which begins with the path
         if about["model"] is None:
             raise UserError(f"{self.field}={self.path!r}: it holds parameters alone, and no model")
         object.__setattr__(self, "about", about)

@@ -3,14 +3,14 @@
 import pytest
 
 from experiments import preflight
-from experiments.configs import parameter_golf, progressive, selective
+from experiments.configs import distillation, parameter_golf, progressive, selective
 from experiments.engine.matching import abstract_params
 from experiments.engine.results import packing
 from freezejax import artifact, cost, models
 from freezejax.errors import UserError
 from freezejax.training.config import TrainConfig
 
-STUDIES = {"progressive": progressive, "selective": selective}
+STUDIES = {"progressive": progressive, "selective": selective, "distillation": distillation}
 MACHINES = {"h100": 1, "h100x8": 8, "v5e": 8}
 CONTROL = "trained_medium_same_maps"  # of the same size as what fits, and trained: over the budget of bytes
 
