@@ -118,6 +118,20 @@ def test_a_stopped_run_ends_with_the_same_bits_and_a_kept_teacher_with_the_same_
     assert go((teacher[0], other), tmp_path / "other")[0] != whole
 
 
+def test_logits_left_on_disk_count_for_the_same_teacher_alone(teacher, tmp_path):
+    def windows_reused(params, rounds):
+        source = batches((teacher[0], params))
+        source.keep("disk", 1.0, tmp_path / "kept")
+        for _ in range(rounds):
+            next(source)
+        source.close(remove=False)
+        return source.reused
+
+    assert windows_reused(teacher[1], 2) == 0
+    assert windows_reused(teacher[1], 1) == 4
+    assert windows_reused(jax.tree.map(lambda leaf: leaf * 1.1, teacher[1]), 1) == 0
+
+
 BAD = {
     "vocabulary": (
         lambda teacher: TeacherBatches(TokenBatches(TOKENS, CONFIG), *teacher, 64),
