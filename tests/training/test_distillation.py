@@ -130,6 +130,7 @@ def test_logits_left_on_disk_count_for_the_same_teacher_alone(teacher, tmp_path)
     assert windows_reused(teacher[1], 2) == 0
     assert windows_reused(teacher[1], 1) == 4
     assert windows_reused(jax.tree.map(lambda leaf: leaf * 1.1, teacher[1]), 1) == 0
+    assert (tmp_path / "kept").exists()  # begun anew, not given up after a look at what was there
 
 
 BAD = {
