@@ -36,24 +36,26 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.seeds = 1 if size == "tiny" else 3  # of the report: training and base seed change together
     config.trials = 1 if size == "tiny" else 4  # of every way of building a model, at every budget
     config.budgets, config.layers, config.heads = _SIZES[size]
-    config.rates = (1.0, 2.0, 4.0)  # to try, in units of the optimizer's
+    config.rates = (0.5, 1.0, 2.0, 4.0)  # to try, in units of the optimizer's
     config.mlp_mults = (2.0, 4.0)  # hidden width / width, to try
     config.distributions = ("normal", "rademacher", "orthogonal_qr")  # of the maps, to try
 
     del config.model.mlp_mult
     config.model.model_dim = 64  # where the search for the width starts
+    config.train.eval_every = 0
     if size == "cpu":
-        config.train.batch_size = 4
+        config.train.steps = 300
+        config.train.batch_size = 4  # sequences
     if size == "tiny":
         config.data.val_sequences = 64
         config.train.steps = 30
         config.train.batch_size = 4
-        config.train.eval_every = 0
+    config.train.optimizer.warmup_steps = config.train.steps // 10
     if golf:
         config.model.family = "parameter_golf"
         config.train.optimizer.name = "muon"
-        config.train.optimizer.learning_rate = 0.01
-        config.train.optimizer.adam_learning_rate = 2e-3
+        config.train.optimizer.learning_rate = 0.02
+        config.train.optimizer.adam_learning_rate = 4e-3
         config.train.optimizer.weight_decay = 0.0
         config.train.optimizer.b2 = 0.95
     return config
