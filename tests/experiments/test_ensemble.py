@@ -16,7 +16,7 @@ from freezejax import artifact, models
 from freezejax.training.checkpoints import load_params
 
 
-@pytest.mark.parametrize("scale", ["tiny", "cpu", "h100"])
+@pytest.mark.parametrize("scale", ["tiny", "h100"])
 def test_controls_have_the_bytes_steps_and_scale_that_they_say(scale):
     config = get_config(scale)
     study, codec = make_study(config, 256), packing(config)["codec"]
@@ -33,7 +33,7 @@ def test_controls_have_the_bytes_steps_and_scale_that_they_say(scale):
             assert variant.model["members"] == [found[name].model for name in variant.needs]
             (phase,) = variant.schedule.phases(models.build(**variant.model).abstract_params(), steps)
             assert sum(jax.tree.leaves(phase.mask)) == phase.mask["mix"] == variant.name.endswith("weighted")
-            assert has_maps(variant.model) == variant.name.startswith("trained_and_frozen")
+            assert has_maps(variant.model) == variant.name.startswith("trained_and")
         else:
             assert steps == config.train.steps * (2 if variant.name.endswith("both_steps") else 1)
     assert found["half"].model == found["half_other"].model == found["half_both_steps"].model
