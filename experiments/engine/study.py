@@ -37,20 +37,25 @@ MakeStudy = Callable[[ConfigDict, int], Study]  # of a config and the size of th
 _MAY_CHANGE = ("config/seeds", "config/base_seeds", "config/variants", "config/paper", "config/train/mesh/")
 
 
-def main(make_study: MakeStudy) -> None:
-    """Runs the study of the flags: every run not yet finished, then summary and report; or with --dry_run its costs."""
+def main(make_study: MakeStudy, folder: str = "") -> Path | None:
+    """Runs the study of the flags: every run not yet finished, then summary and report; or with --dry_run its costs.
+
+    It goes into the workdir of the flags, or a folder of it. Returns that workdir, or None where nothing was run.
+    """
     given = flags.FLAGS
     config = given.config
     if given.dry_run:
         vocab_size = config.model.vocab_size or load_corpus(config).tokenizer.vocab_size
         study = select(make_study(config, vocab_size), config.variants)
         dry_run.print_costs(study, config, given.hardware, given.efficiency)
-        return
+        return None
     for name in ("hardware", "efficiency"):
         if given[name].present:
             raise UserError(f"--{name} is of --dry_run: give both, or neither")
     cli.use_compilation_cache()
-    run_study(make_study, config, Path(given.workdir).absolute(), tensorboard=given.tensorboard)
+    workdir = Path(given.workdir).absolute()
+    run_study(make_study, config, workdir / folder, tensorboard=given.tensorboard)
+    return workdir
 
 
 def run_study(make_study: MakeStudy, config: ConfigDict, workdir: Path, *, tensorboard: bool = False) -> None:
