@@ -31,7 +31,8 @@ def has_maps(model: Mapping[str, Any]) -> bool:
     >>> has_maps({"family": "geglu"}), has_maps(with_maps({"family": "geglu"}, random_map(".*/gate/kernel")))
     (False, True)
     """
-    return any(rule["kind"] == "map" for rule in model.get("weights", ()))
+    own = any(rule["kind"] == "map" for rule in model.get("weights", ()))
+    return own or any(map(has_maps, model.get("members", ())))
 
 
 def check_pattern(field: str, pattern: str, model: Mapping[str, Any]) -> None:

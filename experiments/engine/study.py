@@ -105,18 +105,18 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
             raise UserError(f"config.{field}={value}: expected {least} or more")
     tokenizer = corpus.tokenizer
     for variant in study.variants:
-        if (vocab_size := variant.model["vocab_size"]) < tokenizer.vocab_size:
+        model, train_config = models.build(**variant.model), TrainConfig.from_mapping(variant.train)
+        if (vocab_size := model.config.vocab_size) < tokenizer.vocab_size:
             raise UserError(
                 f"config.model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
                 f"{tokenizer.name}; 0 follows the tokenizer"
             )
-        train_config = TrainConfig.from_mapping(variant.train)
         mesh = mesh_of(train_config)
-        plan = RunPlan(models.build(**variant.model), train_config, variant.schedule, mesh)
+        plan = RunPlan(model, train_config, variant.schedule, mesh)
         processes.check_batch(config.data.eval_batch_size, mesh, "config.data.eval_batch_size")
         artifact.predict_size(plan.abstract_params, model=variant.model, **packing(config))
         sizes: Any = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
-        data.train_iterator(corpus.train, seed=config.seeds - 1, **sizes)
+        data.train_iterator(corpus.train, seed=train_config.seed + config.seeds - 1, **sizes)
         data.eval_batches(corpus.val, **sizes)
 
 
@@ -158,9 +158,10 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
     if processes.broadcast_from_main((directory / RESULT).exists()):
         progress.skip(run.title)
         return
-    train_config = TrainConfig.from_mapping({**variant.train, "seed": run.seed, "base_seed": run.base_seed})
+    first = TrainConfig.from_mapping(variant.train)
+    train_config = dataclasses.replace(first, seed=first.seed + run.seed, base_seed=run.base_seed)
     model, mesh = models.build(**variant.model), mesh_of(train_config)
-    layout = None if mesh is None else Layout(mesh, model.abstract_params(), model.family.sharding)
+    layout = None if mesh is None else Layout(mesh, model.abstract_params(), model.sharding)
     sinks: list[Sink] = []
     if processes.is_main():
         sinks = [JsonLines(directory / METRICS), progress.run(run.title, train_config)]

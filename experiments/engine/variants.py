@@ -69,7 +69,7 @@ class Variant:
 
     name: str
     model: Mapping[str, Any]  # family and its config, as for `models.build`
-    train: Mapping[str, Any]  # fields of TrainConfig
+    train: Mapping[str, Any]  # fields of TrainConfig; a `seed` is added to that of each run
     schedule: FreezeSchedule
     base_seeds: bool = False  # runs with every base seed, not with the first alone
     same_bytes_as: str = ""  # a control: the variant whose file this one's is to match in size

@@ -246,7 +246,7 @@ def test_betas_are_told_by_kernel():
         {"pattern": ".*", "kind": "scalar"},
         {"pattern": "up/.*", "kind": "lora", "rank": 1},
     ]
-    init = attach(lambda key: {"up": {"kernel": plain()}, "down": {"kernel": plain((20, 12))}}, rules)
+    init = attach(lambda *_: {"up": {"kernel": plain()}, "down": {"kernel": plain((20, 12))}}, rules)
     assert betas_of(init(KEY)) == {"up/kernel": 1.0, "down/kernel": 1.0}
     assert set(map(np.float32, betas_of(moved(init(KEY))).values())) == {np.float32(1.1)}
 
@@ -256,7 +256,7 @@ def test_a_rank_from_which_on_nothing_is_saved_is_warned_of(width_in, width_out,
     """Break-even at rank mn / (m + n)."""
     rank = data.draw(st.integers(1, max(width_in, width_out)))
     rules = [{"pattern": ".*", "kind": "lora", "rank": rank}]
-    build_it = lambda: attach(lambda key: {"up": {"kernel": jnp.ones((width_in, width_out))}}, rules)  # noqa: E731
+    build_it = lambda: attach(lambda *_: {"up": {"kernel": jnp.ones((width_in, width_out))}}, rules)  # noqa: E731
     if rank * (width_in + width_out) > width_in * width_out:
         with pytest.warns(UserWarning, match="beside kernel 'up/kernel', .* a low rank saves something below"):
             build_it()
