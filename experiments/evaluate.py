@@ -3,9 +3,11 @@
 python -m experiments.evaluate --workdir=RUN --variant=NAME --seed=0 [--packed]
 python -m experiments.evaluate --workdir=RUN --variant=NAME --seed=0 --data=PATH --seq_len=512 --stride=64
 python -m experiments.evaluate --artifact=FILE.fjax --data=PATH [--seq_len=512]
+python -m experiments.evaluate --artifact=A.fjax,B.fjax --combine=logits --data=PATH [--budget=BYTES]
 
 On its study's own text a run is scored as the study did, so the figures are those of its result.json to the last bit
-(with --packed, those of its packed file); on other text every window is scored. docs/data.md tells more.
+(with --packed, those of its packed file); on other text every window is scored. Several artifacts are scored as one
+model, the mean of their logits or probabilities (docs/artifact.md). docs/data.md tells more.
 """
 
 import hashlib
@@ -54,6 +56,8 @@ def main() -> None:
         raise UserError("--artifact=FILE and --workdir=FOLDER --variant=NAME are two things to score; give one")
     if _GIVEN.tokenizer and not _GIVEN.artifact:
         raise UserError("--tokenizer=FILE.model is for --artifact=FILE; a run of a study keeps its own")
+    if (_GIVEN.combine or _GIVEN.budget) and len(_GIVEN.artifact or ()) < 2:
+        raise UserError("--combine and --budget are for several files, --artifact=A.fjax,B.fjax")
     if _GIVEN.packed and _GIVEN.artifact:
         raise UserError("--packed is for --workdir=FOLDER --variant=NAME; --artifact=FILE is a packed file")
     scored = _of_artifact() if _GIVEN.artifact else _of_run()
@@ -111,7 +115,7 @@ def _restored(directory: Path, result: dict[str, Any], config: ConfigDict, corpu
     tokenizer = {"name": result["tokenizer"], "sha256": result["tokenizer_sha256"]}
     model, mesh = models.build(**result["model"]), mesh_of(TrainConfig.from_mapping(config.train))
     shapes = model.abstract_params()
-    layout = None if mesh is None else Layout(mesh, shapes, model.family.sharding)
+    layout = None if mesh is None else Layout(mesh, shapes, model.sharding)
     if _GIVEN.packed:
         _, params, _ = artifact.load(directory / PACKED)
         if hashlib.sha256((directory / PACKED).read_bytes()).hexdigest() != result["artifact_sha256"]:
@@ -125,8 +129,7 @@ def _restored(directory: Path, result: dict[str, Any], config: ConfigDict, corpu
 
 
 def _of_artifact() -> _Scored:
-    apply, params, metadata = artifact.load(_GIVEN.artifact)
-    seq_len = metadata["notes"].get("seq_len") if isinstance(metadata["notes"], dict) else None
+    apply, params, metadata = _loaded(_GIVEN.artifact)
     corpus = _corpus(_GIVEN.data or "", _GIVEN.tokenizer or "bytes", 0.1)
     vocab_size = models.build(**metadata["model"]).config.vocab_size
     if corpus.tokenizer.vocab_size > vocab_size:
@@ -134,13 +137,30 @@ def _of_artifact() -> _Scored:
             f"--data={_GIVEN.data}: {corpus.tokenizer.name} has {corpus.tokenizer.vocab_size} tokens, the model "
             f"{vocab_size}; give the model's tokenizer with --tokenizer=FILE.model"
         )
-    known = isinstance(seq_len, int) and seq_len > 0  # notes hold whatever their writer put there
-    if not known and not _GIVEN.seq_len:
-        remedy = 'give --seq_len=N, or save it with notes={"seq_len": N}'
-        raise UserError(f"--artifact={_GIVEN.artifact} does not say how long its sequences were; {remedy}")
-    train = {"steps": 1, "batch_size": 1, "seq_len": seq_len if known else 1, "compute_dtype": "float32"}
+    seq_len = _GIVEN.seq_len or _trained_length(metadata.get("members", [metadata]))
+    train = {"steps": 1, "batch_size": 1, "seq_len": seq_len, "compute_dtype": "float32"}
     config = ConfigDict({"train": train, "data": {"eval_batch_size": 16, "val_sequences": 0}})
     return _Scored(apply, params, metadata["model"], _chosen(config), metadata["tokenizer"], corpus)
+
+
+def _loaded(paths: list[str]) -> tuple[Apply, PyTree, dict[str, Any]]:
+    """The model of one file, or that of several."""
+    if len(paths) == 1:
+        return artifact.load(paths[0])
+    return artifact.load_ensemble(paths, combine=_GIVEN.combine or "logits", budget=_GIVEN.budget)
+
+
+def _trained_length(files: list[dict[str, Any]]) -> int:
+    """Tokens of the sequences that artifacts, given by their metadata, were trained on."""
+    notes = [about["notes"] for about in files]  # whatever their writers put there
+    lengths: list[Any] = [found.get("seq_len") if isinstance(found, dict) else None for found in notes]
+    given = f"--artifact={','.join(_GIVEN.artifact)}"
+    if not all(isinstance(length, int) and length > 0 for length in lengths):
+        remedy = 'give --seq_len=N, or save it with notes={"seq_len": N}'
+        raise UserError(f"{given} does not say how long its sequences were; {remedy}")
+    if len(set(lengths)) > 1:
+        raise UserError(f"{given}: sequences were of {', '.join(map(str, lengths))} tokens; choose with --seq_len=N")
+    return lengths[0]
 
 
 def _chosen(config: ConfigDict) -> ConfigDict:
@@ -167,7 +187,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "Training seed of the run.", lower_bound=0)
     flags.DEFINE_integer("base_seed", 0, "Base seed of the run: of its random maps.", lower_bound=0)
     flags.DEFINE_bool("packed", False, "Score the run's packed file in place of its parameters.")
-    flags.DEFINE_string("artifact", None, "An artifact, in place of a run of a study.")
+    flags.DEFINE_list("artifact", None, "An artifact, in place of a run of a study; or several, scored as an ensemble.")
+    flags.DEFINE_enum("combine", None, ["logits", "probabilities"], "Of several artifacts: the mean of what.")
+    flags.DEFINE_integer("budget", None, "Of several artifacts: most bytes they may take together.", lower_bound=1)
     places = "As config.data.path, or a folder of validation shards, or one shard; default: the study's own text."
     flags.DEFINE_string("data", None, places)
     flags.DEFINE_string("tokenizer", None, "A .model file, for an artifact on text that brings none.")

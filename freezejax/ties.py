@@ -69,6 +69,17 @@ def untie(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(put_back, params, is_leaf=lambda node: isinstance(node, Tied))
 
 
+def moved(params: PyTree, path: str) -> PyTree:
+    """The parameters as they stand at `path` of a larger tree: what is tied in them is tied to its place there.
+
+    >>> moved({"embed": np.ones(2), "head": Tied("embed")}, "members/0")["head"]
+    Tied(to='members/0/embed')
+    """
+    is_tied = lambda node: isinstance(node, Tied)  # noqa: E731
+    there = lambda node: dataclasses.replace(node, to=f"{path}/{node.to}") if is_tied(node) else node  # noqa: E731
+    return jax.tree.map(there, params, is_leaf=is_tied)
+
+
 def _by_rules(leaves: Mapping[str, Any], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
     matched, holder = matcher(list(leaves), "tie:"), dict[str, str]()
     for pattern, to in rules:

@@ -44,7 +44,7 @@ def define_study_flags(default_config: str) -> None:
     flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard events under WORKDIR/tensorboard.")
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], object]) -> None:
     """Parses flags, runs `main`, and turns what a user can mend into one line and an exit code.
 
     Exit codes: 2 for bad input, 1 for a loss that is not finite, 75 where the other processes of the run were not
@@ -84,7 +84,7 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=_parse_flags)
 
 
-def _start(main: Callable[[], None]) -> None:
+def _start(main: Callable[[], object]) -> None:
     values = flags.FLAGS
     accelerators.keep_freed_memory(_has_large_steps(values.config) if "config" in values else True)
     if "check" in values and values.check:

@@ -2,6 +2,7 @@
 
 import bisect
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def has_maps(model: Mapping[str, Any]) -> bool:
     >>> has_maps({"family": "geglu"}), has_maps(with_maps({"family": "geglu"}, random_map(".*/gate/kernel")))
     (False, True)
     """
-    return any(rule["kind"] == "map" for rule in model.get("weights", ()))
+    own = any(rule["kind"] == "map" for rule in model.get("weights", ()))
+    return own or any(map(has_maps, model.get("members", ())))
 
 
 def check_pattern(field: str, pattern: str, model: Mapping[str, Any]) -> None:
@@ -80,6 +82,43 @@ def match_bytes(model: Mapping[str, Any], target: int, codec: Codec) -> dict[str
     above = bisect.bisect_left(widths, target, key=stored)
     nearest = min(widths[max(above - 1, 0) : above + 1], key=lambda width: abs(stored(width) - target))
     return _match_hidden(model, nearest, target, lambda candidate: stored_bytes(candidate, codec))
+
+
+def fit_file(model: Mapping[str, Any], target: int, codec: Codec, compressor: str) -> dict[str, Any]:
+    """The model made wider or narrower until its packed file is predicted to take `target` bytes.
+
+    Depth and heads stay. The width is the nearest that the heads allow; the hidden width then takes up the rest, where
+    it is stored at all. The prediction is that of Gaussian weights, see `artifact.predict_size`.
+
+    Raises:
+      UserError: the narrowest model is larger than that by a quarter.
+
+    >>> model = {"family": "geglu", "num_layers": 2, "model_dim": 64, "num_heads": 2}
+    >>> fit_file({**model, "mlp_mult": 2}, 100_000, "int6", "brotli")["model_dim"]
+    76
+    """
+
+    def size(width: int, hidden: int) -> int:
+        sized = _sized(model, width, hidden)
+        return artifact.predict_size(abstract_params(sized), model=sized, codec=codec, compressor=compressor).gaussian
+
+    heads, mult = model["num_heads"], model["mlp_mult"]
+    least = heads * getattr(models.build(**{**model, "weights": []}).config, "rope_dims", 2)
+    width, power, sizes = max(model["model_dim"], least), 1.8, dict[int, int]()
+    while width not in sizes:  # the secant of the logarithms; bytes grow with the width to the power of one to two
+        sizes[width] = size(width, round(mult * width))
+        (a, b) = ([*sizes] * 2)[-2:]
+        if a != b:
+            power = min(max(math.log(sizes[b] / sizes[a]) / math.log(b / a), 1.0), 2.0)
+        width = max(2 * heads * round(width * (target / sizes[width]) ** (1 / power) / (2 * heads)), least)
+    width = min(sizes, key=lambda width: abs(sizes[width] - target))
+    hidden, found = round(mult * width), sizes[width]
+    if found > 1.25 * target:
+        raise UserError(f"no model of {model['num_layers']} layers and {heads} heads fits into {target:,} bytes")
+    per_column = (size(width, hidden + width) - found) / width
+    if per_column > 0:
+        hidden = max(hidden // 4, hidden + round((target - found) / per_column))
+    return _sized(model, width, hidden)
 
 
 def match_step(model: Mapping[str, Any], target: int) -> dict[str, Any]:

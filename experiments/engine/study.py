@@ -37,20 +37,25 @@ MakeStudy = Callable[[ConfigDict, int], Study]  # of a config and the size of th
 _MAY_CHANGE = ("config/seeds", "config/base_seeds", "config/variants", "config/paper", "config/train/mesh/")
 
 
-def main(make_study: MakeStudy) -> None:
-    """Runs the study of the flags: every run not yet finished, then summary and report; or with --dry_run its costs."""
+def main(make_study: MakeStudy, folder: str = "") -> Path | None:
+    """Runs the study of the flags: every run not yet finished, then summary and report; or with --dry_run its costs.
+
+    It goes into the workdir of the flags, or a folder of it. Returns that workdir, or None where nothing was run.
+    """
     given = flags.FLAGS
     config = given.config
     if given.dry_run:
         vocab_size = config.model.vocab_size or load_corpus(config).tokenizer.vocab_size
         study = select(make_study(config, vocab_size), config.variants)
         dry_run.print_costs(study, config, given.hardware, given.efficiency)
-        return
+        return None
     for name in ("hardware", "efficiency"):
         if given[name].present:
             raise UserError(f"--{name} is of --dry_run: give both, or neither")
     cli.use_compilation_cache()
-    run_study(make_study, config, Path(given.workdir).absolute(), tensorboard=given.tensorboard)
+    workdir = Path(given.workdir).absolute()
+    run_study(make_study, config, workdir / folder, tensorboard=given.tensorboard)
+    return workdir
 
 
 def run_study(make_study: MakeStudy, config: ConfigDict, workdir: Path, *, tensorboard: bool = False) -> None:
@@ -102,18 +107,18 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
         study.check(corpus)
     tokenizer = corpus.tokenizer
     for variant in study.variants:
-        if (vocab_size := variant.model["vocab_size"]) < tokenizer.vocab_size:
+        model, train_config = models.build(**variant.model), TrainConfig.from_mapping(variant.train)
+        if (vocab_size := model.config.vocab_size) < tokenizer.vocab_size:
             raise UserError(
                 f"config.model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
                 f"{tokenizer.name}; 0 follows the tokenizer"
             )
-        train_config = TrainConfig.from_mapping(variant.train)
         mesh = mesh_of(train_config)
-        plan = RunPlan(models.build(**variant.model), train_config, variant.schedule, mesh)
+        plan = RunPlan(model, train_config, variant.schedule, mesh)
         processes.check_batch(config.data.eval_batch_size, mesh, "config.data.eval_batch_size")
         artifact.predict_size(plan.abstract_params, model=variant.model, **packing(config))
         sizes: Any = {"batch_size": train_config.batch_size, "seq_len": train_config.seq_len}
-        data.train_iterator(corpus.train, seed=config.seeds - 1, **sizes)
+        data.train_iterator(corpus.train, seed=train_config.seed + config.seeds - 1, **sizes)
         data.eval_batches(corpus.val, **sizes)
 
 
@@ -155,9 +160,10 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
     if processes.broadcast_from_main((directory / RESULT).exists()):
         progress.skip(run.title)
         return
-    train_config = TrainConfig.from_mapping({**variant.train, "seed": run.seed, "base_seed": run.base_seed})
+    first = TrainConfig.from_mapping(variant.train)
+    train_config = dataclasses.replace(first, seed=first.seed + run.seed, base_seed=run.base_seed)
     model, mesh = models.build(**variant.model), mesh_of(train_config)
-    layout = None if mesh is None else Layout(mesh, model.abstract_params(), model.family.sharding)
+    layout = None if mesh is None else Layout(mesh, model.abstract_params(), model.sharding)
     sinks: list[Sink] = []
     if processes.is_main():
         sinks = [JsonLines(directory / METRICS), progress.run(run.title, train_config)]

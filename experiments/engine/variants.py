@@ -6,7 +6,7 @@ A claim of the paper is judged on the corpus it was made on, or not at all.
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +69,7 @@ class Variant:
 
     name: str
     model: Mapping[str, Any]  # family and its config, as for `models.build`
-    train: Mapping[str, Any]  # fields of TrainConfig
+    train: Mapping[str, Any]  # fields of TrainConfig; a `seed` is added to that of each run
     schedule: FreezeSchedule
     base_seeds: bool = False  # runs with every base seed, not with the first alone
     same_bytes_as: str = ""  # a control: the variant whose file this one's is to match in size
@@ -153,6 +153,25 @@ class Evaluators:
         return lambda params: evaluate(params)._asdict()
 
 
+def half_of_validation(index: int) -> Callable[[ConfigDict, Corpus], Evaluators]:
+    """`Study.evaluators` on the first (0) or the second (1) half of the validation text alone.
+
+    What is chosen on one half can be judged on the other.
+    """
+
+    def make(config: ConfigDict, corpus: Corpus) -> Evaluators:
+        middle = len(corpus.val) // 2
+        half = corpus.val[:middle] if index == 0 else corpus.val[middle:]
+        return Evaluators(config, dataclasses.replace(corpus, val=half))
+
+    return make
+
+
+def every_pair(seeds: int, base_seeds: int) -> Iterator[tuple[int, int]]:
+    """Every (seed, base seed), all of the first base seed before any of the next."""
+    return ((seed, base_seed) for base_seed, seed in itertools.product(range(base_seeds), range(seeds)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """What a study file declares: its variants (the first is the baseline), its contrasts, what it compares.
@@ -166,14 +185,15 @@ class Study:
     figures: Sequence[Figure] = LANGUAGE
     evaluators: Callable[[ConfigDict, Corpus], Evaluators] = Evaluators  # they give `val_NAME` of every figure
     check: Callable[[Corpus], None] | None = None  # refuses a corpus that what the config names does not fit
+    pairs: Callable[[int, int], Iterable[tuple[int, int]]] = every_pair  # of config.seeds and config.base_seeds
 
     def runs(self, seeds: int, base_seeds: int) -> Iterator[tuple[Variant, Run]]:
-        """Every run, in order: all of the first base seed before any of the next.
+        """Every run, in order.
 
         >>> [run.folder for _, run in Study("s", [Variant("a", {}, {}, None, base_seeds=True)]).runs(2, 2)]
         ['seed_0', 'seed_1', 'seed_0_base_1', 'seed_1_base_1']
         """
-        for base_seed, seed, variant in itertools.product(range(base_seeds), range(seeds), self.variants):
+        for (seed, base_seed), variant in itertools.product(self.pairs(seeds, base_seeds), self.variants):
             if base_seed == 0 or variant.base_seeds:
                 yield variant, Run(variant.name, seed, base_seed)
 

@@ -53,10 +53,15 @@ def picture(found: Mapping[str, Any], variants: Sequence[str]) -> str:
     from experiments.report import plots
 
     rows = [row for row in found["rows"] if row["name"] in variants]
+    return alone(plots.tradeoff(rows, figures_of(found)[-1]))
+
+
+def alone(svg: str) -> str:
+    """A figure of the page as an SVG file with the page's colours, light and dark."""
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     colors = re.findall(r"(?:@media[^{]*\{ )?:root \{[^}]*\}(?: \})?", page)
     style = f"<style>{' '.join(colors)} text {{ font-family: system-ui, sans-serif !important; }}</style>"
-    start, rest = plots.tradeoff(rows, figures_of(found)[-1]).split(">", 1)
+    start, rest = svg.split(">", 1)
     return f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
 
 

@@ -70,8 +70,10 @@ def notes(found: Item) -> list[str]:
 
 
 def size(row: Item) -> str:
-    """Layers and width of a row's model: "4 × 128"."""
-    return " × ".join(str(row["model"][field]) for field in ("num_layers", "model_dim") if field in row["model"])
+    """Layers and width of a row's model: "4 × 128"; of an ensemble those of its members: "2 × 64 + 2 × 64"."""
+    parts = row["model"].get("members", [row["model"]])
+    fields = ("num_layers", "model_dim")
+    return " + ".join(" × ".join(str(part[field]) for field in fields if field in part) for part in parts)
 
 
 def row_columns(found: Item) -> list[Column]:

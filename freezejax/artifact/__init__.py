@@ -2,6 +2,7 @@
 
 from freezejax.artifact.codecs import CODECS
 from freezejax.artifact.encode import COMPRESSORS
+from freezejax.artifact.ensemble import load_ensemble
 from freezejax.artifact.size import SizeEstimate, predict_bytes, predict_size
 from freezejax.artifact.store import Saved, load, quantize, read_metadata, save
 
@@ -11,6 +12,7 @@ __all__ = [
     "Saved",
     "SizeEstimate",
     "load",
+    "load_ensemble",
     "predict_bytes",
     "predict_size",
     "quantize",

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -162,13 +162,22 @@ def _check_model(model: Any, num_tensors: int) -> None:
     for value in jax.tree.leaves(model):
         if isinstance(value, int) and abs(value) >= 2**31:
             raise ValueError(f"an integer in field 'model' is beyond 32 bits: {str(value)[:12]}...")
-    layers = model.get("num_layers")
-    if isinstance(layers, int) and layers > num_tensors:  # before anything is built: each layer stores a leaf
-        raise ValueError(f"the model has {layers} layers, but {num_tensors} tensors are stored")
-    rules = model.get("weights", [])
-    for rule in rules if isinstance(rules, list) else []:
-        if isinstance(rule, dict) and isinstance(rule.get("pattern"), str):
-            _check_pattern(rule["pattern"])
+    parts = list(_mappings(model))  # the model itself, its rules, and the models that it is made of
+    layers = [part.get("num_layers", 1) for part in parts if "family" in part]
+    depth = sum(max(count, 1) for count in layers if isinstance(count, int))
+    if depth > max(num_tensors, 1):  # before anything is built: each layer, and each model, stores a leaf
+        raise ValueError(f"the model has {depth} layers, but {num_tensors} tensors are stored")
+    for part in parts:
+        if isinstance(part.get("pattern"), str):
+            _check_pattern(part["pattern"])
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in decoded JSON, at any depth."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from _mappings(inner)
 
 
 def _check_pattern(pattern: str) -> None:

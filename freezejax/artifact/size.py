@@ -94,18 +94,23 @@ def _bits(tensor: Tensor, quantile: Quantile) -> float:
 def _entropy_of_codes(codec: str, length: int, quantile: Quantile) -> float:
     """The scale is that of a row of `length` quantiles, the codes are those of the whole distribution."""
     if codec in codecs.LEVELS:
-        levels = codecs.to_levels(quantile(_midpoints(_FINE)), codec, GAUSSIAN_STEPS[codecs.LEVELS[codec]])
+        levels = codecs.to_levels(_finely(quantile), codec, GAUSSIAN_STEPS[codecs.LEVELS[codec]])
         return _entropy(levels.codes[0].astype(np.int64) + codecs.qmax(codec))
     row = quantile(_midpoints(length)).astype(np.float32)
     scale = float(codecs.quantize_rows(row[None], codec).scales[0])
-    codes = np.clip(np.rint(quantile(_midpoints(_FINE)) / scale), -codecs.qmax(codec), codecs.qmax(codec))
+    codes = np.clip(np.rint(_finely(quantile) / scale), -codecs.qmax(codec), codecs.qmax(codec))
     return _entropy(codes.astype(np.int64) + codecs.qmax(codec))
 
 
 @functools.cache
 def _entropy_of_half(quantile: Quantile, std: float) -> float:
-    half = codecs.to_float16((std * quantile(_midpoints(_FINE))).astype(np.float32))
+    half = codecs.to_float16((std * _finely(quantile)).astype(np.float32))
     return sum(_entropy(plane) for plane in np.frombuffer(encode.shuffle(half), np.uint8).reshape(2, -1))
+
+
+@functools.cache
+def _finely(quantile: Quantile) -> np.ndarray:
+    return quantile(_midpoints(_FINE))
 
 
 def _midpoints(count: int) -> np.ndarray:

@@ -54,7 +54,7 @@ def save(
       params: any pytree. Float leaves are stored; the seeds of its random maps must be one, and cost 8 bytes together.
       model: `{"family": ..., **config}` as for `models.build`, which must have exactly these leaves; None for
         parameters of a model of your own, which `load` then wants to be shown.
-      codec: a codec, or ordered `(regex on the leaf path, codec)`; small tensors are float16 in any case.
+      codec: a codec, or ordered `(regex on the leaf path, codec)`; small tensors are float16, see `stored_tensors`.
       compressor: 'none', 'zlib', 'lzma', 'zstd' or 'brotli'.
       tokenizer: `{"name": ..., "sha256": ...}` of the tokenizer the model was trained with.
       notes: anything JSON can hold.

@@ -36,8 +36,8 @@ class Tensor(NamedTuple):
 
     @property
     def small(self) -> bool:
-        """Whether it lies in the one section of small tensors: fewer than two dims, or at most `SMALL` elements."""
-        return len(self.shape) < 2 or self.size <= SMALL
+        """Whether it lies in the one section of small tensors, which are float16: see `stored_tensors`."""
+        return len(self.shape) < 2 or (self.size <= SMALL and self.codec == "float16")
 
     @property
     def rows(self) -> int:
@@ -61,7 +61,9 @@ def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
     """The leaves of parameters, or of their shapes, in flattening order, without seeds and drawn maps.
 
     `codec` is one for everything, or ordered `(regex, codec)`; `re.fullmatch` on the path, first match wins. In place
-    of a regex "role=adapter" means all leaves of a role, see `freezejax.roles`.
+    of a regex "role=adapter" means all leaves of a role, see `freezejax.roles`. Tensors of fewer than two dims stay
+    float16, and so do those of at most `SMALL` elements, unless they are of few levels, or a rule of their role saves a
+    quarter of their bytes.
 
     Raises:
       UserError: an unknown codec or role, a regex that is none or matches no leaf, a leaf without a rule or not float.
@@ -73,11 +75,15 @@ def stored_tensors(params: PyTree, codec: CodecRules) -> list[Tensor]:
     codecs = _codecs(roles.leaves(params), rules)
     for leaf in stored_leaves(params):
         tensor = Tensor(leaf.path, tuple(leaf.value.shape), "float16")
+        coded = tensor._replace(codec=codecs.get(leaf.path, "float16"))
         if not tensor.small:
             if leaf.path not in codecs:
                 close = nearest(leaf.path, [pattern for pattern, _ in rules], count=1)
                 raise UserError(f"no codec rule covers leaf {leaf.path!r}; {close}")
-            tensor = tensor._replace(codec=codecs[leaf.path])
+            tensor = coded
+        elif len(tensor.shape) > 1 and (leaf.role is Role.CODED or (_ROLE + leaf.role, coded.codec) in rules):
+            saves = coded.packed_bytes + 2 * coded.rows <= 0.75 * tensor.packed_bytes
+            tensor = coded if saves else tensor
         found.append(tensor)
     return found
 

@@ -5,21 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from freezejax.errors import UserError
 from freezejax.masks import count_parameters as count
-from freezejax.models import geglu, importers, parameter_golf
+from freezejax.models import ensemble, geglu, importers, parameter_golf
 from freezejax.models.attention import causal_attention
-from freezejax.models.base import Model, functional
-from freezejax.models.config import make_config
-from freezejax.models.family import Family, Params
+from freezejax.models.base import Model, build, family_named
+from freezejax.models.ensemble import EnsembleConfig
+from freezejax.models.family import FAMILIES, Family, Params
 from freezejax.models.geglu import GegluConfig
 from freezejax.models.loss import cross_entropy
 from freezejax.models.parameter_golf import ParameterGolfConfig
-from freezejax.paths import check_known
-from freezejax.weights import Rules, attach
 
 __all__ = [
     "FAMILIES",
+    "EnsembleConfig",
     "Family",
     "GegluConfig",
     "Model",
@@ -32,27 +30,7 @@ __all__ = [
     "from_torch",
 ]
 
-# A new family is a file with its record and a line here.
-FAMILIES: dict[str, Family] = {"geglu": geglu.FAMILY, "parameter_golf": parameter_golf.FAMILY}
-
-
-def build(family: str, *, weights: Rules = (), **config: Any) -> Model:
-    """The model of a family in `FAMILIES`, such as 'geglu'; `config` are fields of its config, such as `GegluConfig`.
-
-    `weights` says which kernels are weights of another kind, see `freezejax.weights.kinds`.
-
-    Raises:
-      UserError: an unknown family or key, a value that no model can have, or a pattern that matches no kernel.
-
-    >>> build("geglu", num_layers=2, model_dim=64, num_heads=4).config.mlp_mult
-    2
-    """
-    known = _family(family)
-    for name, kind in (("maps", "map"), ("lora", "lora")):
-        if name in config:
-            raise UserError(f"{name}=[{{'pattern': ...}}] is now weights=[{{'pattern': ..., 'kind': '{kind}'}}]")
-    model = functional(known, make_config(known.config, config))
-    return model._replace(init=attach(model.init, weights))
+FAMILIES.update(geglu=geglu.FAMILY, parameter_golf=parameter_golf.FAMILY, ensemble=ensemble.FAMILY)
 
 
 def from_torch(
@@ -71,10 +49,5 @@ def from_torch(
     ...
     freezejax.errors.UserError: config tied=False: this family supports True only
     """
-    model = build(family, **importers.drop_fixed(config, _family(family).fixed))
+    model = build(family, **importers.drop_fixed(config, family_named(family).fixed))
     return model.apply, importers.params_from_torch(model, state)
-
-
-def _family(family: str) -> Family:
-    check_known(family, FAMILIES, f"there is no model family {family!r}")
-    return FAMILIES[family]

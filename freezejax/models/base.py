@@ -3,20 +3,23 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import Literal
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
-from freezejax.models.family import Family, Params, make_init
+from freezejax.models.config import make_config
+from freezejax.models.family import FAMILIES, Family, InitRules, Params, make_init
 from freezejax.models.layers import named
-from freezejax.paths import by_path, check_known
-from freezejax.ties import untie
+from freezejax.paths import by_path, check_known, named_key
+from freezejax.ties import moved, untie
+from freezejax.weights import Rules, attach
 
 Stream = Any  # a tree of [B, T, D]; its last leaf is the residual stream
 
@@ -54,6 +57,17 @@ class Model(NamedTuple):
     init: Callable[..., Params]
     apply: Callable[..., Any]
     prefix: Callable[..., Any]
+
+    @property
+    def sharding(self) -> Sequence[tuple[str, PartitionSpec]]:
+        """How leaves lie on a mesh, for `freezejax.sharding`: the family's rules, and of every part its own."""
+        of_parts = [
+            (f"{name}/{i}/(?:{pattern})", spec)
+            for name, parts in self.family.parts(self.config).items()
+            for i, part in enumerate(parts)
+            for pattern, spec in part.sharding
+        ]
+        return [*of_parts, *self.family.sharding]
 
     def abstract_params(self) -> Params:
         """The parameters as `jax.ShapeDtypeStruct`; nothing is allocated."""
@@ -116,11 +130,36 @@ class _Embedded:
     index: int
 
 
+def build(family: str, *, weights: Rules = (), **config: Any) -> Model:
+    """The model of a family in `FAMILIES`, such as 'geglu'; `config` are fields of its config, such as `GegluConfig`.
+
+    `weights` says which kernels are weights of another kind, see `freezejax.weights.kinds`.
+
+    Raises:
+      UserError: an unknown family or key, a value that no model can have, or a pattern that matches no kernel.
+
+    >>> from freezejax import models
+    >>> models.build("geglu", num_layers=2, model_dim=64, num_heads=4).config.mlp_mult
+    2
+    """
+    known = family_named(family)
+    for name, kind in (("maps", "map"), ("lora", "lora")):
+        if name in config:
+            raise UserError(f"{name}=[{{'pattern': ...}}] is now weights=[{{'pattern': ..., 'kind': '{kind}'}}]")
+    model = functional(known, make_config(known.config, config))
+    return model._replace(init=attach(model.init, weights))
+
+
+def family_named(name: str) -> Family:
+    """The family of a name; UserError where there is none."""
+    check_known(name, FAMILIES, f"there is no model family {name!r}")
+    return FAMILIES[name]
+
+
 def functional(family: Family, config: Any) -> Model:
     """The model of a family and config: the module, split once and without arrays into pure functions."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: family.module(config)))
-    shapes: Params = nnx.to_pure_dict(state)
-    init = make_init(shapes, family.init_rules(config))
+    init = _init(nnx.to_pure_dict(state), family.init_rules(config), family.parts(config))
 
     def apply(
         params: Params,
@@ -151,6 +190,22 @@ def functional(family: Family, config: Any) -> Model:
         return _without(stream, embedded)
 
     return Model(family, config, init, apply, prefix)
+
+
+def _init(shapes: Params, rules: InitRules, parts: Mapping[str, Sequence[Model]]) -> Callable[..., Params]:
+    """`init(key, base_key=None) -> params`: leaves by the rules, and every part as it draws itself."""
+    own = make_init({name: tree for name, tree in shapes.items() if name not in parts}, rules)
+
+    def init(key: jax.Array, base_key: jax.Array | None = None) -> Params:
+        base = key if base_key is None else base_key  # one of all parts
+
+        def of_part(path: str, part: Model) -> Params:
+            return moved(part.init(named_key(key, path), base), path)
+
+        drawn = {name: {i: of_part(f"{name}/{i}", p) for i, p in enumerate(models)} for name, models in parts.items()}
+        return {**own(key), **drawn}
+
+    return init
 
 
 def _through(

@@ -41,6 +41,13 @@ class Family:
     names: Sequence[tuple[str, str, bool]]  # (our path, torch's with / for ., whether transposed there)
     sharding: Sequence[tuple[str, PartitionSpec]]  # how leaves lie on the mesh; whole where no pattern matches
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys of foreign configs, with the only value
+    # Of a config: lists of models (see `base.Model`) by the attribute of the module that holds their modules, such as
+    # "members". A part's parameters, at `members/0`, are drawn and lie on a mesh as they would alone.
+    parts: Callable[[Any], Mapping[str, Sequence[Any]]] = lambda config: {}
+
+
+# A new family is a file with its record and a line in `freezejax/models/__init__.py`.
+FAMILIES: dict[str, Family] = {}
 
 
 def make_init(shapes: Params, rules: InitRules) -> Callable[..., Params]:

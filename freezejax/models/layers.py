@@ -68,11 +68,12 @@ def corrected(mlp: nnx.Module, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def head(
-    logits_of: Callable[[jax.Array], jax.Array], x_BxTxD: jax.Array, targets_BxT: jax.Array | None, softcap: float = 0.0
+    logits_of: Callable[[Any], jax.Array], x_BxTxD: Any, targets_BxT: jax.Array | None, softcap: float = 0.0
 ) -> jax.Array:
     """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T] where there are any.
 
-    `logits_of` is a `Linear(D, V)`, or the product with the tied embedding; of `softcap` see `cross_entropy`.
+    `logits_of` is a `Linear(D, V)`, or the product with the tied embedding, or of a tree of `x_BxTxD` what makes logits
+    of it; of `softcap` see `cross_entropy`.
 
     >>> head(Linear(3, 5), jnp.ones((2, 4, 3)), jnp.zeros((2, 4), jnp.int32)).shape
     (2, 4)

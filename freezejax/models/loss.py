@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,20 +32,20 @@ def capped(logits: jax.Array, softcap: float) -> jax.Array:
 
 
 def head_cross_entropy(
-    logits_of: Callable[[jax.Array], jax.Array], x_BxTxD: jax.Array, targets_BxT: jax.Array, softcap: float = 0.0
+    logits_of: Callable[[Any], jax.Array], x_BxTxD: Any, targets_BxT: jax.Array, softcap: float = 0.0
 ) -> jax.Array:
     """`cross_entropy` of `logits_of(x)`, float32 [B, T]; the backward pass finds the logits once, in the dtype of `x`.
 
     From 2^24 logits on the head runs in up to 8 slices of positions, one after the other in both passes, and
     float32 logits and their gradient are held for one slice alone. `logits_of` takes each position for itself:
-    [B, t, D] -> [B, t, V] in the dtype of `x_BxTxD`, float32 or bfloat16.
+    [B, t, D] -> [B, t, V] in the dtype of `x_BxTxD`, float32 or bfloat16. `x_BxTxD` may be a tree of such arrays.
 
     >>> head_cross_entropy(lambda x: x @ jnp.ones((3, 4)), jnp.zeros((1, 2, 3)), jnp.zeros((1, 2), jnp.int32))
     Array([[1.3862944, 1.3862944]], dtype=float32)
     """
-    B, T, _ = x_BxTxD.shape
+    B, T = targets_BxT.shape
 
-    def of_slice(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def of_slice(part: tuple[Any, jax.Array]) -> jax.Array:
         x, targets = part
         return cross_entropy(logits_of(x), targets, softcap)
 
@@ -56,7 +57,7 @@ def head_cross_entropy(
         x = jnp.pad(x, [(0, 0), (0, -T % slices), (0, 0)][: x.ndim]) if T % slices else x
         return x.reshape(B, slices, -1, *x.shape[2:]).swapaxes(0, 1)
 
-    found_SxBxt: jax.Array = jax.lax.map(of_slice, (split(x_BxTxD), split(targets_BxT)))
+    found_SxBxt: jax.Array = jax.lax.map(of_slice, jax.tree.map(split, (x_BxTxD, targets_BxT)))
     return found_SxBxt.swapaxes(0, 1).reshape(B, -1)[:, :T]
 
 

@@ -68,7 +68,7 @@ class RunPlan:
         self.matrices = as_matrices(self.abstract_params)
         self.phases = schedule.phases(self.abstract_params, config.steps)
         drawn = jax.eval_shape(draw_maps, self.abstract_params)
-        self.layout = None if mesh is None else Layout(mesh, drawn, model.family.sharding)
+        self.layout = None if mesh is None else Layout(mesh, drawn, model.sharding)
         for path, leaf in zip(leaf_paths(self.batch), jax.tree.leaves(self.batch), strict=True):
             if leaf.shape[:1] != (config.batch_size,):
                 wanted = f"train.batch_size={config.batch_size} rows first"

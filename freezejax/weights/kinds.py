@@ -64,15 +64,17 @@ class Site(NamedTuple):
 
 
 def attach(init: Init, rules: Any) -> Init:
-    """A model's `init(key)` with weights of other kinds in place of the kernels that the rules name.
+    """A model's `init(key, base_key)` with weights of other kinds in place of the kernels that the rules name.
 
     A rule is a mapping: `pattern` (of whole kernel paths), `kind` (of `KINDS`) and the options of that kind. What is
-    drawn from the base seed takes the second argument of the `init(key, base_key=None)` that is returned, or the key.
+    drawn from the base seed takes the second argument of the `init(key, base_key=None)` that is returned, or the key;
+    the `init` that is given gets both.
 
     Raises:
       UserError: a rule with an unknown kind, option or value, or a pattern that matches no kernel.
 
-    >>> init = attach(lambda key: {"up": {"kernel": jax.numpy.ones((3, 4))}}, [{"pattern": "up/.*", "kind": "map"}])
+    >>> ones = lambda key, base_key: {"up": {"kernel": jax.numpy.ones((3, 4))}}
+    >>> init = attach(ones, [{"pattern": "up/.*", "kind": "map"}])
     >>> init(jax.random.key(0))["up"]["kernel"].map.shape
     (3, 4)
     """
@@ -80,15 +82,15 @@ def attach(init: Init, rules: Any) -> Init:
     if isinstance(rules, str | Mapping) or not isinstance(rules, Sequence):
         raise UserError(f"weights={rules!r} must be a list of rules such as {_EXAMPLE}")
     if not rules:
-        return lambda key, base_key=None: init(key)
-    shapes = jax.eval_shape(init, jax.random.key(0))
+        return lambda key, base_key=None: init(key, base_key)
+    shapes = jax.eval_shape(init, jax.random.key(0), jax.random.key(0))
     kernels = {leaf.path: None for leaf in leaves(shapes) if leaf.role in (Role.KERNEL, Role.HEAD)}
     parsed = [_parse(f"weights[{index}]", rule, kernels) for index, rule in enumerate(rules)]
 
     def with_kinds(key: jax.Array, base_key: jax.Array | None = None) -> PyTree:
         base = key if base_key is None else base_key
         at = lambda path, leaf: _at_kernel(parsed, leaf, Site(path, key, base)) if path in kernels else leaf  # noqa: E731
-        return map_with_paths(at, init(key))
+        return map_with_paths(at, init(key, base))
 
     # A bad value of an option is told now, and a block to share with that is not there.
     warn_above_break_even(untie(jax.eval_shape(with_kinds, jax.random.key(0))))

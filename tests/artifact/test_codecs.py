@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freezejax import artifact
 from freezejax.artifact import codecs
 from freezejax.artifact.tensors import stored_tensors
 from freezejax.errors import UserError
-from freezejax.weights import MapWeight, RandomMap
+from freezejax.weights import LoraWeight, LowBitWeight, MapWeight, RandomMap
 
 integer_codecs = st.sampled_from(sorted(codecs.BITS))
 
@@ -142,3 +143,33 @@ def test_the_first_matching_rule_wins():
     tree = {"w": {"a": np.zeros((80, 80)), "base": np.zeros((80, 80)), "b": np.zeros((8, 8))}}
     found = stored_tensors(tree, [(".*/(a|b)", "int8"), (".*", "int6")])
     assert {tensor.path: tensor.codec for tensor in found} == {"w/a": "int8", "w/b": "float16", "w/base": "int6"}
+
+
+def test_small_adapters_are_coded_where_a_rule_of_their_role_saves_bytes():
+    up = LoraWeight(np.zeros((60, 60)), np.zeros((60, 8)), np.zeros((8, 60)), 8.0)
+    thin = LoraWeight(np.zeros((60, 60)), np.zeros((60, 1)), np.zeros((1, 60)), 1.0)  # a scale per number of b
+    tree = {"up": up, "thin": thin, "mix": np.zeros((2, 60))}
+
+    def coded(*rules):
+        return {tensor.path for tensor in stored_tensors(tree, rules) if tensor.codec != "float16"}
+
+    assert coded(("role=adapter", "int8"), (".*", "int6")) == {"up/a", "up/b", "thin/a"}
+    few = LowBitWeight(np.zeros((8, 8)), np.zeros(8), levels=3, step=1.0)  # has levels of its own
+    assert [tensor.codec for tensor in stored_tensors({"few": few}, "int8")] == ["levels3", "float16"]
+    assert coded((".*", "int8")) == coded((".*/(a|b)", "int8"), (".*", "int6")) == set()
+
+
+def test_a_small_coded_adapter_comes_back_within_its_steps(tmp_path):
+    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)  # noqa: E731
+    params = {"up": LoraWeight(draw(0, 60, 60), draw(1, 60, 8), draw(2, 8, 60), 8.0), "scale": draw(3, 60)}
+    sizes = {}
+    for codec in ("int8", "float16"):
+        rules = [("role=adapter", codec), (".*", "float16")]
+        path = tmp_path / f"{codec}.fjax"
+        sizes[codec] = artifact.save(path, params, codec=rules).bytes
+        _, loaded, _ = artifact.load(path, like=params)
+        for name in ("a", "b"):
+            wanted, found = (np.asarray(getattr(tree["up"], name)) for tree in (params, loaded))
+            steps = np.abs(wanted).max(axis=0) / 127
+            assert (np.abs(found - wanted) <= {"int8": 1.5 * steps, "float16": 2e-3}[codec]).all()
+    assert sizes["int8"] < sizes["float16"] - 300

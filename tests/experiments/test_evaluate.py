@@ -246,6 +246,21 @@ def test_the_command_of_the_artifact_page_scores_a_file_without_notes_as_its_own
     assert score(*line.split("experiments.evaluate ")[1].split())["tokens"] > 100
 
 
+def test_several_artifacts_are_scored_as_one_model(study, bare, packed, score, refused):
+    other = study[0] / "runs" / "baseline" / "seed_0" / "model.fjax"
+    data_of = (f"--data={bare[0]}", f"--tokenizer={bare[1]}")
+    found = {paths: score(f"--artifact={paths}", *data_of) for paths in (f"{packed}", f"{packed},{packed}")}
+    alone, twice = found.values()
+    assert twice == {**alone, **{name: pytest.approx(alone[name], rel=1e-5) for name in FIGURES[:2]}}
+    pair = f"--artifact={packed},{other}"
+    logits, probabilities = (score(pair, *data_of, f"--combine={c}") for c in ("logits", "probabilities"))
+    assert score(pair, *data_of) == logits
+    assert len({figures["val_ce"] for figures in (logits, probabilities, alone)}) == 3
+    size = packed.stat().st_size + other.stat().st_size
+    assert f"{size:,} bytes together, 1 over" in refused(pair, *data_of, f"--budget={size - 1}")
+    assert "are for several files" in refused(f"--artifact={packed}", *data_of, "--combine=logits")
+
+
 def test_an_artifact_that_names_no_tokenizer_takes_any_that_fits(text, tmp_path, score):
     path = write(tmp_path / "x.fjax", None, {"seq_len": 16})
     found = score(f"--artifact={path}", f"--data={text}")

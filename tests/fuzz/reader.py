@@ -60,7 +60,7 @@ def _weights(tensors: list[Any], sections: list[tuple[int, bytes]]) -> dict[str,
     found = {}
     for (path, shape, codec), (encoding, data) in zip(tensors, sections[2:], strict=True):
         size = math.prod(shape)
-        if len(shape) < 2 or size <= SMALL:
+        if len(shape) < 2 or (size <= SMALL and codec == "float16"):
             values, small = small[:size], small[size:]
             found[path] = values.reshape(shape)
         elif codec == "float16":

@@ -123,7 +123,7 @@ class Records:
 def run(case: Case, mesh: Mesh | None, directory: Path, stop_at: int | None = None) -> tuple[Records, Any]:
     """`(records, final parameters)`; no parameters where it was stopped."""
     model, config, schedule = case.build()
-    layout = None if mesh is None else Layout(mesh, model.abstract_params(), model.family.sharding)
+    layout = None if mesh is None else Layout(mesh, model.abstract_params(), model.sharding)
     table = ByteTable(np.ones(VOCAB, np.int64), np.zeros(VOCAB, bool), np.zeros(VOCAB, bool))
     held_out = TOKENS[: 24 * 16 + 1].astype(np.uint16)
     dtype = config.compute_dtype

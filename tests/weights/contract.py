@@ -79,7 +79,7 @@ def check_init(make):
 def check_trains(weight):
     """One step of AdamW with decay moves what may train, all of it; seeds and what is frozen keep their bits."""
     params = {"up": {"kernel": weight}, "down": {"kernel": plain(SHAPE[::-1])}}
-    x = plain((6, SHAPE[0]), seed=2)
+    x = plain((8, SHAPE[0]), seed=2)  # enough rows for LoRA to merge
 
     class Squares(Objective):
         def loss(self, params, batch, key):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from freezejax import UserError
 from freezejax.roles import Role, leaves
-from freezejax.weights import KINDS, MapWeight, RandomMap, Site, attach, betas_of, matrix, merge, unmerge
+from freezejax.weights import KINDS, LoraWeight, MapWeight, RandomMap, Site, attach, betas_of, matrix, merge, unmerge
 from tests.weights.contract import BASE_KEY, KEY, SITE, moved, plain
 
 ADDED = {"lora": {"rank": 3, "alpha": 2.0}, "vera": {"rank": 5}, "randlora": {"rank": 5}}
@@ -194,13 +194,59 @@ def test_the_lengths_of_dora_are_constants_to_the_gradient():
     assert np.abs(found - jax.grad(by_hand)(n["b"])).max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("base", ["array", "map", "shifted"])
+@pytest.mark.parametrize("rows", [3, 16])  # 3: too few to merge
+def test_gradients_of_lora_are_those_of_the_formula(rows, base, dtype):
+    """In numpy; the base's own too. Counterpart: without the scale they are others."""
+    inner = MapWeight.create(RandomMap((12, 20), name="up"), BASE_KEY) if base == "map" else plain()
+    weight = moved(build("lora", moved(build("scale_shift", inner)) if base == "shifted" else inner))
+    x, grad = (plain((rows, width), seed).astype(dtype).reshape(rows, 1, width) for width, seed in ((12, 2), (20, 3)))
+    y, pull = jax.vjp(lambda x, weight: weight(x), x, weight)
+    x_grad, found = pull(grad)
+    n, X, G = numbers(weight), *(np.asarray(z, np.float64).reshape(rows, -1) for z in (x, grad))
+    wanted = {
+        "y": (y, X @ lora(n, 2 / 3) + (np.asarray(weight.base.shift) if base == "shifted" else 0)),
+        "x": (x_grad, G @ lora(n, 2 / 3).T),
+        "a": (found.a, 2 / 3 * X.T @ G @ n["b"].T),
+        "b": (found.b, 2 / 3 * (X @ n["a"]).T @ G),
+    }
+    if base == "array":
+        wanted["base"] = (found.base, X.T @ G)
+    for name, (value, expected) in wanted.items():
+        assert value.dtype == (dtype if name in "xy" else jnp.float32)
+        size = np.abs(expected).max()
+        error = np.abs(np.asarray(value, np.float64).reshape(expected.shape) - expected).max() / size
+        assert error < (1e-5 if dtype == jnp.float32 else 2e-2), name
+    assert np.abs(1.5 * wanted["a"][1] - found.a).max() > 0.1 * np.abs(found.a).max()
+
+
+def test_an_adapter_below_the_last_place_of_its_base_counts_in_bfloat16():
+    """1 + 1e-3 is 1 in bfloat16: the sum of the matrices would have no adapter in it."""
+    base = jnp.ones((2, 2), jnp.bfloat16)
+    weight = LoraWeight(base, jnp.array([[1e-3], [0.0]]), jnp.ones((1, 2)), alpha=1.0)
+    x = jnp.tile(jnp.array([1.0, -1.0], jnp.bfloat16), (4, 1))
+    np.testing.assert_allclose(weight(x).astype(jnp.float32), 1e-3, rtol=1e-2)
+    assert not jnp.any(x @ weight.materialize().astype(jnp.bfloat16))
+
+
+def test_the_program_of_an_adapter_has_no_gradient_of_its_base():
+    """Adapters alone train: one matmul over the rows each way, and two thin ones each for `a` and `b`."""
+    shape, rows = (48, 80), 160
+    weight = moved(build("lora", plain(shape)))
+    loss = lambda beside, x: jnp.sum(jnp.sin(dataclasses.replace(weight, a=beside[0], b=beside[1])(x)))  # noqa: E731
+    grads = jax.jit(jax.grad(loss, (0, 1))).lower((weight.a, weight.b), plain((rows, shape[0]))).compile()
+    whole, thin, sums = 2 * rows * 48 * 80, 2 * rows * 3 * (48 + 80), 2 * 2 * 3 * 48 * 80
+    assert 2 * whole + 2 * thin < grads.cost_analysis()["flops"] < 2 * whole + 2 * thin + sums + 0.03 * whole
+
+
 def test_betas_are_told_by_kernel():
     rules = [
         {"pattern": ".*", "kind": "map"},
         {"pattern": ".*", "kind": "scalar"},
         {"pattern": "up/.*", "kind": "lora", "rank": 1},
     ]
-    init = attach(lambda key: {"up": {"kernel": plain()}, "down": {"kernel": plain((20, 12))}}, rules)
+    init = attach(lambda *_: {"up": {"kernel": plain()}, "down": {"kernel": plain((20, 12))}}, rules)
     assert betas_of(init(KEY)) == {"up/kernel": 1.0, "down/kernel": 1.0}
     assert set(map(np.float32, betas_of(moved(init(KEY))).values())) == {np.float32(1.1)}
 
@@ -210,7 +256,7 @@ def test_a_rank_from_which_on_nothing_is_saved_is_warned_of(width_in, width_out,
     """Break-even at rank mn / (m + n)."""
     rank = data.draw(st.integers(1, max(width_in, width_out)))
     rules = [{"pattern": ".*", "kind": "lora", "rank": rank}]
-    build_it = lambda: attach(lambda key: {"up": {"kernel": jnp.ones((width_in, width_out))}}, rules)  # noqa: E731
+    build_it = lambda: attach(lambda *_: {"up": {"kernel": jnp.ones((width_in, width_out))}}, rules)  # noqa: E731
     if rank * (width_in + width_out) > width_in * width_out:
         with pytest.warns(UserWarning, match="beside kernel 'up/kernel', .* a low rank saves something below"):
             build_it()

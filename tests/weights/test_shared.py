@@ -78,7 +78,7 @@ def test_what_is_shared_may_be_of_any_kind_and_each_use_may_have_an_adapter():
 def test_on_a_mesh_it_computes_the_same():
     model = build(LOOP)
     params = model.init(KEY)
-    layout = Layout(make_mesh(), jax.eval_shape(lambda: params), model.family.sharding)
+    layout = Layout(make_mesh(), jax.eval_shape(lambda: params), model.sharding)
     np.testing.assert_allclose(jax.jit(lambda p: loss(model, layout.at_use(p)))(params), loss(model, params), rtol=1e-5)
 
 

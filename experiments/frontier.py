@@ -1,0 +1,272 @@
+"""Loss against stored bytes: do weights that are drawn from a seed and never trained win at any size of the file?
+
+    python -m experiments.frontier --config=experiments/configs/frontier.py:tiny --workdir=DIR
+
+Two sides meet at every budget of bytes: models with random maps in one place or another, and models that train every
+weight: narrow ones, of few bits, of shared depth. Each way of building a model gets as many trials as any other. All
+trials are compared on the first half of the validation text (WORKDIR/search); the best of each way is then trained
+again with other seeds and judged on the second half (WORKDIR/report).
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments.engine import cli, matching, study
+from experiments.engine.results import packing
+from experiments.engine.variants import Contrast, Study, Variant, half_of_validation
+from experiments.report import fronts
+from experiments.report.fronts import FROZEN, TRAINED
+from freezejax import cost, models
+from freezejax.errors import UserError
+
+_FIRST_NEW_SEED = 100  # of the report; the search has seed 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to build a model of a size, and what to try of it."""
+
+    name: str
+    seeded: str = ""  # pattern of the kernels of a block that are random maps; "" = everything trains
+    few_bits: Sequence[Any] = (None,)  # of the kernels that train; None = as the codec has them
+    uses: Sequence[int] = (1,)  # how often the weights of a block are used, one block after the other
+    adapter: Sequence[str] = ("none",)  # over the maps
+
+    @property
+    def side(self) -> str:
+        """The side that it is on."""
+        return FROZEN if self.seeded else TRAINED
+
+
+_TRAINED = [
+    Way("narrow"),
+    Way("int4", few_bits=(4,)),
+    Way("low_bits", few_bits=("ternary", 2, 3)),
+    Way("shared", uses=(2, 3)),
+    Way("shared_int4", few_bits=(4,), uses=(2, 3)),
+]
+_KERNELS = {  # of a block
+    "geglu": ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/gate", "mlp/up", "mlp/down"),
+    "parameter_golf": ("attn/c_q", "attn/c_k", "attn/c_v", "attn/proj", "mlp/fc", "mlp/proj"),
+}
+_PLACES = {"gate_up": "mlp/(gate|up|fc)", "mlp": "mlp/.*", "qk": "attn/(c_)?[qk]", "attention": "attn/.*"}
+_ADAPTERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "gain": {"kind": "gain"},
+    "lora4": {"kind": "lora", "rank": 4},
+    "lora16": {"kind": "lora", "rank": 16},
+    "lora32": {"kind": "lora", "rank": 32},
+    "dora8": {"kind": "dora", "rank": 8},
+}
+
+
+def ways() -> list[Way]:
+    """What is tried at every budget."""
+    some, many = ("none", "gain", "lora4", "lora16"), ("lora4", "dora8", "lora16", "lora32")
+    places = [Way(name, place, (None, 4), (1,), some) for name, place in _PLACES.items()]
+    return [*_TRAINED, *places, Way("everything", ".*", adapter=many)]
+
+
+class Trial(NamedTuple):
+    """A way at a budget, and one choice of what is tried of it."""
+
+    way: Way
+    budget: int  # bytes of the file
+    number: int
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of its variant."""
+        return f"{fronts.size_name(self.budget)}_{self.way.name}_{self.number}"
+
+
+def trials(config: ConfigDict) -> Iterator[Trial]:
+    """The trials of a config: of every way as many, the values of each option as evenly as their number allows."""
+    for (row, budget), way in itertools.product(enumerate(config.budgets), ways()):
+        choices: dict[str, Sequence[Any]] = {
+            "layers": config.layers[row],
+            "heads": (config.heads[row],),
+            "mlp_mult": config.mlp_mults,
+            "rate": config.rates,
+            "few_bits": way.few_bits,
+            "uses": way.uses,
+            "adapter": way.adapter,
+            "distribution": config.distributions if way.seeded else ("normal",),
+        }
+        rng = random.Random(f"{config.model.family}, {way.name}, {budget}")
+        columns = [_evenly(rng, values, config.trials) for values in choices.values()]
+        for number, values in enumerate(zip(*columns, strict=True)):
+            yield Trial(way, budget, number, dict(zip(choices, values, strict=True)))
+
+
+def _evenly(rng: random.Random, values: Sequence[Any], count: int) -> list[Any]:
+    rounds = (rng.sample(list(values), len(values)) for _ in range(math.ceil(count / len(values))))
+    return list(itertools.chain.from_iterable(rounds))[:count]
+
+
+def model_of(trial: Trial, config: ConfigDict, vocab_size: int) -> dict[str, Any]:
+    """The model of a trial, as wide as its budget allows."""
+    way, options = trial.way, trial.options
+    layers, heads = options["layers"] * options["uses"], options["heads"]
+    model = {**config.model, "num_layers": layers, "num_heads": heads, "mlp_mult": options["mlp_mult"]}
+    model["vocab_size"] = config.model.vocab_size or vocab_size
+    # Weights that train start from the scale at which maps are drawn, as far as the family can.
+    if model["family"] == "geglu":
+        model |= {"separate_qkv": True, "mlp_in_init": "fan_in"}
+    else:
+        model["num_kv_heads"] = heads // 2
+    model["weights"] = _weights(way, options, _KERNELS[model["family"]], layers)
+    try:
+        return matching.fit_file(model, trial.budget, **packing(config))
+    except UserError as error:
+        raise UserError(f"{trial.name}: {error}") from None
+
+
+def _weights(way: Way, options: Mapping[str, Any], kernels: Sequence[str], layers: int) -> list[dict[str, Any]]:
+    seeded = [name for name in kernels if way.seeded and re.fullmatch(way.seeded, name)]
+    trained, found = [name for name in kernels if name not in seeded], []
+    if seeded:
+        found.append(matching.random_map(_pattern(seeded), options["distribution"]))
+    if options["few_bits"]:
+        found.append({"pattern": _pattern(trained), "kind": "lowbit", "bits": options["few_bits"]})
+    for block in range(layers):
+        if again := block % options["uses"]:
+            found.append({"pattern": _pattern(trained, f"{block}"), "kind": "shared", "block": block - again})
+    if adapter := _ADAPTERS[options["adapter"]]:
+        found.append({"pattern": _pattern(seeded), **adapter})
+    return found
+
+
+def _pattern(kernels: Sequence[str], block: str = r"\d+") -> str:
+    return f"blocks/{block}/({'|'.join(kernels)})/kernel"
+
+
+def search(config: ConfigDict, vocab_size: int) -> Study:
+    """The study of all trials, on the first half of the validation text."""
+    if config.model.family not in _KERNELS:
+        raise UserError(f"config.model.family={config.model.family!r}: expected one of {', '.join(_KERNELS)}")
+    found = [_variant(trial, model_of(trial, config, vocab_size), config) for trial in trials(config)]
+    return Study("frontier", found, evaluators=half_of_validation(0), pairs=lambda *_: [(0, 0)])
+
+
+def _variant(trial: Trial, model: Mapping[str, Any], config: ConfigDict, longer: float = 1.0) -> Variant:
+    train = config.train.to_dict()
+    for rate in ("learning_rate", "adam_learning_rate"):
+        train["optimizer"][rate] *= trial.options["rate"]
+    train["steps"] = round(longer * train["steps"])
+    name = trial.name + "_longer" * (longer != 1)
+    return Variant(name, model, train, matching.ALL_TRAIN, base_seeds=True)
+
+
+class Chosen(NamedTuple):
+    """The best trial of a way at a budget."""
+
+    trial: Trial
+    model: Mapping[str, Any]
+    score: float  # bits per byte of its file, on the half that it was chosen on
+    step_flops: int  # of its matmuls, per token
+
+
+def choose(config: ConfigDict, summary: Mapping[str, Any]) -> list[Chosen]:
+    """Of every way and budget the trial whose file has the fewest bits per byte, by the summary of the search."""
+    rows = {row["name"]: row for row in summary["rows"]}
+    groups: dict[tuple[int, str], list[Chosen]] = {}
+    for trial in trials(config):
+        if row := rows.get(trial.name):
+            flops = cost.matmul_flops_per_token(models.build(**row["model"]), matching.ALL_TRAIN, config.train.seq_len)
+            chosen = Chosen(trial, row["model"], row["packed_bpb_mean"], flops)
+            groups.setdefault((trial.budget, trial.way.name), []).append(chosen)
+    return [min(group, key=lambda chosen: chosen.score) for group in groups.values()]
+
+
+def winners(best: Sequence[Chosen], budget: int) -> dict[str, Chosen]:
+    """The best of each side at a budget, still by the search."""
+    sides = {side: [c for c in best if (c.trial.budget, c.trial.way.side) == (budget, side)] for side in fronts.SIDES}
+    for side, found in sides.items():
+        if not found:
+            raise UserError(
+                f"the search has no finished trial of {side} at {budget:,} bytes; leave config.variants empty"
+            )
+    return {side: min(found, key=lambda chosen: chosen.score) for side, found in sides.items()}
+
+
+def report(best: Sequence[Chosen], config: ConfigDict) -> Study:
+    """The study of the best trial of every way: new seeds, and the second half of the validation text.
+
+    Of a budget's two winners that whose step takes fewer FLOPs is trained once more, for as many FLOPs as the other.
+    """
+    variants, contrasts = [], []
+    for budget in config.budgets:
+        of_budget = [chosen for chosen in best if chosen.trial.budget == budget]
+        won, size = winners(best, budget), fronts.size_name(budget)
+        cheap, dear = sorted(won.values(), key=lambda chosen: chosen.step_flops)
+        longer = _variant(cheap.trial, cheap.model, config, dear.step_flops / cheap.step_flops)
+        variants += [*(_variant(chosen.trial, chosen.model, config) for chosen in of_budget), longer]
+        names = {side: chosen.trial.name for side, chosen in won.items()}
+        at_flops = {**names, cheap.trial.way.side: longer.name}
+        contrasts += [
+            Contrast(names[FROZEN], names[TRAINED], f"{size}: the best with maps against the best without"),
+            Contrast(at_flops[FROZEN], at_flops[TRAINED], f"{size}: ... where both are trained for the same FLOPs"),
+        ]
+        contrasts += [
+            Contrast(chosen.trial.name, names[TRAINED], f"{size}: {chosen.trial.way.name} at random")
+            for chosen in of_budget
+            if chosen.trial.way.side == FROZEN and chosen is not won[FROZEN]
+        ]
+    unique = {variant.name: variant for variant in variants}  # two of the same FLOPs per step need no longer one
+    return Study("frontier", list(unique.values()), contrasts, evaluators=half_of_validation(1), pairs=_new_seeds)
+
+
+def _new_seeds(seeds: int, _: int) -> Iterator[tuple[int, int]]:
+    """Training and base seed change together: the spread of a front is that of both."""
+    return ((_FIRST_NEW_SEED + index, _FIRST_NEW_SEED + index) for index in range(seeds))
+
+
+def conclude(config: ConfigDict, best: Sequence[Chosen], judged: Mapping[str, Any]) -> fronts.Cell:
+    """What a pair of fronts shows, from the summary of the report, as plain values."""
+    rows = {row["name"]: row for row in judged["rows"]}
+    budgets = []
+    for budget in config.budgets:
+        points = [
+            fronts.point(chosen.trial.way.name, chosen.trial.way.side, chosen.trial.options, row, chosen.step_flops)
+            for chosen in best
+            for suffix in ("", "_longer")
+            if chosen.trial.budget == budget and (row := rows.get(chosen.trial.name + suffix))
+        ]
+        names = {side: chosen.trial.name for side, chosen in winners(best, budget).items()}
+        of_budget = [c for c in judged["contrasts"] if c["question"].startswith(f"{fronts.size_name(budget)}:")]
+        budgets.append(fronts.at_budget(budget, points, names, of_budget))
+    return {
+        "family": config.model.family,
+        "optimizer": config.train.optimizer.name,
+        "source": judged["data"]["source"],
+        "tokenizer": judged["data"]["tokenizer"],
+        "command": judged["command"],
+        "budgets": budgets,
+    }
+
+
+def main() -> None:
+    """Searches, reports, and says which side wins at every budget: WORKDIR/frontier.json and frontier.md."""
+    config = flags.FLAGS.config
+    workdir = study.main(search, "search")
+    if workdir is None:
+        return
+    best = choose(config, json.loads((workdir / "search" / "summary.json").read_text(encoding="utf-8")))
+    study.run_study(lambda config, _: report(best, config), config.copy_and_resolve_references(), workdir / "report")
+    fronts.write(workdir, conclude(config, best, json.loads((workdir / "report" / "summary.json").read_text())))
+
+
+if __name__ == "__main__":
+    cli.define_study_flags("experiments/configs/frontier.py:tiny")
+    cli.run(main)
