@@ -10,6 +10,7 @@ committed JSON's tables into the pages that quote them.
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,14 @@ from benchmarks.timing import compare, interleave
 from freezejax import FreezeSchedule, scheduled_freeze, trainable_mask
 from freezejax.masks import Rule, count_parameters
 from freezejax.training.objectives.language_modelling import LanguageModelling
+from freezejax.weights import LoraWeight
+from freezejax.weights.adapter import Adapter
 
 RESULTS = pages.RESULTS / "freezing.json"
 PAGES = (pages.README, pages.PERFORMANCE)
 TARGET = 0.05  # of the FLOP ratio: how far the time ratio may be above it
 ALL, FROZEN = "nothing frozen", "gate and up"
-ADAPTERS, SCALES = "all but adapters", "all but norm scales"
+ADAPTERS, SCALES, BESIDE = "all but adapters", "all but norm scales", "adapters beside their bases"
 LORA = [{"pattern": r"blocks/\d+/.*/kernel", "kind": "lora", "rank": 16}]
 _MOVED_STEPS = 3
 
@@ -65,10 +68,11 @@ def measure(settings: Settings) -> dict[str, Any]:
     """Everything, as it stands in the JSON."""
     environment = pages.environment()
     programs = {name: phase(settings.sizes, rules) for name, rules in cases(settings.sizes.num_layers).items()}
-    programs[ADAPTERS] = phase(settings.sizes, [(r".*/[ab]", True), (".*", False)], weights=LORA)
+    programs[ADAPTERS], beside = adapters(settings.sizes)
     made = recipes(settings.sizes)
     moved = {name: _largest_change(program, GATE_UP) for name, program in made.items()}
-    everything = programs | made | {SCALES: phase(settings.sizes, [(r".*/scale", True), (".*", False)])}
+    scales = phase(settings.sizes, [(r".*/scale", True), (".*", False)])
+    everything = programs | made | {SCALES: scales, BESIDE: beside}
     calls = {name: lambda program=program: program.run(settings.steps) for name, program in everything.items()}
     samples = interleave(calls, settings.rounds, sample_seconds=0)
     seconds = {name: sample / settings.steps for name, sample in samples.items()}
@@ -90,13 +94,22 @@ def measure(settings: Settings) -> dict[str, Any]:
     }
 
 
+def adapters(sizes: Sizes) -> tuple[RunningStep, RunningStep]:
+    """Adapters of rank 16 on every kernel train, and nothing else: as they are, and each product beside its base's."""
+    make = lambda: phase(sizes, [(r".*/[ab]", True), (".*", False)], weights=LORA)  # noqa: E731
+    with mock.patch.object(LoraWeight, "__call__", Adapter.__call__):
+        beside = make()
+    return make(), beside
+
+
 def rates(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """How fast the parts of a step with adapters run: what it shares with one without, and what it has beside."""
     parts = {
         f"step, {ALL}": (rows[ALL]["flops"], rows[ALL]["ms_median"]),
         f"step, {SCALES} frozen": (rows[SCALES]["flops"], rows[SCALES]["ms_median"]),
-        "what adapters add to that": tuple(rows[ADAPTERS][key] - rows[SCALES][key] for key in ("flops", "ms_median")),
     }
+    for name, with_them in {"what adapters add to that": ADAPTERS, "what they add beside their bases": BESIDE}.items():
+        parts[name] = tuple(rows[with_them][key] - rows[SCALES][key] for key in ("flops", "ms_median"))
     return [{"name": name, "flops": flops, "ms": ms} for name, (flops, ms) in parts.items()]
 
 
