@@ -74,6 +74,7 @@ def finish(
         "train_tokens": found.steps * TrainConfig.from_mapping(variant.train).tokens_per_step,
         "step_ms_median": found.step_ms_median,
         "phases": phases(variant, found.params),
+        **measured(session.study, found.params),
     }
     write_result(directory, result)
 
@@ -127,6 +128,13 @@ def sizes(variant: Variant, params: PyTree) -> dict[str, int]:
         "frozen_params": count_parameters(params, intersection(weights, invert(last))),
         "seeded_params": count_seeded(params),
     }
+
+
+def measured(study: Study, params: PyTree) -> dict[str, Any]:
+    """What the measures of a study find in trained weights, under `measured`; nothing where they find nothing."""
+    found = {name: dict(measure(params)) for name, measure in study.measures.items()}
+    found = {name: values for name, values in found.items() if values}
+    return {"measured": found} if found else {}
 
 
 def phases(variant: Variant, params: PyTree) -> list[dict[str, Any]]:
