@@ -29,7 +29,7 @@ class _Row(NamedTuple):
     over: Sequence[Rule] = ()  # from the inside out
     distribution: str = "normal"
     trained: bool = False  # the kernels only start as these maps: a control
-    bytes_of: str = ""  # made smaller until it stores the bytes of that row: a control
+    bytes_of: str = ""  # narrower or wider, until its file is as large as that of this row: a control
     extra: Collection[str] = ()  # seeds: runs with every base seed; ema, twice; one_head: has its control
 
 
@@ -99,7 +99,7 @@ def _submissions(config: ConfigDict) -> list[_Row]:
         _Row(f"{_FULL_RANK}_ema", "all", [_lora(config.lora.ranks[-1])], extra={"ema"}),
         _Row("pr_2058", "mlp", [of_512(160)]),
         _Row("pr_974", "attention", [of_512(128)], "rademacher"),
-        _Row("pr_1113", "all", [of_512(32)], "orthogonal_qr"),
+        _Row("pr_1113", "all", [of_512(32)], "orthogonal_qr", extra={"one_head"}),
         _Row("pr_1195", "all", [{"kind": "scale_shift"}], "orthogonal_qr", extra={"one_head"}),
         _Row("pr_1228", "first_up", gain, "orthogonal_qr"),
         *(_Row(f"pr_1228_{name}", "first_up", gain, name) for name in ("normal", "rademacher")),
@@ -152,11 +152,10 @@ def _variant(config: ConfigDict, model: dict[str, Any], rows: Mapping[str, _Row]
 
 def _model(config: ConfigDict, model: dict[str, Any], rows: Mapping[str, _Row], row: _Row) -> dict[str, Any]:
     if row.bytes_of:
-        codec = packing(config)["codec"]
-        target = matching.stored_bytes(_model(config, model, rows, rows[row.bytes_of]), codec)
+        target = matching.file_bytes(_model(config, model, rows, rows[row.bytes_of]), **packing(config))
         # Few bytes are left beside a table of embeddings as narrow as several heads need it.
         heads = {"num_heads": 1} if "one_head" in row.extra else {}
-        return matching.match_bytes(matching.with_maps({**model, **heads}, *_rules(model, row)), target, codec)
+        return matching.fit_file(matching.with_maps({**model, **heads}, *_rules(model, row)), target, **packing(config))
     return _run_twice(matching.with_maps(model, *_rules(model, row)), "twice" in row.extra)
 
 

@@ -29,7 +29,7 @@ class _Row(NamedTuple):
     beside: str = ""  # "gelu" or "linear": a correction; "lora": as many numbers, matrix by matrix
     rank: int = 0  # the paper's
     size: str = "small"
-    bytes_of: str = ""  # made smaller until it stores the bytes of that row
+    bytes_of: str = ""  # narrower, until its file is as large as that of this row
     base_seeds: bool = False
 
 
@@ -92,8 +92,9 @@ def make_study(config: ConfigDict, vocab_size: int) -> Study:
 def _variant(config: ConfigDict, models: Mapping[str, dict[str, Any]], row: _Row) -> Variant:
     model = _model(models[row.size], row)
     if row.bytes_of:
-        codec, other = packing(config)["codec"], next(other for other in _ROWS if other.name == row.bytes_of)
-        model = matching.match_bytes(model, matching.stored_bytes(_model(models[other.size], other), codec), codec)
+        (other,) = (other for other in _ROWS if other.name == row.bytes_of)
+        target = matching.file_bytes(_model(models[other.size], other), **packing(config))
+        model = matching.fit_file(model, target, **packing(config))
     value, delta = _PAPER.get(row.name, (None, 0.0))
     claim = f"{delta:+.2g}% against the small baseline (gutenberg)"
     return Variant(

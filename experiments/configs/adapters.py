@@ -2,7 +2,7 @@
 
     uv run python -m experiments.adapters --config=experiments/configs/adapters.py:tiny --workdir=runs/adapters
 
-Scales (after the colon), with the time all 44 variants take:
+Scales (after the colon), with the time all 43 variants take:
 
   tiny   embedded corpus, bytes, 1 seed: under 2 minutes on 2 CPU cores. Shows that everything works; its
          model is far too small and short for a verdict.
