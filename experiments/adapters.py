@@ -3,7 +3,9 @@
     python -m experiments.adapters --config=experiments/configs/adapters.py:tiny --workdir=DIR
 
 Rows named `pr_NUMBER` are the submissions of Parameter Golf, their ranks scaled to our width; LottaLoRA is
-arXiv 2604.08749. This file says what is compared, as data. experiments/engine/study.py runs it.
+arXiv 2604.08749. Models with everything frozen, and narrow ones of their bytes, train at a rate of their own, see the
+config. Not here: maps that are drawn anew at every step, under which LottaLoRA's beta goes to zero.
+This file says what is compared, as data. experiments/engine/study.py runs it.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -36,6 +38,7 @@ class _Row(NamedTuple):
 # Over normal maps everywhere; those with a rank have the rank of the usual LoRA, VeRA that of the width.
 _KINDS = ("dora", "randlora", "vera", "vera_scalars", "gain", "rank_stabilised", "scalar_lora")
 _DISTRIBUTIONS = ("rademacher", "uniform", "hadamard", "orthogonal_qr")
+_FLATTER = 0.025  # codes of LoRA take so much more than those of Gaussian weights: Adam makes its numbers more alike
 _FULL_RANK, _RANK_2 = "pr_1549", "pr_1870"  # rows of the sweep: its largest rank, and rank 2
 
 
@@ -138,6 +141,8 @@ def places(num_layers: int) -> dict[str, str]:
 
 def _variant(config: ConfigDict, model: dict[str, Any], rows: Mapping[str, _Row], row: _Row) -> Variant:
     train = config.train.to_dict()
+    if row.place == "all" and (row.bytes_of or not row.trained):
+        train["optimizer"]["learning_rate"] *= config.few_rate
     if "ema" in row.extra:
         train["ema_decay"] = config.ema_decay
     return Variant(
@@ -152,11 +157,20 @@ def _variant(config: ConfigDict, model: dict[str, Any], rows: Mapping[str, _Row]
 
 def _model(config: ConfigDict, model: dict[str, Any], rows: Mapping[str, _Row], row: _Row) -> dict[str, Any]:
     if row.bytes_of:
-        target = matching.file_bytes(_model(config, model, rows, rows[row.bytes_of]), **packing(config))
+        target = _file_bytes(config, model, rows, rows[row.bytes_of])
         # Few bytes are left beside a table of embeddings as narrow as several heads need it.
         heads = {"num_heads": 1} if "one_head" in row.extra else {}
         return matching.fit_file(matching.with_maps({**model, **heads}, *_rules(model, row)), target, **packing(config))
     return _run_twice(matching.with_maps(model, *_rules(model, row)), "twice" in row.extra)
+
+
+def _file_bytes(config: ConfigDict, model: dict[str, Any], rows: Mapping[str, _Row], row: _Row) -> int:
+    whole, maps = (
+        matching.file_bytes(_model(config, model, rows, each), **packing(config))
+        for each in (row, row._replace(over=()))
+    )
+    is_lora = any(rule["kind"] == "lora" for rule in row.over)
+    return whole + round(_FLATTER * (whole - maps)) if is_lora else whole
 
 
 def _rules(model: Mapping[str, Any], row: _Row) -> list[Rule]:
@@ -199,7 +213,6 @@ _AT_BUDGET = {  # against trained models of the same budget of bytes
 }
 _BYTES = {  # row with a control of the same bytes -> what is asked of the two
     _RANK_2: "LoRA of rank 2 everywhere against trained at the same bytes",
-    _FULL_RANK: "LoRA of the largest rank everywhere against trained at the same bytes",
     "pr_2058": "MLP frozen with LoRA, attention learned, against trained at the same bytes",
     "pr_974": "attention frozen with LoRA, MLP learned, against trained at the same bytes",
     "pr_1113": "everything orthogonal with LoRA against trained at the same bytes",

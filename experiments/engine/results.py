@@ -111,11 +111,15 @@ def _file_options(session: Session, variant: Variant) -> dict[str, Any]:
 def packing(config: ConfigDict) -> dict[str, Any]:
     """How files are packed: codec by leaf, and compressor. Adapters lose more at few bits, so theirs is another codec.
 
+    Rules by role count for small matrices too: else those of a narrow model would take 16 bits a weight, beside
+    another's adapters of 8.
+
     >>> from experiments.configs.progressive import get_config
-    >>> packing(get_config("tiny"))
-    {'codec': [('role=adapter', 'int8'), ('.*', 'int6')], 'compressor': 'brotli'}
+    >>> packing(get_config("tiny"))["codec"]
+    [('role=adapter', 'int8'), ('role=kernel', 'int6'), ('role=embedding', 'int6'), ('.*', 'int6')]
     """
-    rules = [("role=adapter", config.artifact.adapter_codec), (".*", config.artifact.codec)]
+    codec, adapter_codec = config.artifact.codec, config.artifact.adapter_codec
+    rules = [("role=adapter", adapter_codec), ("role=kernel", codec), ("role=embedding", codec), (".*", codec)]
     return {"codec": rules, "compressor": config.artifact.compressor}
 
 

@@ -22,7 +22,7 @@ from experiments.engine.variants import Evaluators, paper_of
 from experiments.repack import repacked
 from freezejax import UserError, artifact, models
 from freezejax.models import layers
-from freezejax.roles import Role, leaves
+from freezejax.roles import Role, leaves, map_leaves
 from freezejax.training.checkpoints import load_params
 from freezejax.weights import (
     DoraWeight,
@@ -40,7 +40,6 @@ from freezejax.weights import (
 )
 from freezejax.weights.linear import scaled
 from tests.experiments.numpy_geglu import losses
-from tests.weights.contract import moved
 
 STUDIES = {"adapters": (adapters, adapters_config), "correction": (correction, correction_config)}
 above_break_even = pytest.mark.filterwarnings("ignore:weights. what is trained beside:UserWarning")
@@ -65,12 +64,12 @@ def test_every_row_can_be_built_and_every_control_is_of_its_rows_bytes_and_maps(
     pairs = [(contrast.variant, contrast.reference) for contrast in found.contrasts]
     assert len(set(pairs)) == len(pairs)
     assert {row for pair in pairs for row in pair} == set(variants)  # every row answers something
-    sizes = {row: matching.file_bytes(variant.model, **packing(config)) for row, variant in variants.items()}
+    size = lambda variant: matching.file_bytes(variant.model, **packing(config))  # noqa: E731
     controls = [variant for variant in found.variants if variant.same_bytes_as]
     assert len(controls) >= 4
     for variant in controls:
         frozen = variants[variant.same_bytes_as]
-        assert sizes[variant.name] == pytest.approx(sizes[frozen.name], rel=0.005)
+        assert size(variant) == pytest.approx(size(frozen), rel=0.025)  # LoRA's codes are allowed for
         (rule,), maps = variant.model["weights"], [r for r in frozen.model["weights"] if r["kind"] == "map"]
         assert rule == {**maps[-1], "scale": "fan_in", "trained": True}
         assert variant.train == frozen.train
@@ -143,6 +142,7 @@ def ran(tmp_path_factory):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FREEZEJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+            patch.setattr(adapters, "_same_bytes", lambda config: {})  # no time for controls here
             run_study(adapters.make_study, config, folder)
             yield config, folder
     finally:
@@ -252,7 +252,9 @@ def test_a_kind_on_the_wrong_side_is_seen(kind, monkeypatch):
     if kind == "correction":
         model |= {"correction": "gelu", "correction_rank": 4}
     built = models.build(**model)
-    params = moved(built.init(jax.random.key(1), jax.random.key(2)))
+    params, rng = built.init(jax.random.key(1), jax.random.key(2)), np.random.default_rng(3)
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.value.shape), jnp.float32)  # noqa: E731
+    params = map_leaves(lambda leaf: draw(leaf) if leaf.role in (Role.ADAPTER, Role.GAIN) else leaf.value, params)
     found = lambda: np.asarray(built.apply(params, TOKENS[:, :-1], targets_BxT=jnp.asarray(TOKENS[:, 1:])))  # noqa: E731
     wanted = losses(params, TOKENS[:, :-1], TOKENS[:, 1:], heads=2)
     np.testing.assert_allclose(found(), wanted, rtol=2e-4)
