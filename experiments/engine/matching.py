@@ -84,6 +84,16 @@ def match_bytes(model: Mapping[str, Any], target: int, codec: Codec) -> dict[str
     return _match_hidden(model, nearest, target, lambda candidate: stored_bytes(candidate, codec))
 
 
+def file_bytes(model: Mapping[str, Any], codec: Codec, compressor: str) -> int:
+    """Bytes of a model's packed file, predicted for Gaussian weights: see `artifact.predict_size`.
+
+    >>> file_bytes({"family": "geglu", "num_layers": 1}, "int6", "brotli") > 200_000
+    True
+    """
+    shapes = abstract_params(model)
+    return artifact.predict_size(shapes, model=model, codec=codec, compressor=compressor).gaussian
+
+
 def fit_file(model: Mapping[str, Any], target: int, codec: Codec, compressor: str) -> dict[str, Any]:
     """The model made wider or narrower until its packed file is predicted to take `target` bytes.
 
@@ -99,8 +109,7 @@ def fit_file(model: Mapping[str, Any], target: int, codec: Codec, compressor: st
     """
 
     def size(width: int, hidden: int) -> int:
-        sized = _sized(model, width, hidden)
-        return artifact.predict_size(abstract_params(sized), model=sized, codec=codec, compressor=compressor).gaussian
+        return file_bytes(_sized(model, width, hidden), codec, compressor)
 
     heads, mult = model["num_heads"], model["mlp_mult"]
     least = heads * getattr(models.build(**{**model, "weights": []}).config, "rope_dims", 2)

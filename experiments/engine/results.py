@@ -75,6 +75,7 @@ def finish(
         "train_tokens": found.steps * TrainConfig.from_mapping(variant.train).tokens_per_step,
         "step_ms_median": found.step_ms_median,
         "phases": phases(variant, found.params),
+        **measured(session.study, found.params),
     }
     write_result(directory, result)
 
@@ -111,11 +112,15 @@ def _file_options(session: Session, variant: Variant) -> dict[str, Any]:
 def packing(config: ConfigDict) -> dict[str, Any]:
     """How files are packed: codec by leaf, and compressor. Adapters lose more at few bits, so theirs is another codec.
 
+    Rules by role count for small matrices too: else those of a narrow model would take 16 bits a weight, beside
+    another's adapters of 8.
+
     >>> from experiments.configs.progressive import get_config
-    >>> packing(get_config("tiny"))
-    {'codec': [('role=adapter', 'int8'), ('.*', 'int6')], 'compressor': 'brotli'}
+    >>> packing(get_config("tiny"))["codec"]
+    [('role=adapter', 'int8'), ('role=kernel', 'int6'), ('role=embedding', 'int6'), ('.*', 'int6')]
     """
-    rules = [("role=adapter", config.artifact.adapter_codec), (".*", config.artifact.codec)]
+    codec, adapter_codec = config.artifact.codec, config.artifact.adapter_codec
+    rules = [("role=adapter", adapter_codec), ("role=kernel", codec), ("role=embedding", codec), (".*", codec)]
     return {"codec": rules, "compressor": config.artifact.compressor}
 
 
@@ -128,6 +133,13 @@ def sizes(variant: Variant, params: PyTree) -> dict[str, int]:
         "frozen_params": count_parameters(params, intersection(weights, invert(last))),
         "seeded_params": count_seeded(params),
     }
+
+
+def measured(study: Study, params: PyTree) -> dict[str, Any]:
+    """What the measures of a study find in trained weights, under `measured`; nothing where they find nothing."""
+    found = {name: dict(measure(params)) for name, measure in study.measures.items()}
+    found = {name: values for name, values in found.items() if values}
+    return {"measured": found} if found else {}
 
 
 def phases(variant: Variant, params: PyTree) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ def summarize(study: Study, config: ConfigDict, corpus: Corpus, finished: Finish
     """What the finished runs of a study say, as plain values."""
     comparison = Comparison(study, finished, paper_corpus(study, config.paper, corpus.fingerprint))
     scored = next(iter(finished.of(study.variants[0].name)), {})
-    return {
+    found = {
         "experiment": study.name,
         "scale": config.scale,
         "command": command(config),
@@ -61,6 +61,8 @@ def summarize(study: Study, config: ConfigDict, corpus: Corpus, finished: Finish
             if finished.of(contrast.variant) and finished.of(contrast.reference)
         ],
     }
+    findings = list(study.findings(found))
+    return {**found, "findings": findings} if findings else found
 
 
 def command(config: ConfigDict) -> str:
@@ -118,6 +120,7 @@ class Comparison:
             "meshes": [result.get("mesh") for result in results],
             "model": first["model"],
             "phases": first["phases"],
+            **_measured(results),
             **same_bytes,
             **self.judged(variant.papers, effect, same_bytes, variant.name),
         }
@@ -181,6 +184,13 @@ def _effect(name: str, effect: Interval | None) -> dict[str, float | None]:
 def _mean(results: Sequence[Result], field: str) -> dict[str, float | None]:
     found = interval(list(statistics.over_base_seeds(_figures(results, field)).values()))
     return {f"{field}_mean": found.mean, f"{field}_ci95": found.ci95}
+
+
+def _measured(results: Sequence[Result]) -> dict[str, Any]:
+    """Every measure at every place, run by run."""
+    each = [result.get("measured", {}) for result in results]
+    found = {name: {place: [run[name][place] for run in each] for place in places} for name, places in each[0].items()}
+    return {"measured": found} if found else {}
 
 
 def _bytes(results: Sequence[Result]) -> float:

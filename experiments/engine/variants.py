@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from experiments.engine.tasks import Evaluate, Minimize, Start, language_modelling
 from freezejax.data import Corpus
 from freezejax.errors import UserError
-from freezejax.paths import nearest
+from freezejax.paths import PyTree, nearest
 from freezejax.schedules import FreezeSchedule
 from freezejax.sharding import Layout
 from freezejax.training.config import TrainConfig
@@ -172,6 +172,10 @@ def every_pair(seeds: int, base_seeds: int) -> Iterator[tuple[int, int]]:
     return ((seed, base_seed) for base_seed, seed in itertools.product(range(base_seeds), range(seeds)))
 
 
+Measure = Callable[[PyTree], Mapping[str, float]]  # of trained weights: a number for each of some places in them
+Findings = Callable[[Mapping[str, Any]], Sequence[str]]  # of a summary: sentences, by rule
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """What a study file declares: its variants (the first is the baseline), its contrasts, what it compares.
@@ -186,6 +190,8 @@ class Study:
     evaluators: Callable[[ConfigDict, Corpus], Evaluators] = Evaluators  # they give `val_NAME` of every figure
     check: Callable[[Corpus], None] | None = None  # refuses a corpus that what the config names does not fit
     pairs: Callable[[int, int], Iterable[tuple[int, int]]] = every_pair  # of config.seeds and config.base_seeds
+    measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)  # what else is told of trained weights
+    findings: Findings = lambda found: ()  # what else its summary says
 
     def runs(self, seeds: int, base_seeds: int) -> Iterator[tuple[Variant, Run]]:
         """Every run, in order.

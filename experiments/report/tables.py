@@ -54,8 +54,9 @@ def against_paper(found: Item) -> list[dict[str, Any]]:
 
 
 def notes(found: Item) -> list[str]:
-    """What a reader must know of the tables: controls of another size than they claim, sizes of an older kind."""
-    texts = [
+    """What a reader must know of the tables: what the study finds, controls that miss their size, older sizes."""
+    texts = [*found.get("findings", ())]
+    texts += [
         f"{row['name']}: its file differs by {row['same_bytes']['difference_pct']:+.1f} % from that of "
         f"{row['same_bytes']['as']}, which it is to match within {SAME_BYTES_PCT:g} %: no verdict."
         for row in found["rows"]
@@ -93,6 +94,7 @@ def row_columns(found: Item) -> list[Column]:
         ),
         Column("predicted kB", lambda row: row["stored_bytes_predicted"] / 1e3, "{:,.1f}".format, where=_WRITTEN),
         Column("file kB", lambda row: row["artifact_bytes"] / 1e3 if is_packed(row) else None, "{:,.1f}".format),
+        *(_measured(name) for name in dict.fromkeys(name for row in found["rows"] for name in row.get("measured", ()))),
         Column("ms/step", operator.itemgetter("step_ms_median"), "{:.1f}".format, where=(HTML,)),
         Column("sd over training, base seeds", _spreads, ", ".join, where=_WRITTEN),
         Column("paper", _paper, where=_WRITTEN),
@@ -114,6 +116,16 @@ def _figure(heading: str, field: str, half: str, digits: int, unit: str, where: 
         lambda value: with_ci(value[0], value[1], digits, unit),
         where=where,
     )
+
+
+def _measured(name: str) -> Column:
+    """Least and largest of a measure, over places and runs."""
+
+    def ends(row: Item) -> tuple[float, float] | None:
+        values = [value for runs in row.get("measured", {}).get(name, {}).values() for value in runs]
+        return (min(values), max(values)) if values else None
+
+    return Column(name, ends, lambda pair: f"{pair[0]:.3f} to {pair[1]:.3f}", where=_WRITTEN)
 
 
 def _means(heading: str, field: str, where: Sequence[str] = (TERMINAL, MARKDOWN, HTML)) -> Column:

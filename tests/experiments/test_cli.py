@@ -91,7 +91,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, command, tmp_path):
     assert not workdir.exists()
 
 
-@pytest.mark.parametrize("study", ["progressive", "selective", "preflight"])
+@pytest.mark.parametrize("study", ["progressive", "selective", "adapters", "correction", "preflight"])
 def test_help_lists_the_flags_of_a_study(study, command):
     ended = command(f"experiments.{study}", "--help")
     assert (ended.code, ended.err) == (0, "")
