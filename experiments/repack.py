@@ -28,10 +28,13 @@ from freezejax.errors import UserError
 from freezejax.paths import check_known
 from freezejax.training.checkpoints import load_params
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study.")
-_VARIANTS = flags.DEFINE_list("variants", None, "Variants whose finished runs are packed again.")
-_CODECS = flags.DEFINE_list("adapter_codecs", ["int4", "int6", "int8", "float16"], "Codecs of the adapters to try.")
-_OUT = flags.DEFINE_string("out", None, "Also write the table as JSON to this file.")
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("workdir", None, "Folder of a study.")
+    flags.DEFINE_list("variants", None, "Variants whose finished runs are packed again.")
+    flags.DEFINE_list("adapter_codecs", ["int4", "int6", "int8", "float16"], "Codecs of the adapters to try.")
+    flags.DEFINE_string("out", None, "Also write the table as JSON to this file.")
 
 
 class _Line(NamedTuple):
@@ -58,16 +61,17 @@ _COLUMNS = [
 
 def main() -> None:
     """Prints one line per variant and codec; with --out also writes them."""
-    if not _WORKDIR.value or not (Path(_WORKDIR.value) / CONFIG).exists():
-        raise UserError(f"--workdir={_WORKDIR.value}: name the folder of a study")
-    if not _VARIANTS.value:
+    given = flags.FLAGS
+    if not given.workdir or not (Path(given.workdir) / CONFIG).exists():
+        raise UserError(f"--workdir={given.workdir}: name the folder of a study")
+    if not given.variants:
         raise UserError("--variants=NAME,NAME is missing: whose runs to pack again")
-    for codec in _CODECS.value or ():
+    for codec in given.adapter_codecs or ():
         check_known(codec, artifact.CODECS, f"--adapter_codecs: there is no codec {codec!r}", count=3)
-    lines = list(repacked(Path(_WORKDIR.value).absolute(), _VARIANTS.value, _CODECS.value or ()))
-    if _OUT.value:
-        with cli.writing(f"--out={_OUT.value}"):
-            write_atomically(Path(_OUT.value), json.dumps([line.plain() for line in lines], indent=2) + "\n")
+    lines = list(repacked(Path(given.workdir).absolute(), given.variants, given.adapter_codecs or ()))
+    if given.out:
+        with cli.writing(f"--out={given.out}"):
+            write_atomically(Path(given.out), json.dumps([line.plain() for line in lines], indent=2) + "\n")
     terminal("What the codec of the adapters costs, against the weights as trained", _COLUMNS, lines)
 
 
@@ -106,4 +110,5 @@ def _again(
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

@@ -156,7 +156,7 @@ DOWN = "blocks/0/mlp/down/kernel"
         (_model(weights=[{"pattern": "(a|a)*/kernel", "kind": "lora"}]), "damaged: pattern '(a|a)*/kernel'"),
         (_tensor(0, "nowhere"), f"wrong model: leaf '{DOWN}' is missing"),
         (_tensor(0, "two\nlines"), "damaged: 'two\\nlines' is no printable text"),
-        (_tensor(1, [4096, 1]), f"damaged: tensor '{DOWN}' of shape (4096, 1) is small"),
+        (_tensor(1, [4096]), f"damaged: tensor '{DOWN}' of shape (4096,) is small"),
         (_tensor(1, [2**20, 2**20]), "damaged: 10995"),
         (_tensor(1, [-64, 64]), f"damaged: tensor '{DOWN}': a side is -64, not an integer"),
         (_tensor(1, "é\n"), f"damaged: tensor '{DOWN}': its shape is not a list"),

@@ -228,7 +228,7 @@ def _randlora(self, x):
 
 
 WRONG = {  # what each would compute with its parts on the other side of its matrix
-    "lora": (LoraWeight, "added", lambda w, x: linear(linear(x, w.b.T), w.a.T) * w.scale),
+    "lora": (LoraWeight, "__call__", lambda w, x: linear(x, w.base) + linear(linear(x, w.b.T), w.a.T) * w.scale),
     "dora": (DoraWeight, "__call__", lambda w, x: LoraWeight.__call__(w, scaled(x, w._factor()))),
     "vera": (VeraWeight, "added", lambda w, x: linear(scaled(linear(scaled(x, w.g), w.a), w.d), w.b)),
     "vera_scalars": (VeraWeight, "added", lambda w, x: matmul(x, w.delta().T)),

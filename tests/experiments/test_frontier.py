@@ -152,33 +152,21 @@ def test_halves_of_the_validation_text_share_nothing(workdir):
     assert isinstance(half_of_validation(0)(config, corpus), Evaluators)
 
 
-def test_the_picture_and_the_tables_of_several_cells(workdir, tmp_path, capsys, monkeypatch):
+def test_the_picture_and_the_tables_of_several_cells(workdir, tmp_path, capsys):
     cell = str(workdir[0] / "frontier.json")
-    monkeypatch.setattr(fronts_command, "_CELLS", _Flag([cell, cell]))
-    monkeypatch.setattr(fronts_command, "_PICTURE", _Flag(None))
-    fronts_command.main()
+    fronts_command.main([cell, cell], None)
     told = capsys.readouterr().out
     assert told.count("## geglu with adamw") == 2
     assert "| 45kB" in told
-    monkeypatch.setattr(fronts_command, "_PICTURE", _Flag(str(tmp_path / "new" / "fronts.svg")))
-    fronts_command.main()
+    fronts_command.main([cell, cell], str(tmp_path / "new" / "fronts.svg"))
     drawn = (tmp_path / "new" / "fronts.svg").read_text()
     assert drawn.startswith("<svg")
     assert "random maps" in drawn
-    for wrong, line in (
-        ([], "--cells is missing"),
-        (["/nowhere.json"], "no such file"),
-        ([str(tmp_path / "x")], "not a"),
-    ):
-        (tmp_path / "x").write_text("{}")
-        monkeypatch.setattr(fronts_command, "_CELLS", _Flag(wrong))
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    for wrong, line in (([], "--cells is missing"), (["/no.json"], "no such file"), ([str(other)], "not a frontier")):
         with pytest.raises(UserError, match=line):
-            fronts_command.main()
-
-
-class _Flag:
-    def __init__(self, value):
-        self.value = value
+            fronts_command.main(wrong, None)
 
 
 def test_fit_file_reaches_its_bytes_from_either_side():
