@@ -47,8 +47,8 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         config.train.steps = 300
         config.train.batch_size = 4  # sequences
     if size == "tiny":
-        config.data.val_sequences = 64
-        config.train.steps = 30
+        config.data.val_sequences = 32
+        config.train.steps = 20
         config.train.batch_size = 4
     config.train.optimizer.warmup_steps = config.train.steps // 10
     if golf:
