@@ -141,8 +141,9 @@ def places(num_layers: int) -> dict[str, str]:
 
 def _variant(config: ConfigDict, model: dict[str, Any], rows: Mapping[str, _Row], row: _Row) -> Variant:
     train = config.train.to_dict()
-    if row.place == "all" and (row.bytes_of or not row.trained):
-        train["optimizer"]["learning_rate"] *= config.few_rate
+    if row.place == "all":
+        rate = config.rates.narrow if row.bytes_of else 1.0 if row.trained else config.rates.frozen
+        train["optimizer"]["learning_rate"] *= rate
     if "ema" in row.extra:
         train["ema_decay"] = config.ema_decay
     return Variant(
