@@ -44,13 +44,11 @@ _FULL_RANK, _RANK_2 = "pr_1549", "pr_1870"  # rows of the sweep: its largest ran
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
     """The study of a config, for a tokenizer of `vocab_size`; refuses a family or rank that cannot be."""
-    if config.model.family != "geglu":
-        raise UserError(f"config.model.family={config.model.family!r}: the places of this study are those of geglu")
+    model = matching.geglu_models(config, vocab_size)["small"]
     if config.lora.rank not in config.lora.ranks or 2 not in config.lora.ranks:
         raise UserError(
             f"config.lora.ranks={config.lora.ranks}: config.lora.rank={config.lora.rank} and 2 are swept too"
         )
-    model = {**config.model, **config.sizes.small, "vocab_size": config.model.vocab_size or vocab_size}
     rows = {row.name: row for row in _rows(config)}
     variants = [_variant(config, model, rows, row) for row in rows.values()]
     return Study("adapters", variants, _contrasts(config), measures={"beta": betas_of}, findings=findings)

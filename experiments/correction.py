@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from experiments.engine import cli, matching, study
 from experiments.engine.results import packing
 from experiments.engine.variants import Contrast, Paper, Study, Variant
-from freezejax.errors import UserError
 
 MLP = r"blocks/\d+/mlp/(gate|up|down)/kernel"
 _WIDTHS = {"small": 192, "large": 384}  # of the paper, that its ranks are of
@@ -81,10 +80,7 @@ _QUESTIONS = [
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
     """The study of a config, for a tokenizer of `vocab_size`; refuses a family without gate, up and down."""
-    if config.model.family != "geglu":
-        raise UserError(f"config.model.family={config.model.family!r}: the MLP of this study is that of geglu")
-    vocab = {"vocab_size": config.model.vocab_size or vocab_size}
-    models = {name: {**config.model, **size, **vocab} for name, size in config.sizes.items()}
+    models = matching.geglu_models(config, vocab_size)
     variants = [_variant(config, models, row) for row in _ROWS]
     return Study("correction", variants, [Contrast(*question) for question in _QUESTIONS])
 

@@ -90,18 +90,15 @@ _PAPER = {
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
     """The study of a config, for a tokenizer of `vocab_size`; refuses a teacher or pattern that cannot be."""
-    if config.model.family != "geglu":
-        raise UserError(f"config.model.family={config.model.family!r}: the sizes of this study are those of geglu")
+    models = matching.geglu_models(config, vocab_size)
     if config.train.steps < 3:
         raise UserError(f"config.train.steps={config.train.steps}: expected 3 or more, for a chain of three runs")
-    vocab_size = config.model.vocab_size or vocab_size
-    models = {name: {**config.model, **size, "vocab_size": vocab_size} for name, size in config.sizes.items()}
     matching.check_pattern("config.freeze.pattern", config.freeze.pattern, models["small"])
     options = config.distillation.to_dict()
     path, rows, file = options.pop("teacher"), _ROWS, None
     if path:
         rows, file = [*_ROWS, *_OF_FILE], FromFile(path, "config.distillation.teacher")
-        file.check_vocabulary(vocab_size)
+        file.check_vocabulary(models["small"]["vocab_size"])
     how, variants = Distilling(**options), dict[str, Variant]()
     for row in rows:
         variants[row.name] = _variant(config, models[row.size], row, how, variants, file)

@@ -16,7 +16,6 @@ from experiments.engine import cli, matching, study
 from experiments.engine.results import packing
 from experiments.engine.tasks import Start
 from experiments.engine.variants import Contrast, Paper, Study, Variant
-from freezejax.errors import UserError
 from freezejax.models import ensemble
 from freezejax.schedules import FreezeSchedule
 
@@ -84,10 +83,7 @@ _PAPER = {"two_halves": [_CLAIM], "trained_and_frozen": [f"{_CLAIM}; its script 
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
     """The study of a config, for a tokenizer of `vocab_size`; refuses a family or pattern that cannot be."""
-    if config.model.family != "geglu":
-        raise UserError(f"config.model.family={config.model.family!r}: the sizes of this study are those of geglu")
-    shared = {**config.model, "vocab_size": config.model.vocab_size or vocab_size}
-    sized = {name: {**shared, **size} for name, size in config.sizes.items()}
+    sized = matching.geglu_models(config, vocab_size)
     matching.check_pattern("config.freeze.pattern", config.freeze.pattern, sized["single"])
     found: dict[str, Variant] = {}
     rows: list[_One | _Several] = [*_SINGLES, *_ENSEMBLES, *_CONTROLS]

@@ -15,6 +15,7 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -163,9 +164,9 @@ def _variant(trial: Trial, model: Mapping[str, Any], config: ConfigDict, longer:
     train = config.train.to_dict()
     for rate in ("learning_rate", "adam_learning_rate"):
         train["optimizer"][rate] *= trial.options["rate"]
-    train["steps"] = round(longer * train["steps"])
-    name = trial.name + "_longer" * (longer != 1)
-    return Variant(name, model, train, matching.ALL_TRAIN, base_seeds=True)
+    steps = round(longer * train["steps"])
+    name = trial.name if steps == train["steps"] else f"{trial.name}_for_{steps}"
+    return Variant(name, model, {**train, "steps": steps}, matching.ALL_TRAIN, base_seeds=True)
 
 
 class Chosen(NamedTuple):
@@ -234,14 +235,13 @@ def _new_seeds(seeds: int, _: int) -> Iterator[tuple[int, int]]:
 
 def conclude(config: ConfigDict, best: Sequence[Chosen], judged: Mapping[str, Any]) -> fronts.Cell:
     """What a pair of fronts shows, from the summary of the report, as plain values."""
-    rows = {row["name"]: row for row in judged["rows"]}
     budgets = []
     for budget in config.budgets:
         points = [
             fronts.point(chosen.trial.way.name, chosen.trial.way.side, chosen.trial.options, row, chosen.step_flops)
             for chosen in best
-            for suffix in ("", "_longer")
-            if chosen.trial.budget == budget and (row := rows.get(chosen.trial.name + suffix))
+            for row in judged["rows"]
+            if chosen.trial.budget == budget and row["name"].partition("_for_")[0] == chosen.trial.name
         ]
         names = {side: chosen.trial.name for side, chosen in winners(best, budget).items()}
         of_budget = [c for c in judged["contrasts"] if c["question"].startswith(f"{fronts.size_name(budget)}:")]
@@ -257,14 +257,20 @@ def conclude(config: ConfigDict, best: Sequence[Chosen], judged: Mapping[str, An
 
 
 def main() -> None:
-    """Searches, reports, and says which side wins at every budget: WORKDIR/frontier.json and frontier.md."""
-    config = flags.FLAGS.config
-    workdir = study.main(search, "search")
-    if workdir is None:
+    """Searches, reports, and says which side wins at every budget: WORKDIR/frontier.json."""
+    if (workdir := study.main(search, "search")) is None:
         return
-    best = choose(config, json.loads((workdir / "search" / "summary.json").read_text(encoding="utf-8")))
-    study.run_study(lambda config, _: report(best, config), config.copy_and_resolve_references(), workdir / "report")
-    fronts.write(workdir, conclude(config, best, json.loads((workdir / "report" / "summary.json").read_text())))
+    config = flags.FLAGS.config.copy_and_resolve_references()
+    best = choose(config, _summary(workdir / "search"))
+    config.variants = ""  # those of the search have other names
+    folder, tensorboard = workdir / "report", flags.FLAGS.tensorboard
+    study.run_study(lambda config, _: report(best, config), config, folder, tensorboard=tensorboard)
+    fronts.write(workdir, conclude(config, best, _summary(folder)))
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return found
 
 
 if __name__ == "__main__":

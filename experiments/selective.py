@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from experiments.engine import cli, matching, study
 from experiments.engine.results import packing
 from experiments.engine.variants import Contrast, Paper, Study, Variant
-from freezejax.errors import UserError
 
 
 class _Row(NamedTuple):
@@ -75,10 +74,7 @@ _FIRST_VERSION = "; its first version: CE 3.3838, -2.8% against the baseline wit
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
     """The study of a config, for a tokenizer of `vocab_size`; refuses a family, pattern or codec that cannot be."""
-    if config.model.family != "geglu":
-        raise UserError(f"config.model.family={config.model.family!r}: the places of this study are those of geglu")
-    vocab = {"vocab_size": config.model.vocab_size or vocab_size}
-    models = {name: {**config.model, **size, **vocab} for name, size in config.sizes.items()}
+    models = matching.geglu_models(config, vocab_size)
     matching.check_pattern("config.freeze.pattern", config.freeze.pattern, models["small"])
     return Study("selective", [_variant(config, models[row.size], row) for row in _ROWS], contrasts())
 

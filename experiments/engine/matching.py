@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from freezejax import artifact, cost, models
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
@@ -13,6 +15,21 @@ from freezejax.schedules import FreezeSchedule
 
 Codec = str | Sequence[tuple[str, str]]
 ALL_TRAIN = FreezeSchedule([(0, [(".*", True)])])
+
+
+def geglu_models(config: ConfigDict, vocab_size: int) -> dict[str, dict[str, Any]]:
+    """The models of a study whose kernels are those of geglu: one for each of `config.sizes`.
+
+    `vocab_size` is the tokenizer's, for a config that names none. Refuses another family.
+
+    >>> from experiments.configs.selective import get_config
+    >>> geglu_models(get_config("tiny"), 256)["large"]["model_dim"]
+    48
+    """
+    if config.model.family != "geglu":
+        raise UserError(f"config.model.family={config.model.family!r}: the kernels of this study are those of geglu")
+    vocab = {"vocab_size": config.model.vocab_size or vocab_size}
+    return {name: {**config.model, **size, **vocab} for name, size in config.sizes.items()}
 
 
 def random_map(pattern: str, distribution: str = "normal", trained: bool = False) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def options_text(options: Mapping[str, Any]) -> str:
 
 COLUMNS = [
     Column("budget", lambda point: size_name(point["budget"]), kind="name"),
-    Column("way", lambda point: point["way"] + " (longer)" * point["name"].endswith("_longer"), kind="name"),
+    Column("way", lambda point: point["way"] + " (longer)" * ("_for_" in point["name"]), kind="name"),
     Column("side", lambda point: point["side"], kind="words"),
     Column("chosen", lambda point: options_text(point["options"]), kind="words"),
     Column("width", lambda point: point["model_dim"]),

@@ -231,7 +231,7 @@ BAD = {
     "cache": ({"distillation.cache": "dusk"}, "config.distillation.cache='dusk': expected off, memory or disk"),
     "gib": ({"distillation.cache_gib": -1.0}, "config.distillation.cache_gib=-1.0: expected 0 to 2"),
     "steps": ({"train.steps": 2}, "config.train.steps=2: expected 3 or more"),
-    "family": ({"model.family": "parameter_golf"}, "the sizes of this study are those of geglu"),
+    "family": ({"model.family": "parameter_golf"}, "the kernels of this study are those of geglu"),
     "missing": ({"distillation.teacher": "nowhere.fjax"}, "config.distillation.teacher=nowhere.fjax: there is no such"),
 }  # fmt: skip
 
