@@ -40,7 +40,7 @@ class Way:
     seeded: str = ""  # pattern of the kernels of a block that are random maps; "" = everything trains
     few_bits: Sequence[Any] = (None,)  # of the kernels that train; None = as the codec has them
     uses: Sequence[int] = (1,)  # how often the weights of a block are used, one block after the other
-    adapter: Sequence[str] = ("none",)  # over the maps
+    adapter: Sequence[str] = ("none",)  # over the maps: a kind and its rank, one of the two of the budget
 
     @property
     def side(self) -> str:
@@ -60,19 +60,11 @@ _KERNELS = {  # of a block
     "parameter_golf": ("attn/c_q", "attn/c_k", "attn/c_v", "attn/proj", "mlp/fc", "mlp/proj"),
 }
 _PLACES = {"gate_up": "mlp/(gate|up|fc)", "mlp": "mlp/.*", "qk": "attn/(c_)?[qk]", "attention": "attn/.*"}
-_ADAPTERS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "gain": {"kind": "gain"},
-    "lora4": {"kind": "lora", "rank": 4},
-    "lora16": {"kind": "lora", "rank": 16},
-    "lora32": {"kind": "lora", "rank": 32},
-    "dora8": {"kind": "dora", "rank": 8},
-}
 
 
 def ways() -> list[Way]:
     """What is tried at every budget."""
-    some, many = ("none", "gain", "lora4", "lora16"), ("lora4", "dora8", "lora16", "lora32")
+    some, many = ("none", "gain", "lora{low}", "lora{high}"), ("lora{low}", "dora{low}", "lora{high}")
     places = [Way(name, place, (None, 4), (1,), some) for name, place in _PLACES.items()]
     return [*_TRAINED, *places, Way("everything", ".*", adapter=many)]
 
@@ -101,7 +93,7 @@ def trials(config: ConfigDict) -> Iterator[Trial]:
             "rate": config.rates,
             "few_bits": way.few_bits,
             "uses": way.uses,
-            "adapter": way.adapter,
+            "adapter": [name.format_map(config.ranks[row]) for name in way.adapter],
             "distribution": config.distributions if way.seeded else ("normal",),
         }
         rng = random.Random(f"{config.model.family}, {way.name}, {budget}")
@@ -143,8 +135,9 @@ def _weights(way: Way, options: Mapping[str, Any], kernels: Sequence[str], layer
     for block in range(layers):
         if again := block % options["uses"]:
             found.append({"pattern": _pattern(trained, f"{block}"), "kind": "shared", "block": block - again})
-    if adapter := _ADAPTERS[options["adapter"]]:
-        found.append({"pattern": _pattern(seeded), **adapter})
+    kind, rank = options["adapter"].rstrip("0123456789"), re.search(r"\d+$", options["adapter"])
+    if kind != "none":
+        found.append({"pattern": _pattern(seeded), "kind": kind, **({"rank": int(rank[0])} if rank else {})})
     return found
 
 
@@ -179,15 +172,24 @@ class Chosen(NamedTuple):
 
 
 def choose(config: ConfigDict, summary: Mapping[str, Any]) -> list[Chosen]:
-    """Of every way and budget the trial whose file has the fewest bits per byte, by the summary of the search."""
+    """Of every way and budget the trial whose file has the fewest bits per byte, by the summary of the search.
+
+    Trained weights compress better or worse than was predicted, so its model is fitted again, by the bytes that its
+    file did take.
+    """
     rows = {row["name"]: row for row in summary["rows"]}
-    groups: dict[tuple[int, str], list[Chosen]] = {}
+    groups: dict[tuple[int, str], list[Trial]] = {}
     for trial in trials(config):
-        if row := rows.get(trial.name):
-            flops = cost.matmul_flops_per_token(models.build(**row["model"]), matching.ALL_TRAIN, config.train.seq_len)
-            chosen = Chosen(trial, row["model"], row["packed_bpb_mean"], flops)
-            groups.setdefault((trial.budget, trial.way.name), []).append(chosen)
-    return [min(group, key=lambda chosen: chosen.score) for group in groups.values()]
+        if trial.name in rows:
+            groups.setdefault((trial.budget, trial.way.name), []).append(trial)
+    best = [min(group, key=lambda trial: rows[trial.name]["packed_bpb_mean"]) for group in groups.values()]
+    return [_refitted(trial, rows[trial.name], config) for trial in best]
+
+
+def _refitted(trial: Trial, row: Mapping[str, Any], config: ConfigDict) -> Chosen:
+    model = matching.fit_file(row["model"], round(trial.budget**2 / row["artifact_bytes"]), **packing(config))
+    flops = cost.matmul_flops_per_token(models.build(**model), matching.ALL_TRAIN, config.train.seq_len)
+    return Chosen(trial, model, row["packed_bpb_mean"], flops)
 
 
 def winners(best: Sequence[Chosen], budget: int) -> dict[str, Chosen]:
@@ -202,14 +204,15 @@ def winners(best: Sequence[Chosen], budget: int) -> dict[str, Chosen]:
 
 
 def report(best: Sequence[Chosen], config: ConfigDict) -> Study:
-    """The study of the best trial of every way: new seeds, and the second half of the validation text.
+    """The study of the best trial of every way with maps, the best without and the narrow one.
 
-    Of a budget's two winners that whose step takes fewer FLOPs is trained once more, for as many FLOPs as the other.
+    It has new seeds, and the second half of the validation text. Of a budget's two winners that whose step takes fewer
+    FLOPs is trained once more, for as many FLOPs as the other.
     """
     variants, contrasts = [], []
     for budget in config.budgets:
-        of_budget = [chosen for chosen in best if chosen.trial.budget == budget]
         won, size = winners(best, budget), fronts.size_name(budget)
+        of_budget = [c for c in best if c.trial.budget == budget and _is_reported(c, won)]
         cheap, dear = sorted(won.values(), key=lambda chosen: chosen.step_flops)
         longer = _variant(cheap.trial, cheap.model, config, dear.step_flops / cheap.step_flops)
         variants += [*(_variant(chosen.trial, chosen.model, config) for chosen in of_budget), longer]
@@ -226,6 +229,10 @@ def report(best: Sequence[Chosen], config: ConfigDict) -> Study:
         ]
     unique = {variant.name: variant for variant in variants}  # two of the same FLOPs per step need no longer one
     return Study("frontier", list(unique.values()), contrasts, evaluators=half_of_validation(1), pairs=_new_seeds)
+
+
+def _is_reported(chosen: Chosen, won: Mapping[str, Chosen]) -> bool:
+    return chosen.trial.way.side == FROZEN or chosen is won[TRAINED] or chosen.trial.way.name == "narrow"
 
 
 def _new_seeds(seeds: int, _: int) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,7 @@ Scales (after the colon), each for the GEGLU model with AdamW, and with `_golf` 
 
   tiny   embedded corpus, bytes, one small budget, one trial of every way: under 2 minutes on 2 CPU cores. Shows that
          everything works.
-  cpu    100 kB, 300 kB and 1 MB, 4 trials of every way, the best of each with 3 new seeds: about 100 minutes on one
+  cpu    100 kB, 300 kB and 1 MB, 4 trials of every way, the best of each with 3 new seeds: about 3 hours on one
          core per corpus; give --config.data.path=FOLDER of FineWeb shards or of .txt books. Expected:
          results/frontier/.
   h100   1, 4 and 16 MB on one H100.
@@ -18,10 +18,15 @@ from ml_collections import ConfigDict
 
 from experiments.configs import progressive
 
-_SIZES = {  # bytes of the packed file; layers to try at each; heads
-    "tiny": ((60_000,), ((2,),), (2,)),
-    "cpu": ((100_000, 300_000, 1_000_000), ((2, 3), (3, 4), (4, 6)), (2, 4, 4)),
-    "h100": ((1_000_000, 4_000_000, 16_000_000), ((4, 6), (6, 9), (9, 12)), (8, 8, 8)),
+_SIZES = {  # bytes of the packed file; at each: layers to try, heads, ranks of adapters to try
+    "tiny": ((60_000,), ((2,),), (2,), ((4, 16),)),
+    "cpu": ((100_000, 300_000, 1_000_000), ((2, 3), (3, 4), (4, 6)), (2, 4, 4), ((4, 16), (8, 32), (32, 64))),
+    "h100": (
+        (1_000_000, 4_000_000, 16_000_000),
+        ((4, 6), (6, 9), (9, 12)),
+        (8, 8, 8),
+        ((32, 64), (64, 128), (128, 256)),
+    ),
 }
 
 
@@ -35,8 +40,9 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     del config.freeze, config.sizes
     config.seeds = 1 if size == "tiny" else 3  # of the report: training and base seed change together
     config.trials = 1 if size == "tiny" else 4  # of every way of building a model, at every budget
-    config.budgets, config.layers, config.heads = _SIZES[size]
-    config.rates = (0.5, 1.0, 2.0, 4.0)  # to try, in units of the optimizer's
+    config.budgets, config.layers, config.heads, ranks = _SIZES[size]
+    config.ranks = [{"low": low, "high": high} for low, high in ranks]
+    config.rates = (4.0, 8.0, 12.0)  # to try, in units of the optimizer's
     config.mlp_mults = (2.0, 4.0)  # hidden width / width, to try
     config.distributions = ("normal", "rademacher", "orthogonal_qr")  # of the maps, to try
 
@@ -44,8 +50,8 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.model.model_dim = 64  # where the search for the width starts
     config.train.eval_every = 0
     if size == "cpu":
-        config.train.steps = 300
-        config.train.batch_size = 4  # sequences
+        config.train.steps = 150
+        config.train.batch_size = 16  # sequences
     if size == "tiny":
         config.data.val_sequences = 32
         config.train.steps = 20

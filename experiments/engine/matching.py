@@ -142,8 +142,8 @@ def fit_file(model: Mapping[str, Any], target: int, codec: Codec, compressor: st
     if found > 1.25 * target:
         raise UserError(f"no model of {model['num_layers']} layers and {heads} heads fits into {target:,} bytes")
     per_column = (size(width, hidden + width) - found) / width
-    if per_column > 0:
-        hidden = max(hidden // 4, hidden + round((target - found) / per_column))
+    if per_column > 0:  # next to nothing where the MLP is a map: hidden stays near what was asked for
+        hidden = min(max(hidden // 2, hidden + round((target - found) / per_column)), 3 * hidden // 2)
     return _sized(model, width, hidden)
 
 
