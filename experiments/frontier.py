@@ -227,6 +227,12 @@ def report(best: Sequence[Chosen], config: ConfigDict) -> Study:
             for chosen in of_budget
             if chosen.trial.way.side == FROZEN and chosen is not won[FROZEN]
         ]
+        contrasts += [
+            Contrast(name, chosen.trial.name, f"{size}: the best of {side} against narrow")
+            for side, name in names.items()
+            for chosen in of_budget
+            if chosen.trial.way.name == "narrow" and name != chosen.trial.name
+        ]
     unique = {variant.name: variant for variant in variants}  # two of the same FLOPs per step need no longer one
     return Study("frontier", list(unique.values()), contrasts, evaluators=half_of_validation(1), pairs=_new_seeds)
 
@@ -243,6 +249,10 @@ def _new_seeds(seeds: int, _: int) -> Iterator[tuple[int, int]]:
 def conclude(config: ConfigDict, best: Sequence[Chosen], judged: Mapping[str, Any]) -> fronts.Cell:
     """What a pair of fronts shows, from the summary of the report, as plain values."""
     budgets = []
+    effects = {
+        (item["variant"], item["reference"]): {"pct": item["packed_effect_pct"], "ci95": item["packed_effect_pct_ci95"]}
+        for item in judged["contrasts"]
+    }
     for budget in config.budgets:
         points = [
             fronts.point(chosen.trial.way.name, chosen.trial.way.side, chosen.trial.options, row, chosen.step_flops)
@@ -251,8 +261,7 @@ def conclude(config: ConfigDict, best: Sequence[Chosen], judged: Mapping[str, An
             if chosen.trial.budget == budget and row["name"].partition("_for_")[0] == chosen.trial.name
         ]
         names = {side: chosen.trial.name for side, chosen in winners(best, budget).items()}
-        of_budget = [c for c in judged["contrasts"] if c["question"].startswith(f"{fronts.size_name(budget)}:")]
-        budgets.append(fronts.at_budget(budget, points, names, of_budget))
+        budgets.append(fronts.at_budget(budget, points, names, effects))
     return {
         "family": config.model.family,
         "optimizer": config.train.optimizer.name,

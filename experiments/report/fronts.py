@@ -1,11 +1,11 @@
 """Two sides at several budgets of bytes: which one wins, in a sentence each, as tables and as a picture."""
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.report.statistics import Interval
 from experiments.report.table import Column, markdown, terminal, with_ci
 from freezejax.data.atomic import write_atomically
 
@@ -17,6 +17,7 @@ FROZEN, TRAINED = "random maps", "all trained"
 SIDES = (FROZEN, TRAINED)
 Cell = dict[str, Any]  # one stack on one text; what frontier.json holds
 Point = dict[str, Any]
+Effect = Mapping[str, Any]  # "pct" and "ci95" of a paired difference of bits per byte
 
 
 def size_name(budget: int) -> str:
@@ -47,34 +48,52 @@ def point(way: str, side: str, options: Mapping[str, Any], row: Mapping[str, Any
 
 
 def at_budget(
-    budget: int, points: Sequence[Point], winners: Mapping[str, str], contrasts: Sequence[Mapping[str, Any]]
+    budget: int, points: Sequence[Point], winners: Mapping[str, str], effects: Mapping[tuple[str, str], Effect]
 ) -> dict[str, Any]:
     """All about one budget: `winners` are the names of both sides' best points, by the search.
 
-    The first of `contrasts` compares them, the second after training for the same FLOPs.
+    `effects` are those of a point on another, by their names.
     """
-    effects = [{"pct": item["packed_effect_pct"], "ci95": item["packed_effect_pct_ci95"]} for item in contrasts[:2]]
-    told = [sentence(budget, Interval(effect["pct"], effect["ci95"])) for effect in effects]
-    return {
+    once = [point for point in points if not _is_longer(point)]
+    at_flops = {**winners, **{point["side"]: point["name"] for point in points if _is_longer(point)}}
+    found = {
         "budget": budget,
         "winners": dict(winners),
         "points": list(points),
-        "effect": {**effects[0], "says": told[0]},
-        "effect_at_flops": {**effects[1], "says": told[1]},
+        "effect": effects[winners[FROZEN], winners[TRAINED]],
+        "effect_at_flops": effects[at_flops[FROZEN], at_flops[TRAINED]],
+        # What is at random, against the best that is trained whole.
+        "places": {p["way"]: effects[p["name"], winners[TRAINED]] for p in once if p["side"] == FROZEN},
     }
+    for narrow in (point["name"] for point in once if point["way"] == "narrow"):
+        same = {"pct": 0.0, "ci95": 0.0}
+        found["over_narrow"] = {s: same if winners[s] == narrow else effects[winners[s], narrow] for s in SIDES}
+    return found
 
 
-def sentence(budget: int, effect: Interval) -> str:
+def _is_longer(point: Point) -> bool:
+    return "_for_" in point["name"]
+
+
+def verdict(effect: Effect) -> str:
     """Which side wins, by the 95 % interval of the difference of random maps to trained weights alone.
 
-    >>> sentence(300_000, Interval(2.0, 0.5)), sentence(300_000, Interval(-2.0, 3.0))
-    ('300kB: all trained wins by 2.0 ±0.5 %', '300kB: neither side wins, random maps differ by -2.0 ±3.0 %')
+    >>> verdict({"pct": 2.0, "ci95": 0.5}), verdict({"pct": -2.0, "ci95": 3.0})
+    ('all trained wins by 2.0 ±0.5 %', 'neither side wins, random maps differ by -2.0 ±3.0 %')
     """
-    size = size_name(budget)
-    if effect.low > 0 or effect.high < 0:
-        side = TRAINED if effect.low > 0 else FROZEN
-        return f"{size}: {side} wins by {with_ci(abs(effect.mean), effect.ci95, 1)} %"
-    return f"{size}: neither side wins, {FROZEN} differ by {with_ci(effect.mean, effect.ci95, 1, ' %')}"
+    mean, ci95 = effect["pct"], effect["ci95"]
+    if ci95 is None or abs(mean) <= ci95:
+        return f"neither side wins, {FROZEN} differ by {effect_text(effect)}"
+    return f"{TRAINED if mean > 0 else FROZEN} wins by {with_ci(abs(mean), ci95, 1)} %"
+
+
+def effect_text(effect: Effect) -> str:
+    """An effect as it is written in a sentence or a cell of a table.
+
+    >>> effect_text({"pct": -2.0, "ci95": 3.0})
+    '-2.0 ±3.0 %'
+    """
+    return with_ci(effect["pct"], effect["ci95"], 1, " %")
 
 
 def options_text(options: Mapping[str, Any]) -> str:
@@ -98,7 +117,7 @@ def options_text(options: Mapping[str, Any]) -> str:
 
 COLUMNS = [
     Column("budget", lambda point: size_name(point["budget"]), kind="name"),
-    Column("way", lambda point: point["way"] + " (longer)" * ("_for_" in point["name"]), kind="name"),
+    Column("way", lambda point: point["way"] + " (longer)" * _is_longer(point), kind="name"),
     Column("side", lambda point: point["side"], kind="words"),
     Column("chosen", lambda point: options_text(point["options"]), kind="words"),
     Column("width", lambda point: point["model_dim"]),
@@ -122,9 +141,22 @@ def lines(cell: Cell) -> list[Point]:
 def sentences(cell: Cell) -> list[str]:
     """What a cell says: per budget at equal bytes, then at equal bytes and FLOPs."""
     return [
-        at["effect"]["says"] + "; for the same FLOPs of training: " + at["effect_at_flops"]["says"].partition(": ")[2]
+        f"{size_name(at['budget'])}: {verdict(at['effect'])}; "
+        f"for the same FLOPs of training: {verdict(at['effect_at_flops'])}"
         for at in cell["budgets"]
     ]
+
+
+def places(cell: Cell) -> list[dict[str, Any]]:
+    """What a place at random costs at every budget, against the best that is trained whole; a line for each place."""
+    named = [way for at in cell["budgets"][:1] for way in at["places"]]
+    return [{"way": way, **{at["budget"]: at["places"][way] for at in cell["budgets"]}} for way in named]
+
+
+def _place_columns(cell: Cell) -> list[Column]:
+    sizes = [at["budget"] for at in cell["budgets"]]
+    effects = [Column(size_name(size), operator.itemgetter(size), effect_text) for size in sizes]
+    return [Column("at random", operator.itemgetter("way"), kind="name"), *effects]
 
 
 def write(workdir: Path, cell: Cell) -> None:
@@ -132,6 +164,7 @@ def write(workdir: Path, cell: Cell) -> None:
     path = workdir / "frontier.json"
     write_atomically(path, json.dumps(cell, indent=2) + "\n")
     terminal("Loss of the packed file, on text that nothing was chosen on", COLUMNS, lines(cell), width=150)
+    terminal("What is at random, against the best that trains whole: bits per byte", _place_columns(cell), places(cell))
     print("\n".join([*sentences(cell), f"Written: {path}"]))
 
 
@@ -143,6 +176,8 @@ def as_markdown(cells: Sequence[Cell]) -> str:
             f"## {title(cell)}",
             "\n".join(f"- {line}" for line in sentences(cell)),
             markdown(COLUMNS, lines(cell)),
+            "What is at random, against the best that trains whole:",
+            markdown(_place_columns(cell), places(cell)),
         ]
     return "\n\n".join(parts)
 

@@ -123,6 +123,8 @@ def test_the_verdict_is_that_of_the_packed_files_at_equal_bytes_and_at_equal_flo
     assert flops[longer[0]["name"]] == pytest.approx(flops[other], rel=0.5 / config.train.steps)
     assert flops[frozen] != flops[trained]
     assert at["effect_at_flops"]["pct"] != at["effect"]["pct"]
+    assert at["places"] == {"gate_up": at["effect"]}
+    assert at["over_narrow"] == {fronts.FROZEN: at["effect"], fronts.TRAINED: {"pct": 0.0, "ci95": 0.0}}
 
 
 def test_the_best_trial_of_a_way_is_chosen_by_its_file_alone(monkeypatch):
@@ -161,6 +163,7 @@ def test_the_picture_and_the_tables_of_several_cells(workdir, tmp_path, capsys):
     told = capsys.readouterr().out
     assert told.count("## geglu with adamw") == 2
     assert "| 45kB" in told
+    assert "| gate_up |" in told
     fronts_command.main([cell, cell], str(tmp_path / "new" / "fronts.svg"))
     drawn = (tmp_path / "new" / "fronts.svg").read_text()
     assert drawn.startswith("<svg")
