@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import frontier
+from experiments import frontier, ways
 from experiments import fronts as fronts_command
 from experiments.configs.frontier import get_config
 from experiments.engine import matching
@@ -23,7 +23,7 @@ from freezejax.training.evaluation import make_evaluator
 
 def test_every_way_has_as_many_trials_and_each_of_them_every_rate():
     config = get_config("cpu")
-    found = list(frontier.trials(config))
+    found = list(ways.trials(config))
     counts = collections.Counter((trial.budget, trial.way.name) for trial in found)
     assert set(counts.values()) == {4}
     assert len(counts) == 3 * 10
@@ -31,23 +31,21 @@ def test_every_way_has_as_many_trials_and_each_of_them_every_rate():
     for trial in found:
         rates[trial.budget, trial.way.name].add(trial.options["rate"])
     assert all(tried == {4.0, 8.0, 12.0} for tried in rates.values())
-    assert [trial.options for trial in frontier.trials(config)] == [trial.options for trial in found]
+    assert [trial.options for trial in ways.trials(config)] == [trial.options for trial in found]
 
 
 @pytest.mark.filterwarnings("ignore:weights. what is trained beside")  # a rank that is too high is a trial, too
 @pytest.mark.parametrize("stack", ["tiny", "tiny_golf"])
 def test_models_have_the_bytes_of_the_budget_and_maps_where_their_way_says(stack):
     config = get_config(stack)
-    for trial in frontier.trials(config):
-        model = frontier.model_of(trial, config, 256)
+    for trial in ways.trials(config):
+        model = ways.model_of(trial, config, 256)
         shapes = models.build(**model).abstract_params()
         size = artifact.predict_size(shapes, model=model, **packing(config)).gaussian
         assert abs(size / trial.budget - 1) < 0.06, trial.name
         inside = {leaf.path for leaf in roles.leaves(shapes) if leaf.role is roles.Role.SEED}
         kernels = {re.match(r"blocks/\d+/(.*)/kernel", path)[1] for path in inside}
-        wanted = [
-            k for k in frontier._KERNELS[model["family"]] if trial.way.seeded and re.fullmatch(trial.way.seeded, k)
-        ]
+        wanted = [k for k in ways.KERNELS[model["family"]] if trial.way.seeded and re.fullmatch(trial.way.seeded, k)]
         assert kernels == set(wanted), trial.name
         assert model["num_layers"] == trial.options["layers"] * trial.options["uses"]
 
@@ -67,13 +65,13 @@ def workdir(tmp_path_factory):
     config.budgets, config.seeds, config.data.val_sequences = (45_000,), 2, 0
     config.data.eval_batch_size = 64
     folder = tmp_path_factory.mktemp("frontier") / "run"
-    two = [way for way in frontier.ways() if way.name in ("narrow", "gate_up")]
+    two = [way for way in ways.ways() if way.name in ("narrow", "gate_up")]
     before = jax.config.jax_numpy_dtype_promotion
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # for optax's Adam, in the threads that compile too
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FREEZEJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-            patch.setattr(frontier, "ways", lambda: two)
+            patch.setattr(ways, "ways", lambda: two)
             run_study(frontier.search, config, folder / "search")
             found = json.loads((folder / "search" / "summary.json").read_text())
             best = frontier.choose(config, found)
@@ -129,13 +127,13 @@ def test_the_verdict_is_that_of_the_packed_files_at_equal_bytes_and_at_equal_flo
 
 def test_the_best_trial_of_a_way_is_chosen_by_its_file_alone(monkeypatch):
     config = get_config("tiny")
-    two = [way for way in frontier.ways() if way.name in ("narrow", "qk")]
-    monkeypatch.setattr(frontier, "ways", lambda: two)
+    two = [way for way in ways.ways() if way.name in ("narrow", "qk")]
+    monkeypatch.setattr(ways, "ways", lambda: two)
     config.trials = 2
     rows = []
-    for trial in frontier.trials(config):
+    for trial in ways.trials(config):
         packed = 3.0 - (trial.number == 1) * (trial.way.name != "qk")
-        model = frontier.model_of(trial, config, 256)
+        model = ways.model_of(trial, config, 256)
         row = {"name": trial.name, "model": model, "packed_bpb_mean": packed, "val_bpb_mean": -packed}
         rows.append({**row, "artifact_bytes": 50_000})
     chosen = frontier.choose(config, {"rows": rows})
@@ -146,7 +144,7 @@ def test_the_best_trial_of_a_way_is_chosen_by_its_file_alone(monkeypatch):
 
 def test_a_search_without_one_side_is_told():
     with pytest.raises(UserError, match="the search has no finished trial of random maps at 60,000 bytes"):
-        frontier.winners([frontier.Chosen(next(frontier.trials(get_config("tiny"))), {}, 1.0, 1)], 60_000)
+        frontier.winners([frontier.Chosen(next(ways.trials(get_config("tiny"))), {}, 1.0, 1)], 60_000)
 
 
 def test_halves_of_the_validation_text_share_nothing(workdir):
