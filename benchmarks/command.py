@@ -9,7 +9,7 @@ from absl import flags
 
 from benchmarks import pages
 from experiments.engine import accelerators, cli
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 
 flags.disclaim_key_flags()  # they are those of the benchmark
 Tables = Callable[[Mapping[str, Any]], dict[str, str]]

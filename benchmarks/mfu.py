@@ -23,7 +23,7 @@ from benchmarks.tables import table
 from benchmarks.timing import compare, interleave
 from experiments.engine import accelerators, cli
 from freezejax import FreezeSchedule, cost
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.training.config import TrainConfig
 

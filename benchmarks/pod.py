@@ -23,7 +23,7 @@ from benchmarks.tables import table
 from experiments.engine import cli
 from experiments.engine.matching import ALL_TRAIN, random_map
 from freezejax import aot, freeze, models
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.schedules import FreezeSchedule, Phase
 from freezejax.sharding import make_mesh

@@ -20,7 +20,7 @@ from absl import flags
 
 from benchmarks import distributions, layers, lowering, memory, roofline, tables
 from experiments.engine import accelerators, cli
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.version import versions
 from freezejax.weights import RECIPES

@@ -20,7 +20,7 @@ from experiments.engine.matching import abstract_params, with_maps
 from experiments.report.table import Column, terminal
 from freezejax import artifact
 from freezejax.artifact.inspect import code_size
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.masks import count_parameters
 from freezejax.weights import count_seeded
 

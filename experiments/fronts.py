@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments.engine import cli
 from experiments.report import fronts, trend
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 
 

@@ -12,7 +12,7 @@ from absl import flags
 
 from experiments.engine import cli
 from experiments.report.tables import as_markdown
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 

@@ -25,7 +25,7 @@ from experiments.engine.matching import abstract_params
 from experiments.engine.study import load_corpus
 from experiments.engine.variants import Study, Variant
 from freezejax import aot, cost, models
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 from freezejax.sharding import make_mesh

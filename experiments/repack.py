@@ -23,7 +23,7 @@ from experiments.engine.workdir import CONFIG, RESULT, Result, read_config, read
 from experiments.report.statistics import Interval, interval
 from experiments.report.table import Column, terminal, with_ci
 from freezejax import artifact, models
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.paths import check_known
 from freezejax.training.checkpoints import load_params

@@ -21,7 +21,7 @@ from experiments.engine.variants import Figure, Run, Study, Variant, paper_corpu
 from experiments.engine.workdir import CONFIG, METRICS, RESULT, Finished, open_for_writing, read_config
 from experiments.report import page, tables
 from freezejax import artifact, data, models
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.sharding import Layout
 from freezejax.training import processes

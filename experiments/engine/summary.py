@@ -18,8 +18,8 @@ from experiments.engine.variants import Contrast, Paper, Study, Variant, paper_c
 from experiments.engine.workdir import Finished, Result
 from experiments.report import statistics
 from experiments.report.statistics import Figures, Interval, interval
+from freezejax.atomic import write_atomically
 from freezejax.data import Corpus
-from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.version import versions
 

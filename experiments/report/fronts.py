@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.report.table import Column, markdown, terminal, with_ci
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.report.table import fill, html
 from experiments.report.tables import CONTRAST_COLUMNS, against_paper, figures_of, notes, row_columns
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.training.metrics import read_json_lines
 
 Row = Mapping[str, Any]

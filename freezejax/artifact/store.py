@@ -17,7 +17,7 @@ from freezejax.artifact import container
 from freezejax.artifact.encode import ENCODINGS, Quantized, dequantize, quantize_leaf
 from freezejax.artifact.header import Header, make_header
 from freezejax.artifact.tensors import CodecRules, Tensor, recipes, seed_leaves, seed_of, stored_leaves, stored_tensors
-from freezejax.data.atomic import atomic_file
+from freezejax.atomic import atomic_file
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, check_known
 from freezejax.roles import Leaf, Role

@@ -8,7 +8,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from freezejax.data.atomic import atomic_file
+from freezejax.atomic import atomic_file
 from freezejax.errors import UserError
 
 NAME = "SHA256SUMS"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from freezejax.atomic import cached_folder
 from freezejax.data import checksums, shards, text
-from freezejax.data.atomic import cached_folder
 from freezejax.data.iterators import elements
 from freezejax.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer, train_bpe
 from freezejax.errors import UserError

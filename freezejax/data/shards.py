@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from freezejax.data.atomic import atomic_file
+from freezejax.atomic import atomic_file
 from freezejax.errors import UserError
 
 # dtype of the tokens: (magic number, version)

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import sentencepiece
 
-from freezejax.data.atomic import atomic_file
+from freezejax.atomic import atomic_file
 from freezejax.errors import UserError
 
 SPACE = "\u2581"  # SentencePiece writes every space as this character

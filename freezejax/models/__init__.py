@@ -6,20 +6,25 @@ from typing import Any
 import numpy as np
 
 from freezejax.masks import count_parameters as count
-from freezejax.models import ensemble, geglu, importers, parameter_golf
+from freezejax.models import ensemble, geglu, gpt2, importers, llama, parameter_golf
 from freezejax.models.attention import causal_attention
 from freezejax.models.base import Model, build, family_named
 from freezejax.models.ensemble import EnsembleConfig
 from freezejax.models.family import FAMILIES, Family, Params
 from freezejax.models.geglu import GegluConfig
+from freezejax.models.gpt2 import Gpt2Config
+from freezejax.models.llama import LlamaConfig
 from freezejax.models.loss import cross_entropy
 from freezejax.models.parameter_golf import ParameterGolfConfig
+from freezejax.models.pretrained import load_pretrained, model_of, save_pretrained
 
 __all__ = [
     "FAMILIES",
     "EnsembleConfig",
     "Family",
     "GegluConfig",
+    "Gpt2Config",
+    "LlamaConfig",
     "Model",
     "ParameterGolfConfig",
     "Params",
@@ -28,9 +33,18 @@ __all__ = [
     "count",
     "cross_entropy",
     "from_torch",
+    "load_pretrained",
+    "model_of",
+    "save_pretrained",
 ]
 
-FAMILIES.update(geglu=geglu.FAMILY, parameter_golf=parameter_golf.FAMILY, ensemble=ensemble.FAMILY)
+FAMILIES.update(
+    geglu=geglu.FAMILY,
+    parameter_golf=parameter_golf.FAMILY,
+    ensemble=ensemble.FAMILY,
+    gpt2=gpt2.FAMILY,
+    llama=llama.FAMILY,
+)
 
 
 def from_torch(

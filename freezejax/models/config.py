@@ -36,10 +36,13 @@ def check_sizes(config: Any) -> None:
             raise UserError(f"{told}.{name}={value!r} must be {wanted}")
     if isinstance(rate, bool) or (rate != 0 and not (is_positive(rate) and rate < 1)):
         raise UserError(f"{told}.dropout={rate!r} must be a number in [0, 1)")
-    if dim % heads:
-        raise UserError(f"{told}.num_heads={heads} must divide model_dim={dim}")
-    if dim // heads % 2:  # rotary embedding pairs dimensions
-        raise UserError(f"{told}.num_heads={heads} gives heads of {dim // heads} dims, which must be even")
+    if (head := getattr(config, "head_dim", None)) is None:
+        if dim % heads:
+            raise UserError(f"{told}.num_heads={heads} must divide model_dim={dim}")
+        if dim // heads % 2:  # rotary embedding pairs dimensions
+            raise UserError(f"{told}.num_heads={heads} gives heads of {dim // heads} dims, which must be even")
+    elif head % 2:
+        raise UserError(f"{told}.head_dim={head} must be even")
     width = config.mlp_mult * dim
     if abs(width - mlp_width(config)) > 1e-6 or width < 0.5:
         wanted = f"must give an integer width, mlp_mult * model_dim is {width:g}"

@@ -20,6 +20,20 @@ TORCH_NAMES = ((r"(.*)/kernel", r"\1/weight", True), (r"(.*)/embedding", r"\1/we
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Hub:
+    """How a family's models stand on disk where others keep them: config.json, and names that `Family.names` gives."""
+
+    architecture: str  # of config.json's `architectures`
+    model_type: str
+    fields: Mapping[str, str]  # keys of config.json -> fields of our config, of the same meaning
+    fixed: Mapping[str, Any]  # keys of config.json with the only value that the family has
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]  # config.json -> our other fields
+    write: Callable[[Any], dict[str, Any]]  # our config -> config.json's other keys
+    prefix: str = ""  # of all names but the head's; checkpoints of the model without a head lack it
+    ignored: str = r"(?!)"  # pattern of tensors that are no parameters
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Family:
     r"""All that the project knows about a model family. A new one is a file with its record and a line in `FAMILIES`.
 
@@ -41,6 +55,7 @@ class Family:
     names: Sequence[tuple[str, str, bool]]  # (our path, torch's with / for ., whether transposed there)
     sharding: Sequence[tuple[str, PartitionSpec]]  # how leaves lie on the mesh; whole where no pattern matches
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys of foreign configs, with the only value
+    hub: Hub | None = None  # for `models.load_pretrained`
     # Of a config: lists of models (see `base.Model`) by the attribute of the module that holds their modules, such as
     # "members". A part's parameters, at `members/0`, are drawn and lie on a mesh as they would alone.
     parts: Callable[[Any], Mapping[str, Sequence[Any]]] = lambda config: {}

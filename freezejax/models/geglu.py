@@ -72,7 +72,7 @@ class Attention(nnx.Module):
         parts = (self.q, self.k, self.v) if c.separate_qkv else (self.qkv,)
         qkv = jnp.concatenate([part(x_BxTxD) for part in parts], axis=-1).reshape(B, T, 3 * c.num_heads, -1)
         qk, v = jnp.split(qkv, (2 * c.num_heads,), axis=2)
-        q, k = jnp.split(layers.rotary(qk, c.rope_base, c.rope_dims), 2, axis=2)
+        q, k = jnp.split(layers.rotary(qk, layers.frequencies(c.rope_base, c.rope_dims)), 2, axis=2)
         return self.out(attention.causal_attention(q, k, v).reshape(x_BxTxD.shape))
 
 

@@ -1,12 +1,14 @@
 """Parameters from and to PyTorch state dicts, by the name table of the model's family."""
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
 from freezejax.models.base import Model, functional
@@ -16,10 +18,11 @@ from freezejax.roles import is_weight
 from freezejax.weights import matrix
 
 
-def params_from_torch(model: Model, state: Mapping[str, np.ndarray]) -> Params:
-    """The parameters of `model`, float32, from arrays with the names that its family has in PyTorch.
+def params_from_torch(model: Model, state: Mapping[str, Any], dtype: DTypeLike | None = np.float32) -> Params:
+    """The parameters of `model` from arrays with the names that its family has in PyTorch; each is read once.
 
-    The model has no random maps and adapters. Arrays may be of any float dtype; those of no elements are ignored.
+    The model has no random maps and adapters. Arrays may be of any float dtype, and become `dtype`; None keeps each as
+    it is. Those of no elements are ignored.
 
     Raises:
       UserError: a name that is missing or left over (told with the nearest), a wrong shape, or a leaf without a name.
@@ -31,10 +34,13 @@ def params_from_torch(model: Model, state: Mapping[str, np.ndarray]) -> Params:
     def read(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name, transposed = names[path]
         check_known(name, arrays, f"the state has no {name!r}")
-        array = np.asarray(arrays[name], np.float32)
         wanted = leaf.shape[::-1] if transposed else leaf.shape
-        if array.shape != wanted:
-            raise UserError(f"{name!r} has shape {array.shape}; the config asks for {wanted}")
+        if (shape := np.shape(arrays[name])) != wanted:
+            raise UserError(f"{name!r} has shape {shape}; the config asks for {wanted}")
+        array = np.asarray(arrays[name])
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(f"{name!r} is {array.dtype}; expected floats")
+        array = array if dtype is None else array.astype(dtype, copy=False)
         return jnp.asarray(np.ascontiguousarray(array.T if transposed else array))
 
     params: Params = map_with_paths(read, shapes)
@@ -53,12 +59,20 @@ def state_to_torch(model: Model, params: Params) -> dict[str, np.ndarray]:
     (384, 192)
     """
     params = jax.tree.map(matrix, params, is_leaf=is_weight)
-    names, state = torch_names(model, params), {}
+    return {name: read().astype(np.float32, copy=False) for name, _, read in leaves_to_torch(model, params)}
+
+
+def leaves_to_torch(model: Model, params: Params) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
+    """Torch's name of every leaf, its bytes, and a function that gives it as torch has it, in its own dtype."""
+    names = torch_names(model, params)
+
+    def read(leaf: jax.Array, transposed: bool) -> np.ndarray:
+        array = np.asarray(leaf)
+        return array.T if transposed else array
+
     for path, leaf in by_path(params).items():
         name, transposed = names[path]
-        array = np.asarray(leaf, np.float32)
-        state[name] = array.T if transposed else array
-    return state
+        yield name, leaf.nbytes, functools.partial(read, leaf, transposed)
 
 
 def torch_names(model: Model, params: Params) -> dict[str, tuple[str, bool]]:

@@ -83,6 +83,12 @@ def head(
     return capped(logits_of(x_BxTxD), softcap)
 
 
+def tied_or_own_head(model: Any, x_BxTxD: jax.Array, targets_BxT: jax.Array | None) -> jax.Array:
+    """See `head`: of the model's `lm_head` where it has one, else of its `tok_emb`."""
+    own = getattr(model, "lm_head", None)
+    return model.tok_emb.head(x_BxTxD, targets_BxT) if own is None else head(own, x_BxTxD, targets_BxT)
+
+
 class Positions(nnx.Module):
     """A learned vector [D] for each of so many positions."""
 
@@ -160,6 +166,25 @@ def _rms_norm_backward(eps, saved, grad):
 _rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
+class LayerNorm(nnx.Module):
+    """`(x - mean) / sqrt(var + eps)` over the last axis, times a scale [D], plus a bias [D]; computed in float32.
+
+    Source: Ba et al. 2016, arXiv:1607.06450.
+    """
+
+    def __init__(self, dim: int, eps: float):
+        self.scale = parameter(dim)
+        self.bias = parameter(dim)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        wide = x.astype(jnp.float32)
+        normed = jax.nn.standardize(wide, axis=-1, epsilon=self.eps)
+        bias = jnp.expand_dims(self.bias[...].astype(jnp.float32), range(x.ndim - 1))
+        return (scaled(normed, self.scale[...]) + bias).astype(x.dtype)
+
+
 @jax.custom_vjp
 def geglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """`gelu(gate) * up` with the exact (erf) GELU, computed in float32; its backward starts from both.
@@ -194,23 +219,32 @@ def _normal_cdf(x):
 geglu.defvjp(_geglu_forward, _geglu_backward)
 
 
-def rotary(x_BxTxHxD: jax.Array, base: float, dims: int, direction: int = 1) -> jax.Array:
-    """Rotary position embedding on the first `dims` of each head, in the halves form; positions 0..T-1.
+def frequencies(base: float, dims: int) -> jax.Array:
+    """Radians per position of each pair of so many rotated dims: `base^(-2i/dims)`, float32 [dims / 2].
 
-    With the halves x1, x2 of those dims, angle `direction * position * base^(-2i/dims)`, c = cos, s = sin:
-    `x1 c - x2 s, x2 c + x1 s`. Source: Su et al. 2021, arXiv:2104.09864. `direction` is 1 there and in
-    Llama; -1 is that of modded-nanogpt and the Parameter Golf baseline.
-
-    >>> x = jnp.ones((1, 1, 1, 4))
-    >>> bool((rotary(x, base=1e4, dims=4) == x).all())  # position 0 is not rotated
-    True
+    >>> frequencies(100.0, 4)
+    Array([1. , 0.1], dtype=float32)
     """
     half = dims // 2
-    frequency = direction * jnp.asarray(base, jnp.float32) ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_Txd = jnp.outer(jnp.arange(x_BxTxHxD.shape[1], dtype=jnp.float32), frequency)
+    return jnp.asarray(base, jnp.float32) ** (-jnp.arange(half, dtype=jnp.float32) / half)
+
+
+def rotary(x_BxTxHxD: jax.Array, frequency_d: jax.Array) -> jax.Array:
+    """Rotary position embedding on the first 2d dims of each head, in the halves form; positions 0..T-1.
+
+    With the halves x1, x2 of those dims, angle `position * frequency`, c = cos, s = sin: `x1 c - x2 s, x2 c + x1 s`.
+    Source: Su et al. 2021, arXiv:2104.09864. There and in Llama frequencies are above 0; modded-nanogpt and the
+    Parameter Golf baseline turn the other way.
+
+    >>> x = jnp.ones((1, 1, 1, 4))
+    >>> bool((rotary(x, frequencies(1e4, 4)) == x).all())  # position 0 is not rotated
+    True
+    """
+    half = len(frequency_d)
+    angle_Txd = jnp.outer(jnp.arange(x_BxTxHxD.shape[1], dtype=jnp.float32), frequency_d)
     cos = jnp.cos(angle_Txd).astype(x_BxTxHxD.dtype)[None, :, None]
     sin = jnp.sin(angle_Txd).astype(x_BxTxHxD.dtype)[None, :, None]
-    x1, x2, rest = jnp.split(x_BxTxHxD, (half, dims), axis=-1)
+    x1, x2, rest = jnp.split(x_BxTxHxD, (half, 2 * half), axis=-1)
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], axis=-1)
 
 

@@ -73,7 +73,8 @@ class Attention(nnx.Module):
         c = self.config
         q, k, v = (f(x_BxTxD).reshape(B, T, -1, D // c.num_heads) for f in (self.c_q, self.c_k, self.c_v))
         q, k = (layers.rms_norm(h, c.norm_eps) for h in (q, k))
-        q, k = (layers.rotary(h, c.rope_base, h.shape[-1], direction=-1) for h in (q, k))
+        frequency = -layers.frequencies(c.rope_base, D // c.num_heads)
+        q, k = (layers.rotary(h, frequency) for h in (q, k))
         q = q * self.q_gain[...].astype(q.dtype)[None, None, :, None]
         return self.proj(attention.causal_attention(q, k, v).reshape(B, T, D))
 

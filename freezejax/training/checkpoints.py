@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from freezejax.atomic import write_atomically
 from freezejax.data import checksums
-from freezejax.data.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, leaf_paths
 from freezejax.training import processes

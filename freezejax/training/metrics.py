@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 
 Record = dict[str, Any]

@@ -10,9 +10,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from freezejax import data
+from freezejax.atomic import cached_folder
 from freezejax.data import corpus as corpus_module
 from freezejax.data import shards
-from freezejax.data.atomic import cached_folder
 from freezejax.errors import UserError
 
 TEXTS = {

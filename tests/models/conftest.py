@@ -12,6 +12,9 @@ from freezejax.paths import map_with_paths, named_key
 SMALL = {
     "geglu": {"vocab_size": 13, "num_layers": 2, "model_dim": 24, "num_heads": 2, "rope_dims": 4},
     "parameter_golf": {"vocab_size": 13, "num_layers": 3, "model_dim": 24, "num_heads": 4, "num_kv_heads": 2},
+    "gpt2": {"vocab_size": 13, "num_layers": 2, "model_dim": 24, "num_heads": 2, "positions": 64},
+    "llama": {"vocab_size": 13, "num_layers": 2, "model_dim": 24, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
+    | {"mlp_mult": 1.5, "tied": False},
 }
 
 
@@ -41,4 +44,10 @@ def tokens():
 @pytest.fixture(params=sorted(SMALL))
 def family(request):
     """Every model family in turn."""
+    return request.param
+
+
+@pytest.fixture(params=["geglu", "parameter_golf"])
+def own_family(request):
+    """The families of the studies, which share names and field names."""
     return request.param

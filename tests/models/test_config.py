@@ -44,9 +44,9 @@ OWN_ERRORS = [
 
 
 @pytest.mark.parametrize(("config", "message"), SHARED_ERRORS)
-def test_errors_of_both_families(family, config, message):
+def test_errors_of_both_families(own_family, config, message):
     with pytest.raises(UserError, match=message) as error:
-        models.build(family, **config)
+        models.build(own_family, **config)
     assert "\n" not in str(error.value)
 
 

@@ -49,9 +49,9 @@ def loss_and_gradients(family, golden, config):
     return float(value), importers.state_to_torch(model, gradients), np.asarray(logits)
 
 
-def test_loss_logits_and_gradients(family):
-    golden = load(family)
-    loss, gradients, logits = loss_and_gradients(family, golden, json.loads(str(golden["config"])))
+def test_loss_logits_and_gradients(own_family):
+    golden = load(own_family)
+    loss, gradients, logits = loss_and_gradients(own_family, golden, json.loads(str(golden["config"])))
     assert abs(loss - golden["loss"]) < 1e-5
     if "logits" in golden:
         np.testing.assert_allclose(logits, golden["logits"], atol=1e-5)
@@ -59,9 +59,9 @@ def test_loss_logits_and_gradients(family):
     assert max(errors.values()) < 1e-4, errors
 
 
-def test_golden_gradients_see_a_change_of_the_rotary_base(family):
+def test_golden_gradients_see_a_change_of_the_rotary_base(own_family):
     """The counterpart: what is compared depends on the finest detail of the config."""
-    golden = load(family)
+    golden = load(own_family)
     config = {**json.loads(str(golden["config"])), "rope_base": 5000.0}
-    _, gradients, _ = loss_and_gradients(family, golden, config)
+    _, gradients, _ = loss_and_gradients(own_family, golden, config)
     assert max(relative_errors(golden, gradients).values()) > 1e-3

@@ -32,18 +32,18 @@ def test_other_float_dtypes_become_float32(family, small):
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
 
 
-def test_a_missing_name(family, small):
-    _, _, state, config = foreign(family, small)
+def test_a_missing_name(own_family, small):
+    _, _, state, config = foreign(own_family, small)
     state["tok_embed.weight"] = state.pop("tok_emb.weight")
     with pytest.raises(UserError, match=r"the state has no 'tok_emb\.weight'; nearest: tok_embed\.weight"):
-        models.from_torch(family, state, config)
+        models.from_torch(own_family, state, config)
 
 
-def test_a_name_left_over(family, small):
-    _, _, state, config = foreign(family, small)
+def test_a_name_left_over(own_family, small):
+    _, _, state, config = foreign(own_family, small)
     state["tok_emb.bias"] = np.zeros(3, np.float32)
     with pytest.raises(UserError, match=r"no place for 'tok_emb\.bias'; nearest: tok_emb\.weight"):
-        models.from_torch(family, state, config)
+        models.from_torch(own_family, state, config)
 
 
 def test_a_wrong_shape(small):
@@ -53,10 +53,10 @@ def test_a_wrong_shape(small):
         models.from_torch("geglu", state, config)
 
 
-def test_a_layer_too_many(family, small):
-    _, _, state, config = foreign(family, small)
+def test_a_layer_too_many(own_family, small):
+    _, _, state, config = foreign(own_family, small)
     with pytest.raises(UserError, match=r"'blocks\.|skip_weights"):
-        models.from_torch(family, state, {**config, "num_layers": config["num_layers"] - 1})
+        models.from_torch(own_family, state, {**config, "num_layers": config["num_layers"] - 1})
 
 
 def test_one_golf_layer_has_empty_skip_weights_in_torch(small):

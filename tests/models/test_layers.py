@@ -48,7 +48,7 @@ def test_dropout_keeps_the_dtype():
 @pytest.mark.parametrize("direction", [1, -1])
 def test_rotated_scores_depend_on_the_distance_alone(direction):
     q, k = (jax.random.normal(jax.random.key(i), (1, 1, 1, 8)) for i in (0, 1))
-    q, k = (layers.rotary(jnp.tile(x, (1, 9, 1, 1)), 100.0, 8, direction)[0, :, 0] for x in (q, k))
+    q, k = (layers.rotary(jnp.tile(x, (1, 9, 1, 1)), direction * layers.frequencies(100.0, 8))[0, :, 0] for x in (q, k))
     scores = np.asarray(q @ k.T)
     for offset in range(-8, 9):
         assert np.ptp(np.diagonal(scores, offset)) < 1e-4
@@ -57,14 +57,14 @@ def test_rotated_scores_depend_on_the_distance_alone(direction):
 
 def test_the_directions_differ_and_mirror_each_other():
     x = jax.random.normal(jax.random.key(0), (1, 5, 1, 4))
-    forth, back = (layers.rotary(x, 100.0, 4, direction) for direction in (1, -1))
+    forth, back = (layers.rotary(x, direction * layers.frequencies(100.0, 4)) for direction in (1, -1))
     assert float(jnp.abs(forth - back).max()) > 0.1
-    np.testing.assert_allclose(layers.rotary(forth, 100.0, 4, -1), x, atol=1e-6)
+    np.testing.assert_allclose(layers.rotary(forth, -layers.frequencies(100.0, 4)), x, atol=1e-6)
 
 
 def test_dims_beyond_the_rotated_pass_unchanged():
     x = jax.random.normal(jax.random.key(0), (1, 5, 2, 8))
-    np.testing.assert_array_equal(layers.rotary(x, 100.0, 4)[..., 4:], x[..., 4:])
+    np.testing.assert_array_equal(layers.rotary(x, layers.frequencies(100.0, 4))[..., 4:], x[..., 4:])
 
 
 def test_rms_norm_of_large_half_precision_values():

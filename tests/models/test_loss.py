@@ -65,10 +65,10 @@ def test_logits_are_never_held_twice(dtype, softcap, monkeypatch):
 
 
 @pytest.mark.parametrize("length", [256, 255])
-def test_evaluation_never_holds_all_logits(family, length, monkeypatch):
+def test_evaluation_never_holds_all_logits(own_family, length, monkeypatch):
     """A batch of 2^26 logits, compiled only: per-token losses take a fraction of float32 [B, T, V]."""
-    rows, vocab, own = 8, 2**15, {"parameter_golf": {"num_kv_heads": 1}}.get(family, {})
-    model = models.build(family, vocab_size=vocab, num_layers=1, model_dim=32, num_heads=2, **own)
+    rows, vocab, own = 8, 2**15, {"parameter_golf": {"num_kv_heads": 1}}.get(own_family, {})
+    model = models.build(own_family, vocab_size=vocab, num_layers=1, model_dim=32, num_heads=2, **own)
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
 
     def arrays_held():

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from freezejax.data.atomic import write_atomically
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
 
