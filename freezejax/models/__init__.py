@@ -16,6 +16,7 @@ from freezejax.models.gpt2 import Gpt2Config
 from freezejax.models.llama import LlamaConfig
 from freezejax.models.loss import cross_entropy
 from freezejax.models.parameter_golf import ParameterGolfConfig
+from freezejax.models.peft import adapter_rules, load_adapter, save_adapter
 from freezejax.models.pretrained import load_pretrained, model_of, save_pretrained
 
 __all__ = [
@@ -28,13 +29,16 @@ __all__ = [
     "Model",
     "ParameterGolfConfig",
     "Params",
+    "adapter_rules",
     "build",
     "causal_attention",
     "count",
     "cross_entropy",
     "from_torch",
+    "load_adapter",
     "load_pretrained",
     "model_of",
+    "save_adapter",
     "save_pretrained",
 ]
 

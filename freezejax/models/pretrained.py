@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
-from freezejax.models import importers, tensors
+from freezejax.models import importers, peft, tensors
 from freezejax.models.base import Model, build
 from freezejax.models.family import FAMILIES, Family, Hub, Params
 from freezejax.paths import nearest
@@ -28,20 +28,22 @@ SHARD = 5 * 10**9  # bytes, about what others put into one file
 
 
 def load_pretrained(
-    path: str | PathLike[str], *, dtype: DTypeLike | None = jnp.float32
+    path: str | PathLike[str], adapter: str | PathLike[str] | None = None, *, dtype: DTypeLike | None = jnp.float32
 ) -> tuple[Callable[..., Any], Params]:
     """A model in Hugging Face's layout: `(apply, params)`, `apply(params, tokens_BxT) -> logits [B, T, V]`.
 
     The folder has config.json and safetensors, in one file or in shards. Leaves are read one after the other, so that
     no more than one of them is held twice. Parameters are of `dtype`; None keeps each as it is stored, bfloat16
-    say. Nothing is ever unpickled. The model itself, for training: `model_of`.
+    say. Nothing is ever unpickled. `adapter` is a PEFT folder, see `load_adapter`. The model itself, for training:
+    `model_of`.
 
     Raises:
       UserError: an unknown architecture; a tensor that is missing, left over or of another shape; a broken file.
     """
     folder = Path(path)
     model = model_of(folder)
-    return model.apply, importers.params_from_torch(model, _named(folder, model), dtype)
+    params = importers.params_from_torch(model, _named(folder, model), dtype)
+    return model.apply, params if adapter is None else peft.load_adapter(adapter, model, params)
 
 
 def model_of(path: str | PathLike[str], **changes: Any) -> Model:

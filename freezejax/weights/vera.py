@@ -7,12 +7,30 @@ import jax
 import jax.numpy as jnp
 
 from freezejax.errors import UserError
-from freezejax.roles import Role
+from freezejax.roles import Role, Weight
 from freezejax.weights.adapter import Adapter
 from freezejax.weights.kinds import Site, check_flag, check_rank, is_positive
 from freezejax.weights.linear import linear, matrix, scaled
 from freezejax.weights.random_map import RandomMap
 from freezejax.weights.seeded import MapWeight
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StoredMap(Weight):
+    """A matrix that stands where a random map could: drawn by a generator that is not ours, so it is stored."""
+
+    roles: ClassVar = {"values": Role.KERNEL}
+
+    values: jax.Array  # [in, out]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out], in the dtype of `x`."""
+        return linear(x, self.values)
+
+    def materialize(self) -> jax.Array:
+        """The matrix [in, out]."""
+        return self.values
 
 
 @jax.tree_util.register_dataclass
