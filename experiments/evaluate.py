@@ -99,8 +99,7 @@ def _of_run() -> _Scored:
     own = _GIVEN.data in (None, config.data.path)  # checked to be the study's; of other text every window is scored
     if not own and _GIVEN.val_sequences is None:
         config.data.val_sequences = 0
-    model_file = workdir / TOKENIZER
-    tokens = str(model_file) if model_file.exists() else "bytes"
+    tokens = next(map(str, workdir.glob(f"{TOKENIZER}.*")), "bytes")
     corpus = _corpus(config.data.path if own else _GIVEN.data, tokens, config.data.val_fraction, own=own)
     if own and corpus.fingerprint != read["data_fingerprint"]:
         raise UserError(

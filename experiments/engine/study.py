@@ -32,7 +32,7 @@ from freezejax.training.loop import train
 from freezejax.training.metrics import JsonLines, Sink, TensorBoard
 from freezejax.training.plan import RunPlan, mesh_of
 
-TOKENIZER = "tokenizer.model"  # in the workdir of a study on SentencePiece tokens
+TOKENIZER = "tokenizer"  # in the workdir of a study that is not on bytes; with a suffix of its kind
 MakeStudy = Callable[[ConfigDict, int], Study]  # of a config and the size of the tokenizer's vocabulary
 _MAY_CHANGE = ("config/seeds", "config/base_seeds", "config/variants", "config/paper", "config/train/mesh/")
 
@@ -137,8 +137,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, figure
         before = read_config(workdir) if path.exists() else now
         if any(workdir.glob("runs/*")):  # before its first run a folder may still change its mind
             _check_same_study(before, now, workdir)
-        if isinstance(corpus.tokenizer, data.SentencePieceTokenizer):
-            shutil.copyfile(corpus.tokenizer.path, workdir / TOKENIZER)  # to score other text with
+        corpus.tokenizer.save(workdir, TOKENIZER)  # to score other text with
         write_atomically(path, json.dumps(now, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {error.strerror}; name a folder that can be written") from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +84,7 @@ def load(
     cached_folder(folder, lambda fresh: _tokenize(open_text, make_tokenizer, fresh))
     checksums.verify(folder, f"delete {folder}, it is made again")
     source = path or "Python language reference (embedded)"
-    return _read(folder, _model_beside(folder) or ByteTokenizer(), source=source)
+    return _read(folder, tokenizer_beside(folder) or ByteTokenizer(), source=source)
 
 
 # Gives text before tokenization; may write in the folder.
@@ -126,17 +125,17 @@ def _tokenizer_recipe(spec: str) -> tuple[str, _MakeTokenizer]:
         if not 0 < size < shards.MAX_VOCABULARY:
             raise UserError(f"tokenizer={spec}: bpe:SIZE takes a whole number below {shards.MAX_VOCABULARY}")
         return spec, lambda folder, texts: train_bpe(texts, size, folder / f"bpe{size}.model")
-    found = SentencePieceTokenizer(spec)
+    found = tokenizer_at(spec)
     # The name counts too: a copy of the same model under another name is reported under that name.
     key = f"{found.name} {found.fingerprint}"
-    return key, lambda folder, texts: shutil.copyfile(found.path, folder / f"{found.name}.model")
+    return key, lambda folder, texts: found.save(folder, found.name)
 
 
 def _tokenize(open_text: _OpenText, make_tokenizer: _MakeTokenizer, folder: Path) -> None:
     """Writes the token shards of both splits, the tokenizer's model and their checksums into an empty folder."""
     splits = open_text(folder)
     make_tokenizer(folder, elements(splits["train"]))
-    tokenizer = _model_beside(folder) or ByteTokenizer()
+    tokenizer = tokenizer_beside(folder) or ByteTokenizer()
     start = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
     dtype = shards.token_dtype(tokenizer.vocab_size)
 
@@ -149,13 +148,23 @@ def _tokenize(open_text: _OpenText, make_tokenizer: _MakeTokenizer, folder: Path
     checksums.write(folder)
 
 
-def _model_beside(folder: Path) -> SentencePieceTokenizer | None:
-    """The one `.model` of a folder of shards, if there is one."""
-    models = sorted(folder.glob("*.model"))
+def tokenizer_at(spec: str | Path) -> Tokenizer:
+    """The tokenizer of a file: a SentencePiece `.model`, a tokenizer.json or the folder that has one, or a .gguf."""
+    path = Path(spec)
+    if path.suffix in (".json", ".gguf") or path.is_dir():
+        from freezejax.data.json_tokenizers import JsonTokenizer
+
+        return JsonTokenizer(path)
+    return SentencePieceTokenizer(path)
+
+
+def tokenizer_beside(folder: Path) -> Tokenizer | None:
+    """The one tokenizer of a folder of shards, if there is one."""
+    models = sorted([*folder.glob("*.model"), *folder.glob("*tokenizer.json")])
     if len(models) > 1:
         names = ", ".join(path.name for path in models)
         raise UserError(f"{folder}: several tokenizers ({names}); name one with tokenizer=FILE.model")
-    return SentencePieceTokenizer(models[0]) if models else None
+    return tokenizer_at(models[0]) if models else None
 
 
 def _shard_tokenizer(folder: Path, spec: str) -> Tokenizer:
@@ -164,7 +173,7 @@ def _shard_tokenizer(folder: Path, spec: str) -> Tokenizer:
         return ByteTokenizer()
     if spec.startswith("bpe:"):
         raise UserError(f"tokenizer={spec}: {folder} holds tokens already; give the .model that made them")
-    tokenizer = SentencePieceTokenizer(spec) if spec else _model_beside(folder)
+    tokenizer = tokenizer_at(spec) if spec else tokenizer_beside(folder)
     if tokenizer is None:
         raise UserError(f"{folder}: no .model beside the shards; name their tokenizer with tokenizer=FILE.model")
     return tokenizer

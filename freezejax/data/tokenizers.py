@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -51,6 +52,9 @@ class Tokenizer(Protocol):
     def byte_table(self) -> ByteTable:
         """The byte accounting of the vocabulary."""
 
+    def save(self, folder: Path, name: str) -> None:
+        """Writes it into a folder, in a file of this name and its own suffix; bytes need none."""
+
 
 class ByteTokenizer:
     """Every UTF-8 byte is a token: vocabulary 256, no special tokens, one byte each.
@@ -75,6 +79,9 @@ class ByteTokenizer:
     def byte_table(self) -> ByteTable:
         """One byte per token, no boundaries."""
         return ByteTable(np.ones(256, np.int64), np.zeros(256, bool), np.zeros(256, bool))
+
+    def save(self, folder: Path, name: str) -> None:
+        """Nothing."""
 
 
 class SentencePieceTokenizer:
@@ -118,6 +125,10 @@ class SentencePieceTokenizer:
         lengths_V = [len(piece.removeprefix(SPACE).replace(SPACE, " ").encode("utf-8")) for piece in pieces]
         base_V = np.where(text_V, np.array(lengths_V, np.int64), byte_V.astype(np.int64))
         return ByteTable(base_V, leading_space_V, boundary_V)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Copies the model to `{name}.model`."""
+        shutil.copyfile(self.path, folder / f"{name}.model")
 
 
 def byte_counts(table: ByteTable, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:

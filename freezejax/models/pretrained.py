@@ -1,5 +1,6 @@
 """Models of other libraries' folders: config.json and safetensors, as transformers writes and reads them."""
 
+import functools
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 
 from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
-from freezejax.models import importers, peft, tensors
+from freezejax.models import gguf, importers, peft, tensors
 from freezejax.models.base import Model, build
 from freezejax.models.family import FAMILIES, Family, Hub, Params
 from freezejax.paths import nearest
@@ -30,9 +31,10 @@ SHARD = 5 * 10**9  # bytes, about what others put into one file
 def load_pretrained(
     path: str | PathLike[str], adapter: str | PathLike[str] | None = None, *, dtype: DTypeLike | None = jnp.float32
 ) -> tuple[Callable[..., Any], Params]:
-    """A model in Hugging Face's layout: `(apply, params)`, `apply(params, tokens_BxT) -> logits [B, T, V]`.
+    """A model of others: `(apply, params)`, `apply(params, tokens_BxT) -> logits [B, T, V]`.
 
-    The folder has config.json and safetensors, in one file or in shards. Leaves are read one after the other, so that
+    `path` is a folder in Hugging Face's layout, config.json and safetensors in one file or in shards, or a .gguf file,
+    whose weights are dequantized. Leaves are read one after the other, so that
     no more than one of them is held twice. Parameters are of `dtype`; None keeps each as it is stored, bfloat16
     say. Nothing is ever unpickled. `adapter` is a PEFT folder, see `load_adapter`. The model itself, for training:
     `model_of`.
@@ -40,14 +42,13 @@ def load_pretrained(
     Raises:
       UserError: an unknown architecture; a tensor that is missing, left over or of another shape; a broken file.
     """
-    folder = Path(path)
-    model = model_of(folder)
-    params = importers.params_from_torch(model, _named(folder, model), dtype)
+    model, source = _opened(Path(path), {})
+    params = importers.params_from_torch(model, _named(source(), model), dtype)
     return model.apply, params if adapter is None else peft.load_adapter(adapter, model, params)
 
 
 def model_of(path: str | PathLike[str], **changes: Any) -> Model:
-    """The model that a folder's config.json describes, without its weights; `changes` are fields of our config.
+    """The model that a folder's config.json or a .gguf file describes; `changes` are fields of our config.
 
     Dropout rates are not taken over: give `dropout`.
 
@@ -57,10 +58,7 @@ def model_of(path: str | PathLike[str], **changes: Any) -> Model:
     >>> model_of(folder).config.model_dim
     32
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    return _model_of(folder / CONFIG, tensors.read_json(folder / CONFIG), changes)
+    return _opened(Path(path), changes)[0]
 
 
 def save_pretrained(
@@ -134,6 +132,17 @@ def build_plain(model: Model) -> Model:
     return importers.functional(model.family, model.config)
 
 
+def _opened(path: Path, changes: Mapping[str, Any]) -> tuple[Model, Callable[[], Mapping[str, Any]]]:
+    """The model at a path, and a function that opens its tensors."""
+    if path.suffix == ".gguf":
+        config, source = gguf.read(path)
+        return _model_of(path, config, changes), source
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder, and no .gguf file")
+    config = tensors.read_json(path / CONFIG)
+    return _model_of(path / CONFIG, config, changes), functools.partial(tensors.open_folder, path)
+
+
 def _model_of(path: Path, config: Mapping[str, Any], changes: Mapping[str, Any]) -> Model:
     architectures = config.get("architectures") or ["(none)"]
     known = {family.hub.architecture: name for name, family in FAMILIES.items() if family.hub is not None}
@@ -155,9 +164,9 @@ def _model_of(path: Path, config: Mapping[str, Any], changes: Mapping[str, Any])
         raise UserError(f"{path}: {error}") from None
 
 
-def _named(folder: Path, model: Model) -> dict[str, tensors.Stored]:
-    """The folder's tensors under the names of the whole model, without those that are no parameters."""
-    hub, found = hub_of(model.family), tensors.open_folder(folder)
+def _named(found: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """Tensors under the names of the whole model, without those that are no parameters."""
+    hub = hub_of(model.family)
     if not any(name.startswith(hub.prefix) for name in found):
         found = {name if name.startswith("lm_head.") else hub.prefix + name: value for name, value in found.items()}
     ignored = hub.ignored + (r"|lm_head\.weight" if getattr(model.config, "tied", False) else "")

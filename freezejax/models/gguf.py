@@ -1,0 +1,128 @@
+"""Models of .gguf files: the config and tensors of transformers' layout that such a file stands for."""
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freezejax.errors import UserError
+from freezejax.gguf_file import Gguf, open_gguf
+from freezejax.paths import check_known
+
+
+class Dequantized:
+    """One tensor, which becomes float32 where numpy asks for its values; in torch's layout."""
+
+    def __init__(self, tensor: Any, rearrange: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]):  # noqa: D107
+        self._tensor, self._rearrange, self.shape = tensor, rearrange, shape
+        self.size = int(np.prod(shape))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The values, float32 unless asked for another dtype."""
+        from gguf import dequantize
+
+        values = dequantize(self._tensor.data, self._tensor.tensor_type)
+        array = self._rearrange(values.reshape(self._tensor.shape[::-1].tolist()))
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def read(path: Path) -> tuple[dict[str, Any], Callable[[], dict[str, Dequantized]]]:
+    """The config.json that a file stands for, and a function that opens its tensors under transformers' names."""
+    file = open_gguf(path)
+    kind = str(file.field("general.architecture"))
+    check_known(kind, _KINDS, f"{path}: architecture {kind!r} is not known")
+    config = _KINDS[kind](file)
+    return config, functools.partial(_tensors, file, kind, config)
+
+
+def _llama(file: Gguf) -> dict[str, Any]:
+    of = lambda name, default=None: file.field(f"llama.{name}", default)  # noqa: E731
+    if "rope_freqs.weight" in file.tensors or of("rope.scaling.type", "none") != "none":
+        raise UserError(f"{file.path}: rescaled positions of GGUF are not read; give the folder with config.json")
+    dim, heads = of("embedding_length"), of("attention.head_count")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": _vocabulary(file, "llama"),
+        "num_hidden_layers": of("block_count"),
+        "hidden_size": dim,
+        "num_attention_heads": heads,
+        "num_key_value_heads": of("attention.head_count_kv", heads),
+        "head_dim": of("attention.key_length", dim // heads),
+        "intermediate_size": of("feed_forward_length"),
+        "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
+        "rope_theta": of("rope.freq_base", 10000.0),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+    }
+
+
+def _gpt2(file: Gguf) -> dict[str, Any]:
+    of = lambda name, default=None: file.field(f"gpt2.{name}", default)  # noqa: E731
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": _vocabulary(file, "gpt2"),
+        "n_layer": of("block_count"),
+        "n_embd": of("embedding_length"),
+        "n_head": of("attention.head_count"),
+        "n_inner": of("feed_forward_length"),
+        "n_positions": of("context_length"),
+        "layer_norm_epsilon": of("attention.layer_norm_epsilon"),
+        "tie_word_embeddings": True,  # the converter writes the embedding a second time
+    }
+
+
+_KINDS: dict[str, Callable[[Gguf], dict[str, Any]]] = {"llama": _llama, "gpt2": _gpt2}
+
+
+def _vocabulary(file: Gguf, kind: str) -> int:
+    if "token_embd.weight" in file.tensors:
+        return int(file.tensors["token_embd.weight"].shape[1])
+    return int(file.field(f"{kind}.vocab_size"))
+
+
+def _tensors(file: Gguf, kind: str, config: Mapping[str, Any]) -> dict[str, Dequantized]:
+    """The tensors under transformers' names; package `gguf` knows which is which."""
+    import gguf
+
+    architecture = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[kind]
+    blocks = config.get("num_hidden_layers") or config["n_layer"]
+    names = gguf.get_tensor_name_map(architecture, blocks)
+    found: dict[str, Dequantized] = {}
+    known = {gguf_name: name for name in _hub_names(kind, blocks) if (gguf_name := names.get_name(name))}
+    for name, tensor in file.tensors.items():
+        stem, _, last = name.rpartition(".")
+        check_known(stem, known, f"{file.path}: the model has no place for {name!r}")
+        hub_name, shape = f"{known[stem]}.{last}", tuple(tensor.shape[::-1].tolist())
+        heads = _heads(hub_name, config)
+        if heads:
+            found[hub_name] = Dequantized(tensor, functools.partial(_unpermuted, heads), shape)
+        elif kind == "gpt2" and len(shape) == 2 and ".h." in hub_name:  # transformers has these as [in, out]
+            found[hub_name] = Dequantized(tensor, np.transpose, shape[::-1])
+        else:
+            found[hub_name] = Dequantized(tensor, np.asarray, shape)
+    return found
+
+
+def _hub_names(kind: str, blocks: int) -> list[str]:
+    """Modules of transformers that have weights."""
+    if kind == "llama":
+        parts = [*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down"))]
+        parts += ["input_layernorm", "post_attention_layernorm"]
+        inside = [f"model.layers.{i}.{part}" for i in range(blocks) for part in parts]
+        return ["model.embed_tokens", "model.norm", "lm_head", *inside]
+    parts = ["ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    inside = [f"transformer.h.{i}.{part}" for i in range(blocks) for part in parts]
+    return ["transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head", *inside]
+
+
+def _heads(name: str, config: Mapping[str, Any]) -> int:
+    """Heads of a Llama's query or key matrix, whose rows GGUF has in another order; 0 of any other."""
+    match = re.search(r"self_attn\.([qk])_proj", name)
+    return config[{"q": "num_attention_heads", "k": "num_key_value_heads"}[match[1]]] if match else 0
+
+
+def _unpermuted(heads: int, array: np.ndarray) -> np.ndarray:
+    """Rows of each head from pairs of rotated dims, as GGUF has them, to halves, as transformers has them."""
+    return array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
