@@ -12,6 +12,7 @@ from freezejax.models.base import Model, build, family_named
 from freezejax.models.ensemble import EnsembleConfig
 from freezejax.models.family import FAMILIES, Family, Params
 from freezejax.models.geglu import GegluConfig
+from freezejax.models.generation import generate
 from freezejax.models.gpt2 import Gpt2Config
 from freezejax.models.llama import LlamaConfig
 from freezejax.models.loss import cross_entropy
@@ -35,6 +36,7 @@ __all__ = [
     "count",
     "cross_entropy",
     "from_torch",
+    "generate",
     "load_adapter",
     "load_pretrained",
     "model_of",

@@ -17,6 +17,7 @@ from freezejax.errors import UserError
 from freezejax.models.config import make_config
 from freezejax.models.family import FAMILIES, Family, InitRules, Params, make_init
 from freezejax.models.layers import named
+from freezejax.models.state import Past
 from freezejax.paths import by_path, check_known, named_key
 from freezejax.ties import moved, untie
 from freezejax.weights import Rules, attach
@@ -46,6 +47,10 @@ class Model(NamedTuple):
     blocks, without dropout, and returns what the rest, `apply(..., blocks=k, hidden=...)`, needs of them: a tree of
     [B, T, D] in the compute dtype, without what the embedding gave and no block changed.
 
+    `past(starts_B, length, dtype)` is what cached generation starts from, with room for `length` tokens, and
+    `extend(params, tokens_BxT, past, *, compute_dtype=jnp.float32)` the float32 logits [B, V] after the last of some
+    more tokens, and the past with them in it; see `models.generate`.
+
     >>> from freezejax import models
     >>> model = models.build("geglu", num_layers=1)
     >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 5), jnp.int32)).shape
@@ -57,6 +62,8 @@ class Model(NamedTuple):
     init: Callable[..., Params]
     apply: Callable[..., Any]
     prefix: Callable[..., Any]
+    past: Callable[..., Past]
+    extend: Callable[..., tuple[jax.Array, Past]]
 
     @property
     def sharding(self) -> Sequence[tuple[str, PartitionSpec]]:
@@ -158,7 +165,8 @@ def family_named(name: str) -> Family:
 
 def functional(family: Family, config: Any) -> Model:
     """The model of a family and config: the module, split once and without arrays into pure functions."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: family.module(config)))
+    abstract = nnx.eval_shape(lambda: family.module(config))
+    graphdef, state = nnx.split(abstract)
     init = _init(nnx.to_pure_dict(state), family.init_rules(config), family.parts(config))
 
     def apply(
@@ -189,7 +197,25 @@ def functional(family: Family, config: Any) -> Model:
         *_, stream = [embedded, *_through(module, embedded, range(blocks))]
         return _without(stream, embedded)
 
-    return Model(family, config, init, apply, prefix)
+    def past(starts_B: jax.Array, length: int, dtype: DTypeLike) -> Past:
+        if not hasattr(abstract, "keeps"):
+            raise UserError("this family does not say what its blocks keep of earlier tokens: it has no `keeps`")
+        kept = [abstract.keeps(i, len(starts_B), length, jnp.dtype(dtype)) for i in range(config.num_layers)]
+        return Past(jnp.int32(0), jnp.asarray(starts_B, jnp.int32), kept)
+
+    def extend(
+        params: Params, tokens_BxT: jax.Array, past: Past, *, compute_dtype: DTypeLike = jnp.float32
+    ) -> tuple[jax.Array, Past]:
+        module: Any = nnx.merge(graphdef, untie(params))
+        places_BxT = past.of(None).positions(tokens_BxT.shape[1])
+        stream, kept = module.embed(tokens_BxT, jnp.dtype(compute_dtype), places_BxT), []
+        for i, own in enumerate(past.kept):
+            stream, state = module.block(i, stream, past.of(own), None)
+            kept.append(state.kept)
+        last = jax.tree.map(lambda x_BxTxD: x_BxTxD[:, -1:], stream)
+        return module.head(last, None)[:, 0], Past(past.length + tokens_BxT.shape[1], past.starts_B, kept)
+
+    return Model(family, config, init, apply, prefix, past, extend)
 
 
 def _init(shapes: Params, rules: InitRules, parts: Mapping[str, Sequence[Model]]) -> Callable[..., Params]:

@@ -20,6 +20,7 @@ from freezejax.errors import UserError
 from freezejax.models import layers
 from freezejax.models.base import Model, build
 from freezejax.models.family import Family, Params
+from freezejax.models.state import State
 from freezejax.ties import moved
 
 Combine = Literal["logits", "probabilities"]
@@ -82,24 +83,31 @@ class Ensemble(nnx.Module):
         self.members: Any = nnx.List([model.family.module(model.config) for model in config.models])
         self.mix = layers.parameter(len(config.models))
 
-    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike) -> list[Any]:
+    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike, positions_BxT: jax.Array | None = None) -> list[Any]:
         """Tokens [B, T] -> the stream of each member."""
-        return [member.embed(tokens_BxT, dtype) for member in self.members]
+        places = [] if positions_BxT is None else [positions_BxT]
+        return [member.embed(tokens_BxT, dtype, *places) for member in self.members]
 
     def block(
-        self, i: int, streams: list[Any], state: list[Any] | None, dropout_key: jax.Array | None
-    ) -> tuple[list[Any], list[Any] | None]:
+        self, i: int, streams: list[Any], state: State | None, dropout_key: jax.Array | None
+    ) -> tuple[list[Any], State | None]:
         """Block i of every member that has one."""
-        kept = [None] * len(self.depths) if state is None else state
 
-        def one(index: int) -> tuple[Any, Any]:
+        def one(index: int) -> tuple[Any, State | None]:
+            own = None if state is None else state._replace(kept=state.kept[index])
             if i >= self.depths[index]:
-                return streams[index], kept[index]
+                return streams[index], own
             key = layers.named(dropout_key, f"members/{index}")
-            return self.members[index].block(i, streams[index], kept[index], key)
+            return self.members[index].block(i, streams[index], own, key)
 
         done = [one(index) for index in range(len(self.depths))]
-        return [stream for stream, _ in done], None if state is None else [left for _, left in done]
+        left = None if state is None else state._replace(kept=[own.kept for _, own in done if own is not None])
+        return [stream for stream, _ in done], left
+
+    def keeps(self, i: int, batch: int, length: int, dtype: DTypeLike) -> list[Any]:
+        """What block i of every member keeps; None of a member that has none."""
+        pairs = zip(self.depths, self.members, strict=True)
+        return [member.keeps(i, batch, length, dtype) if i < depth else None for depth, member in pairs]
 
     def head(self, streams: list[Any], targets_BxT: jax.Array | None) -> jax.Array:
         """Float32 logits [B, T, V], or the targets' negative log likelihoods [B, T].

@@ -39,11 +39,13 @@ class Family:
 
     The module is an `nnx.Module` of these methods:
 
-    - `embed(tokens_BxT, dtype) -> stream`: a tree of [B, T, D] in this dtype, whose last leaf is the residual stream;
-    - `block(i, stream, state, dropout_key) -> (stream, state)`: what block i makes of the stream. `state` is what
-      cached generation keeps of earlier tokens; it is None in training, and then handed on as it is. Without a key
-      there is no dropout;
-    - `head(stream, targets_BxT)`: float32 logits [B, T, V], or with targets their negative log likelihoods [B, T].
+    - `embed(tokens_BxT, dtype, positions_BxT=None) -> stream`: a tree of [B, T, D] in this dtype, whose last leaf is
+      the residual stream; positions are given in cached generation;
+    - `block(i, stream, state, dropout_key) -> (stream, state)`: what block i makes of the stream. `state` is
+      None in training, and then handed on as it is; in cached generation it is a `State`. Without a key there is no
+      dropout;
+    - `head(stream, targets_BxT)`: float32 logits [B, T, V], or with targets their negative log likelihoods [B, T];
+    - `keeps(i, batch, length, dtype)`, for generation alone: the empty `State.kept` of block i.
 
     All patterns are regular expressions of whole leaf paths; the first match wins. A config class is a frozen dataclass
     that refuses values no model can have.

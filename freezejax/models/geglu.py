@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
-from freezejax.models import attention, layers
+from freezejax.models import layers
 from freezejax.models.config import check_sizes, mlp_width
 from freezejax.models.family import TORCH_NAMES, Family, InitRules
+from freezejax.models.state import Keys, State, attend
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,17 @@ class Attention(nnx.Module):
             self.qkv = layers.Linear(dim, 3 * dim)
         self.out = layers.Linear(dim, dim)
 
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+    def __call__(self, x_BxTxD: jax.Array, state: State | None) -> tuple[jax.Array, State | None]:
         """[B, T, D] -> [B, T, D]."""
         B, T, _ = x_BxTxD.shape
         c = self.config
         parts = (self.q, self.k, self.v) if c.separate_qkv else (self.qkv,)
         qkv = jnp.concatenate([part(x_BxTxD) for part in parts], axis=-1).reshape(B, T, 3 * c.num_heads, -1)
         qk, v = jnp.split(qkv, (2 * c.num_heads,), axis=2)
-        q, k = jnp.split(layers.rotary(qk, layers.frequencies(c.rope_base, c.rope_dims)), 2, axis=2)
-        return self.out(attention.causal_attention(q, k, v).reshape(x_BxTxD.shape))
+        positions = None if state is None else state.positions(T)
+        q, k = jnp.split(layers.rotary(qk, layers.frequencies(c.rope_base, c.rope_dims), positions), 2, axis=2)
+        attended, state = attend(q, k, v, state)
+        return self.out(attended.reshape(x_BxTxD.shape)), state
 
 
 class Mlp(nnx.Module):
@@ -102,28 +105,37 @@ class Block(nnx.Module):
         self.ln2 = layers.RMSNorm(config.model_dim, config.norm_eps)
         self.mlp = Mlp(config)
 
-    def __call__(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, state: State | None, dropout_key: jax.Array | None
+    ) -> tuple[jax.Array, State | None]:
         """[B, T, D] -> [B, T, D]."""
         attn_key, mlp_key = (layers.named(dropout_key, site) for site in ("attn", "mlp"))
-        x = x + layers.dropout(self.attn(self.ln1(x)), self.rate, attn_key)
-        return x + layers.dropout(self.mlp(self.ln2(x)), self.rate, mlp_key)
+        attended, state = self.attn(self.ln1(x), state)
+        x = x + layers.dropout(attended, self.rate, attn_key)
+        return x + layers.dropout(self.mlp(self.ln2(x)), self.rate, mlp_key), state
 
 
 class Geglu(nnx.Module):
     """Embedding, blocks, final norm, tied head."""
 
     def __init__(self, config: GegluConfig):
+        self.config = config
         self.tok_emb = layers.Embedding(config.vocab_size, config.model_dim)
         self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
         self.ln_f = layers.RMSNorm(config.model_dim, config.norm_eps)
 
-    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike) -> jax.Array:
+    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike, positions_BxT: jax.Array | None = None) -> jax.Array:
         """Tokens [B, T] -> [B, T, D]."""
         return self.tok_emb(tokens_BxT, dtype)
 
     def block(self, i: int, x: jax.Array, state: Any, dropout_key: jax.Array | None) -> tuple[jax.Array, Any]:
         """[B, T, D] -> [B, T, D]."""
-        return self.blocks[i](x, dropout_key), state
+        return self.blocks[i](x, state, dropout_key)
+
+    def keeps(self, i: int, batch: int, length: int, dtype: DTypeLike) -> Keys:
+        """Room for the keys and values of block i."""
+        c = self.config
+        return Keys.empty(batch, length, c.num_heads, c.model_dim // c.num_heads, dtype)
 
     def head(self, x: jax.Array, targets_BxT: jax.Array | None) -> jax.Array:
         """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T]."""

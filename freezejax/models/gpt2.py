@@ -17,9 +17,10 @@ from jax.nn import initializers
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from freezejax.models import attention, layers
+from freezejax.models import layers
 from freezejax.models.config import check_sizes, mlp_width
 from freezejax.models.family import Family, Hub, InitRules
+from freezejax.models.state import Keys, State, attend
 
 _GELU = {"gelu_new": True, "gelu": False}  # by transformers' names: whether the tanh approximation
 
@@ -58,11 +59,12 @@ class Attention(nnx.Module):
         self.c_attn = layers.Linear(config.model_dim, 3 * config.model_dim, bias=True)
         self.c_proj = layers.Linear(config.model_dim, config.model_dim, bias=True)
 
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+    def __call__(self, x_BxTxD: jax.Array, state: State | None) -> tuple[jax.Array, State | None]:
         """[B, T, D] -> [B, T, D]."""
         B, T, D = x_BxTxD.shape
         q, k, v = (part.reshape(B, T, self.heads, -1) for part in jnp.split(self.c_attn(x_BxTxD), 3, axis=-1))
-        return self.c_proj(attention.causal_attention(q, k, v).reshape(B, T, D))
+        attended, state = attend(q, k, v, state)
+        return self.c_proj(attended.reshape(B, T, D)), state
 
 
 class Mlp(nnx.Module):
@@ -88,17 +90,21 @@ class Block(nnx.Module):
         self.ln_2 = layers.LayerNorm(config.model_dim, config.norm_eps)
         self.mlp = Mlp(config)
 
-    def __call__(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, state: State | None, dropout_key: jax.Array | None
+    ) -> tuple[jax.Array, State | None]:
         """[B, T, D] -> [B, T, D]."""
         attn_key, mlp_key = (layers.named(dropout_key, site) for site in ("attn", "mlp"))
-        x = x + layers.dropout(self.attn(self.ln_1(x)), self.rate, attn_key)
-        return x + layers.dropout(self.mlp(self.ln_2(x)), self.rate, mlp_key)
+        attended, state = self.attn(self.ln_1(x), state)
+        x = x + layers.dropout(attended, self.rate, attn_key)
+        return x + layers.dropout(self.mlp(self.ln_2(x)), self.rate, mlp_key), state
 
 
 class Gpt2(nnx.Module):
     """Token and position embedding, blocks, final norm, head."""
 
     def __init__(self, config: Gpt2Config):
+        self.config = config
         self.tok_emb = layers.Embedding(config.vocab_size, config.model_dim)
         self.pos_emb = layers.Positions(config.positions, config.model_dim)
         self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
@@ -106,13 +112,18 @@ class Gpt2(nnx.Module):
         if not config.tied:
             self.lm_head = layers.Linear(config.model_dim, config.vocab_size)
 
-    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike) -> jax.Array:
+    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike, positions_BxT: jax.Array | None = None) -> jax.Array:
         """Tokens [B, T] -> [B, T, D]."""
-        return self.tok_emb(tokens_BxT, dtype) + self.pos_emb(tokens_BxT.shape[1], dtype)
+        return self.tok_emb(tokens_BxT, dtype) + self.pos_emb(tokens_BxT.shape[1], dtype, positions_BxT)
 
     def block(self, i: int, x: jax.Array, state: Any, dropout_key: jax.Array | None) -> tuple[jax.Array, Any]:
         """[B, T, D] -> [B, T, D]."""
-        return self.blocks[i](x, dropout_key), state
+        return self.blocks[i](x, state, dropout_key)
+
+    def keeps(self, i: int, batch: int, length: int, dtype: DTypeLike) -> Keys:
+        """Room for the keys and values of block i."""
+        c = self.config
+        return Keys.empty(batch, length, c.num_heads, c.model_dim // c.num_heads, dtype)
 
     def head(self, x: jax.Array, targets_BxT: jax.Array | None) -> jax.Array:
         """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T]."""

@@ -95,12 +95,14 @@ class Positions(nnx.Module):
     def __init__(self, length: int, model_dim: int):
         self.embedding = parameter(length, model_dim)
 
-    def __call__(self, length: int, dtype: DTypeLike) -> jax.Array:
-        """Those of the first T positions, [1, T, D]; UserError where there are fewer."""
+    def __call__(self, length: int, dtype: DTypeLike, positions_BxT: jax.Array | None = None) -> jax.Array:
+        """Those of the first T positions, [1, T, D], or of given ones, [B, T, D]; UserError where there are fewer."""
         table = self.embedding[...]
         if length > len(table):
             raise UserError(f"a sequence of {length} tokens: this model has positions for {len(table)}")
-        return table[None, :length].astype(dtype)
+        if positions_BxT is None:
+            return table[None, :length].astype(dtype)
+        return jnp.take(table, positions_BxT, axis=0).astype(dtype)  # NaN beyond the last
 
 
 class Embedding(nnx.Module):
@@ -229,8 +231,8 @@ def frequencies(base: float, dims: int) -> jax.Array:
     return jnp.asarray(base, jnp.float32) ** (-jnp.arange(half, dtype=jnp.float32) / half)
 
 
-def rotary(x_BxTxHxD: jax.Array, frequency_d: jax.Array) -> jax.Array:
-    """Rotary position embedding on the first 2d dims of each head, in the halves form; positions 0..T-1.
+def rotary(x_BxTxHxD: jax.Array, frequency_d: jax.Array, positions_BxT: jax.Array | None = None) -> jax.Array:
+    """Rotary position embedding on the first 2d dims of each head, in the halves form; positions 0..T-1 if not given.
 
     With the halves x1, x2 of those dims, angle `position * frequency`, c = cos, s = sin: `x1 c - x2 s, x2 c + x1 s`.
     Source: Su et al. 2021, arXiv:2104.09864. There and in Llama frequencies are above 0; modded-nanogpt and the
@@ -241,9 +243,11 @@ def rotary(x_BxTxHxD: jax.Array, frequency_d: jax.Array) -> jax.Array:
     True
     """
     half = len(frequency_d)
-    angle_Txd = jnp.outer(jnp.arange(x_BxTxHxD.shape[1], dtype=jnp.float32), frequency_d)
-    cos = jnp.cos(angle_Txd).astype(x_BxTxHxD.dtype)[None, :, None]
-    sin = jnp.sin(angle_Txd).astype(x_BxTxHxD.dtype)[None, :, None]
+    if positions_BxT is None:
+        positions_BxT = jnp.arange(x_BxTxHxD.shape[1])[None]
+    angle_BxTxd = positions_BxT.astype(jnp.float32)[..., None] * frequency_d[None, None]
+    cos = jnp.cos(angle_BxTxd).astype(x_BxTxHxD.dtype)[:, :, None]
+    sin = jnp.sin(angle_BxTxd).astype(x_BxTxHxD.dtype)[:, :, None]
     x1, x2, rest = jnp.split(x_BxTxHxD, (half, 2 * half), axis=-1)
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], axis=-1)
 

@@ -19,9 +19,10 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
-from freezejax.models import attention, layers
+from freezejax.models import layers
 from freezejax.models.config import check_sizes, mlp_width
 from freezejax.models.family import Family, Hub, InitRules
+from freezejax.models.state import Keys, State, attend
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,15 @@ class Attention(nnx.Module):
         self.v_proj = layers.Linear(dim, config.num_kv_heads * config.head_dim, bias)
         self.o_proj = layers.Linear(config.num_heads * config.head_dim, dim, bias)
 
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+    def __call__(self, x_BxTxD: jax.Array, state: State | None) -> tuple[jax.Array, State | None]:
         """[B, T, D] -> [B, T, D]."""
         B, T, _ = x_BxTxD.shape
         parts = (part(x_BxTxD) for part in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (part.reshape(B, T, -1, self.config.head_dim) for part in parts)
-        q, k = (layers.rotary(part, frequencies(self.config)) for part in (q, k))
-        return self.o_proj(attention.causal_attention(q, k, v).reshape(B, T, -1))
+        positions = None if state is None else state.positions(T)
+        q, k = (layers.rotary(part, frequencies(self.config), positions) for part in (q, k))
+        attended, state = attend(q, k, v, state)
+        return self.o_proj(attended.reshape(B, T, -1)), state
 
 
 class Mlp(nnx.Module):
@@ -126,30 +129,39 @@ class Block(nnx.Module):
         self.ln2 = layers.RMSNorm(config.model_dim, config.norm_eps)
         self.mlp = Mlp(config)
 
-    def __call__(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, state: State | None, dropout_key: jax.Array | None
+    ) -> tuple[jax.Array, State | None]:
         """[B, T, D] -> [B, T, D]."""
         attn_key, mlp_key = (layers.named(dropout_key, site) for site in ("attn", "mlp"))
-        x = x + layers.dropout(self.attn(self.ln1(x)), self.rate, attn_key)
-        return x + layers.dropout(self.mlp(self.ln2(x)), self.rate, mlp_key)
+        attended, state = self.attn(self.ln1(x), state)
+        x = x + layers.dropout(attended, self.rate, attn_key)
+        return x + layers.dropout(self.mlp(self.ln2(x)), self.rate, mlp_key), state
 
 
 class Llama(nnx.Module):
     """Embedding, blocks, final norm, head."""
 
     def __init__(self, config: LlamaConfig):
+        self.config = config
         self.tok_emb = layers.Embedding(config.vocab_size, config.model_dim)
         self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
         self.ln_f = layers.RMSNorm(config.model_dim, config.norm_eps)
         if not config.tied:
             self.lm_head = layers.Linear(config.model_dim, config.vocab_size)
 
-    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike) -> jax.Array:
+    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike, positions_BxT: jax.Array | None = None) -> jax.Array:
         """Tokens [B, T] -> [B, T, D]."""
         return self.tok_emb(tokens_BxT, dtype)
 
     def block(self, i: int, x: jax.Array, state: Any, dropout_key: jax.Array | None) -> tuple[jax.Array, Any]:
         """[B, T, D] -> [B, T, D]."""
-        return self.blocks[i](x, dropout_key), state
+        return self.blocks[i](x, state, dropout_key)
+
+    def keeps(self, i: int, batch: int, length: int, dtype: DTypeLike) -> Keys:
+        """Room for the keys and values of block i."""
+        c = self.config
+        return Keys.empty(batch, length, c.num_kv_heads, c.head_dim, dtype)
 
     def head(self, x: jax.Array, targets_BxT: jax.Array | None) -> jax.Array:
         """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T]."""

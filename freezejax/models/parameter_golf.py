@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
-from freezejax.models import attention, layers
+from freezejax.models import layers
 from freezejax.models.config import check_sizes, mlp_width
 from freezejax.models.family import TORCH_NAMES, Family, InitRules
+from freezejax.models.state import Keys, State, attend
 from freezejax.weights.linear import scaled
 
 
@@ -67,16 +68,18 @@ class Attention(nnx.Module):
         self.proj = layers.Linear(dim, dim)
         self.q_gain = layers.parameter(config.num_heads)
 
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+    def __call__(self, x_BxTxD: jax.Array, state: State | None) -> tuple[jax.Array, State | None]:
         """[B, T, D] -> [B, T, D]."""
         B, T, D = x_BxTxD.shape
         c = self.config
         q, k, v = (f(x_BxTxD).reshape(B, T, -1, D // c.num_heads) for f in (self.c_q, self.c_k, self.c_v))
         q, k = (layers.rms_norm(h, c.norm_eps) for h in (q, k))
         frequency = -layers.frequencies(c.rope_base, D // c.num_heads)
-        q, k = (layers.rotary(h, frequency) for h in (q, k))
+        positions = None if state is None else state.positions(T)
+        q, k = (layers.rotary(h, frequency, positions) for h in (q, k))
         q = q * self.q_gain[...].astype(q.dtype)[None, None, :, None]
-        return self.proj(attention.causal_attention(q, k, v).reshape(B, T, D))
+        attended, state = attend(q, k, v, state)
+        return self.proj(attended.reshape(B, T, D)), state
 
 
 class Mlp(nnx.Module):
@@ -105,16 +108,18 @@ class Block(nnx.Module):
         self.mlp_scale = layers.parameter(dim)
         self.resid_mix = layers.parameter(2, dim)
 
-    def __call__(self, x: jax.Array, x0: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, x0: jax.Array, state: State | None, dropout_key: jax.Array | None
+    ) -> tuple[jax.Array, State | None]:
         """[B, T, D], [B, T, D] -> [B, T, D]."""
         rate, eps = self.config.dropout, self.config.norm_eps
         attn_key, mlp_key = (layers.named(dropout_key, site) for site in ("attn", "mlp"))
         mix_2xD = self.resid_mix[...]
         x = scaled(x, mix_2xD[0]) + scaled(x0, mix_2xD[1])
-        attended = scaled(self.attn(layers.rms_norm(x, eps)), self.attn_scale[...])
-        x = x + layers.dropout(attended, rate, attn_key)
+        attended, state = self.attn(layers.rms_norm(x, eps), state)
+        x = x + layers.dropout(scaled(attended, self.attn_scale[...]), rate, attn_key)
         mapped = scaled(self.mlp(layers.rms_norm(x, eps)), self.mlp_scale[...])
-        return x + layers.dropout(mapped, rate, mlp_key)
+        return x + layers.dropout(mapped, rate, mlp_key), state
 
 
 class ParameterGolf(nnx.Module):
@@ -132,7 +137,7 @@ class ParameterGolf(nnx.Module):
         if self.skips:
             self.skip_weights = layers.parameter(self.skips, config.model_dim)
 
-    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike) -> list[jax.Array]:
+    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike, positions_BxT: jax.Array | None = None) -> list[jax.Array]:
         """Tokens [B, T] -> x0, which is x as well."""
         return [layers.rms_norm(self.tok_emb(tokens_BxT, dtype), self.config.norm_eps)]
 
@@ -142,11 +147,18 @@ class ParameterGolf(nnx.Module):
         """Pushes in the first half of the blocks, pops in the second."""
         x0, x = stream[0], stream[-1]
         if i < self.skips:
-            return [*stream, self.blocks[i](x, x0, dropout_key)], state
+            x, state = self.blocks[i](x, x0, state, dropout_key)
+            return [*stream, x], state
         pushed = stream[1:] if i == self.skips else stream[1:-1]
         if pushed:  # of an odd number of layers the last has nothing to pop
             x = x + scaled(pushed.pop(), self.skip_weights[i - self.skips])
-        return [x0, *pushed, self.blocks[i](x, x0, dropout_key)], state
+        x, state = self.blocks[i](x, x0, state, dropout_key)
+        return [x0, *pushed, x], state
+
+    def keeps(self, i: int, batch: int, length: int, dtype: DTypeLike) -> Keys:
+        """Room for the keys and values of block i."""
+        c = self.config
+        return Keys.empty(batch, length, c.num_kv_heads, c.model_dim // c.num_heads, dtype)
 
     def head(self, stream: list[jax.Array], targets_BxT: jax.Array | None) -> jax.Array:
         """x [B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T]."""
