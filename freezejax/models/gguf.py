@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ class Dequantized:
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
-def read(path: Path) -> tuple[dict[str, Any], Callable[[], dict[str, Dequantized]]]:
-    """The config.json that a file stands for, and a function that opens its tensors under transformers' names."""
+def read(path: Path) -> tuple[dict[str, Any], Callable[[Iterable[str]], dict[str, Dequantized]]]:
+    """The config.json that a file stands for, and a function that opens its tensors under the names it is given."""
     file = open_gguf(path)
     kind = str(file.field("general.architecture"))
     check_known(kind, _KINDS, f"{path}: architecture {kind!r} is not known")
@@ -82,15 +82,16 @@ def _vocabulary(file: Gguf, kind: str) -> int:
     return int(file.field(f"{kind}.vocab_size"))
 
 
-def _tensors(file: Gguf, kind: str, config: Mapping[str, Any]) -> dict[str, Dequantized]:
-    """The tensors under transformers' names; package `gguf` knows which is which."""
+def _tensors(file: Gguf, kind: str, config: Mapping[str, Any], hub_names: Iterable[str]) -> dict[str, Dequantized]:
+    """The tensors under transformers' names, of which package `gguf` knows which is which."""
     import gguf
 
     architecture = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[kind]
     blocks = config.get("num_hidden_layers") or config["n_layer"]
     names = gguf.get_tensor_name_map(architecture, blocks)
     found: dict[str, Dequantized] = {}
-    known = {gguf_name: name for name in _hub_names(kind, blocks) if (gguf_name := names.get_name(name))}
+    stems = {"lm_head", *(name.rpartition(".")[0] for name in hub_names)}  # a tied head may be there, too
+    known = {gguf_name: stem for stem in stems if (gguf_name := names.get_name(stem))}
     for name, tensor in file.tensors.items():
         stem, _, last = name.rpartition(".")
         check_known(stem, known, f"{file.path}: the model has no place for {name!r}")
@@ -103,18 +104,6 @@ def _tensors(file: Gguf, kind: str, config: Mapping[str, Any]) -> dict[str, Dequ
         else:
             found[hub_name] = Dequantized(tensor, np.asarray, shape)
     return found
-
-
-def _hub_names(kind: str, blocks: int) -> list[str]:
-    """Modules of transformers that have weights."""
-    if kind == "llama":
-        parts = [*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down"))]
-        parts += ["input_layernorm", "post_attention_layernorm"]
-        inside = [f"model.layers.{i}.{part}" for i in range(blocks) for part in parts]
-        return ["model.embed_tokens", "model.norm", "lm_head", *inside]
-    parts = ["ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
-    inside = [f"transformer.h.{i}.{part}" for i in range(blocks) for part in parts]
-    return ["transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head", *inside]
 
 
 def _heads(name: str, config: Mapping[str, Any]) -> int:

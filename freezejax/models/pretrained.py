@@ -1,10 +1,9 @@
 """Models of other libraries' folders: config.json and safetensors, as transformers writes and reads them."""
 
-import functools
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,8 @@ def load_pretrained(
       UserError: an unknown architecture; a tensor that is missing, left over or of another shape; a broken file.
     """
     model, source = _opened(Path(path), {})
-    params = importers.params_from_torch(model, _named(source(), model), dtype)
+    names = [name for name, _ in importers.torch_names(model, model.abstract_params()).values()]
+    params = importers.params_from_torch(model, _named(source(names), model), dtype)
     return model.apply, params if adapter is None else peft.load_adapter(adapter, model, params)
 
 
@@ -132,15 +132,15 @@ def build_plain(model: Model) -> Model:
     return importers.functional(model.family, model.config)
 
 
-def _opened(path: Path, changes: Mapping[str, Any]) -> tuple[Model, Callable[[], Mapping[str, Any]]]:
-    """The model at a path, and a function that opens its tensors."""
+def _opened(path: Path, changes: Mapping[str, Any]) -> tuple[Model, Callable[[Iterable[str]], Mapping[str, Any]]]:
+    """The model at a path, and a function that opens its tensors, given the names that they should have."""
     if path.suffix == ".gguf":
         config, source = gguf.read(path)
         return _model_of(path, config, changes), source
     if not path.is_dir():
         raise UserError(f"{path}: no such folder, and no .gguf file")
     config = tensors.read_json(path / CONFIG)
-    return _model_of(path / CONFIG, config, changes), functools.partial(tensors.open_folder, path)
+    return _model_of(path / CONFIG, config, changes), lambda _: tensors.open_folder(path)
 
 
 def _model_of(path: Path, config: Mapping[str, Any], changes: Mapping[str, Any]) -> Model:
