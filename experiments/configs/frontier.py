@@ -4,7 +4,7 @@
 
 Scales (after the colon), each for the GEGLU model with AdamW, and with `_golf` for the Parameter Golf model with Muon:
 
-  tiny   embedded corpus, bytes, one small budget, one trial of every way: under 2 minutes on 2 CPU cores. Shows that
+  tiny   embedded corpus, bytes, one small budget, one trial of six ways: under 2 minutes on 2 CPU cores. Shows that
          everything works.
   cpu    100 kB, 300 kB and 1 MB, 4 trials of every way, the best of each with 3 new seeds: about 3 hours on one
          core per corpus; give --config.data.path=FOLDER of FineWeb shards or of .txt books.
@@ -27,6 +27,7 @@ _SIZES = {  # bytes of the packed file; at each: layers to try, heads, ranks of 
         ((32, 64), (64, 128), (128, 256)),
     ),
 }
+_TINY = ("narrow", "int4", "shared", "gate_up", "mlp", "everything")  # ways to build a model, of the ten
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:
@@ -53,6 +54,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         config.train.steps = 150
         config.train.batch_size = 16  # sequences
     if size == "tiny":
+        config.variants = ",".join(f"60kB_{way}_0" for way in _TINY)
         config.data.val_sequences = 32
         config.train.steps = 20
         config.train.batch_size = 4

@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 from experiments.report import fronts
 from experiments.report.statistics import Interval
 from experiments.report.table import Column, markdown, with_ci
+from freezejax.errors import UserError
 
 
 class Point(NamedTuple):
@@ -25,12 +26,14 @@ def extrapolate(points: Sequence[Point], size: int) -> Interval:
     """The effect at another size, by least squares through the points in log(bytes).
 
     The interval is that of the line alone: from the spread between seeds, pooled over the points. Whether the line goes
-    on straight, and whether a longer run says the same, it does not know.
+    on straight, and whether a longer run says the same, it does not know. Points of one size alone are a UserError.
 
     >>> line = extrapolate([Point(100, 1.0, 0.5, 3), Point(1_000, 2.0, 0.5, 3)], 10_000)
     >>> round(line.mean, 2), round(line.ci95, 2)
     (3.0, 0.72)
     """
+    if len({point.size for point in points}) < 2:
+        raise UserError("a trend needs fronts of two budgets or more")
     design = np.stack([np.ones(len(points)), np.log([point.size for point in points])], axis=1)
     weights_P = np.asarray([1.0, math.log(size)]) @ np.linalg.pinv(design)
     mean = float(weights_P @ [point.pct for point in points])

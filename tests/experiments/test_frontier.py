@@ -62,7 +62,7 @@ def workdir(tmp_path_factory):
     """Two ways, one trial each, through the command's own main."""
     config = get_config("tiny")
     config.train.steps, config.train.seq_len, config.train.batch_size = 6, 64, 2
-    config.budgets, config.seeds, config.data.val_sequences = (45_000,), 2, 0
+    config.budgets, config.variants, config.seeds, config.data.val_sequences = (45_000,), "", 2, 0
     config.data.eval_batch_size = 64
     folder = tmp_path_factory.mktemp("frontier") / "run"
     two = [way for way in ways.ways() if way.name in ("narrow", "gate_up")]

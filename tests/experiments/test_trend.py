@@ -52,6 +52,11 @@ def test_the_prediction_stands_on_what_is_known_of_narrow_models(tmp_path, capsy
         fronts_command.main([str(path)], None, 16_000_000)
 
 
+def test_one_budget_has_no_trend():
+    with pytest.raises(UserError, match="a trend needs fronts of two budgets or more"):
+        trend.extrapolate([trend.Point(1_000, 1.0, 0.5, 3)], 10_000)
+
+
 def test_one_seed_predicts_without_an_interval():
     (frozen, _) = trend.lines([cell(None)], 16_000_000, 1.2)
     assert frozen["bpb"].mean == pytest.approx(1.176)
