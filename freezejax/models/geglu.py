@@ -6,20 +6,20 @@ Leaves: `tok_emb/embedding`, `ln_f/scale` and per block `ln1/scale`, `attn/{qkv,
 # ruff: noqa: D107 - what a module is stands in its class docstring
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 from jax.sharding import PartitionSpec as P
-from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
 from freezejax.models import layers
 from freezejax.models.config import check_sizes, mlp_width
+from freezejax.models.decoder import Decoder
 from freezejax.models.family import TORCH_NAMES, Family, InitRules
-from freezejax.models.state import Keys, State, attend
+from freezejax.models.state import State, attend
 
 
 @dataclass(frozen=True)
@@ -95,51 +95,11 @@ class Mlp(nnx.Module):
         return layers.corrected(self, x_BxTxD, self.down(layers.geglu(self.gate(x_BxTxD), self.up(x_BxTxD))))
 
 
-class Block(nnx.Module):
-    """Pre-norm block; dropout on what attention and the MLP add to the residual stream."""
-
-    def __init__(self, config: GegluConfig):
-        self.rate = config.dropout
-        self.ln1 = layers.RMSNorm(config.model_dim, config.norm_eps)
-        self.attn = Attention(config)
-        self.ln2 = layers.RMSNorm(config.model_dim, config.norm_eps)
-        self.mlp = Mlp(config)
-
-    def __call__(
-        self, x: jax.Array, state: State | None, dropout_key: jax.Array | None
-    ) -> tuple[jax.Array, State | None]:
-        """[B, T, D] -> [B, T, D]."""
-        attn_key, mlp_key = (layers.named(dropout_key, site) for site in ("attn", "mlp"))
-        attended, state = self.attn(self.ln1(x), state)
-        x = x + layers.dropout(attended, self.rate, attn_key)
-        return x + layers.dropout(self.mlp(self.ln2(x)), self.rate, mlp_key), state
-
-
-class Geglu(nnx.Module):
+class Geglu(Decoder):
     """Embedding, blocks, final norm, tied head."""
 
     def __init__(self, config: GegluConfig):
-        self.config = config
-        self.tok_emb = layers.Embedding(config.vocab_size, config.model_dim)
-        self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
-        self.ln_f = layers.RMSNorm(config.model_dim, config.norm_eps)
-
-    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike, positions_BxT: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, T] -> [B, T, D]."""
-        return self.tok_emb(tokens_BxT, dtype)
-
-    def block(self, i: int, x: jax.Array, state: Any, dropout_key: jax.Array | None) -> tuple[jax.Array, Any]:
-        """[B, T, D] -> [B, T, D]."""
-        return self.blocks[i](x, state, dropout_key)
-
-    def keeps(self, i: int, batch: int, length: int, dtype: DTypeLike) -> Keys:
-        """Room for the keys and values of block i."""
-        c = self.config
-        return Keys.empty(batch, length, c.num_heads, c.model_dim // c.num_heads, dtype)
-
-    def head(self, x: jax.Array, targets_BxT: jax.Array | None) -> jax.Array:
-        """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T]."""
-        return self.tok_emb.head(self.ln_f(x), targets_BxT)
+        super().__init__(config, lambda: layers.RMSNorm(config.model_dim, config.norm_eps), Attention, Mlp)
 
 
 def _init_rules(config: GegluConfig) -> InitRules:

@@ -24,7 +24,11 @@ class Dequantized:
         """The values, float32 unless asked for another dtype."""
         from gguf import dequantize
 
-        values = dequantize(self._tensor.data, self._tensor.tensor_type)
+        try:
+            values = dequantize(self._tensor.data, self._tensor.tensor_type)
+        except NotImplementedError:
+            kind = self._tensor.tensor_type.name
+            raise UserError(f"tensor {self._tensor.name!r}: package gguf cannot dequantize {kind}") from None
         array = self._rearrange(values.reshape(self._tensor.shape[::-1].tolist()))
         return array if dtype is None else array.astype(dtype, copy=False)
 
@@ -34,7 +38,10 @@ def read(path: Path) -> tuple[dict[str, Any], Callable[[Iterable[str]], dict[str
     file = open_gguf(path)
     kind = str(file.field("general.architecture"))
     check_known(kind, _KINDS, f"{path}: architecture {kind!r} is not known")
-    config = _KINDS[kind](file)
+    try:
+        config = _KINDS[kind](file)
+    except (TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{path}: fields that no model has: {error}") from None
     return config, functools.partial(_tensors, file, kind, config)
 
 

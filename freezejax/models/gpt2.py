@@ -1,7 +1,7 @@
 """GPT-2, as its checkpoints have it: learned positions, biases, LayerNorm, q, k and v in one matrix, a tied head.
 
 Leaves: `tok_emb/embedding`, `pos_emb/embedding`, `ln_f/{scale,bias}`, `lm_head/kernel` where untied, and per block
-`ln_1/{scale,bias}`, `attn/{c_attn,c_proj}/{kernel,bias}`, `ln_2/{scale,bias}`, `mlp/{c_fc,c_proj}/{kernel,bias}`.
+`ln1/{scale,bias}`, `attn/{c_attn,c_proj}/{kernel,bias}`, `ln2/{scale,bias}`, `mlp/{c_fc,c_proj}/{kernel,bias}`.
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 """
 # ruff: noqa: D107 - what a module is stands in its class docstring
@@ -19,8 +19,9 @@ from jax.typing import DTypeLike
 
 from freezejax.models import layers
 from freezejax.models.config import check_sizes, mlp_width
+from freezejax.models.decoder import Decoder
 from freezejax.models.family import Family, Hub, InitRules
-from freezejax.models.state import Keys, State, attend
+from freezejax.models.state import State, attend
 
 _GELU = {"gelu_new": True, "gelu": False}  # by transformers' names: whether the tanh approximation
 
@@ -80,54 +81,16 @@ class Mlp(nnx.Module):
         return self.c_proj(jax.nn.gelu(self.c_fc(x), approximate=self.approximate))
 
 
-class Block(nnx.Module):
-    """Pre-norm block; dropout on what attention and the MLP add to the residual stream."""
-
-    def __init__(self, config: Gpt2Config):
-        self.rate = config.dropout
-        self.ln_1 = layers.LayerNorm(config.model_dim, config.norm_eps)
-        self.attn = Attention(config)
-        self.ln_2 = layers.LayerNorm(config.model_dim, config.norm_eps)
-        self.mlp = Mlp(config)
-
-    def __call__(
-        self, x: jax.Array, state: State | None, dropout_key: jax.Array | None
-    ) -> tuple[jax.Array, State | None]:
-        """[B, T, D] -> [B, T, D]."""
-        attn_key, mlp_key = (layers.named(dropout_key, site) for site in ("attn", "mlp"))
-        attended, state = self.attn(self.ln_1(x), state)
-        x = x + layers.dropout(attended, self.rate, attn_key)
-        return x + layers.dropout(self.mlp(self.ln_2(x)), self.rate, mlp_key), state
-
-
-class Gpt2(nnx.Module):
+class Gpt2(Decoder):
     """Token and position embedding, blocks, final norm, head."""
 
     def __init__(self, config: Gpt2Config):
-        self.config = config
-        self.tok_emb = layers.Embedding(config.vocab_size, config.model_dim)
+        super().__init__(config, lambda: layers.LayerNorm(config.model_dim, config.norm_eps), Attention, Mlp)
         self.pos_emb = layers.Positions(config.positions, config.model_dim)
-        self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
-        self.ln_f = layers.LayerNorm(config.model_dim, config.norm_eps)
-        if not config.tied:
-            self.lm_head = layers.Linear(config.model_dim, config.vocab_size)
 
     def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike, positions_BxT: jax.Array | None = None) -> jax.Array:
         """Tokens [B, T] -> [B, T, D]."""
-        return self.tok_emb(tokens_BxT, dtype) + self.pos_emb(tokens_BxT.shape[1], dtype, positions_BxT)
-
-    def block(self, i: int, x: jax.Array, state: Any, dropout_key: jax.Array | None) -> tuple[jax.Array, Any]:
-        """[B, T, D] -> [B, T, D]."""
-        return self.blocks[i](x, state, dropout_key)
-
-    def keeps(self, i: int, batch: int, length: int, dtype: DTypeLike) -> Keys:
-        """Room for the keys and values of block i."""
-        c = self.config
-        return Keys.empty(batch, length, c.num_heads, c.model_dim // c.num_heads, dtype)
-
-    def head(self, x: jax.Array, targets_BxT: jax.Array | None) -> jax.Array:
-        """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T]."""
-        return layers.tied_or_own_head(self, self.ln_f(x), targets_BxT)
+        return super().embed(tokens_BxT, dtype) + self.pos_emb(tokens_BxT.shape[1], dtype, positions_BxT)
 
 
 def _init_rules(config: Gpt2Config) -> InitRules:
@@ -157,7 +120,9 @@ FAMILY = Family(
         (r"tok_emb/embedding", r"transformer/wte/weight", False),
         (r"pos_emb/embedding", r"transformer/wpe/weight", False),
         (r"lm_head/kernel", r"lm_head/weight", True),
-        (r"blocks/(.*)/(?:kernel|scale)", r"transformer/h/\1/weight", False),  # its matrices are [in, out]
+        (r"blocks/(\d+)/ln([12])/scale", r"transformer/h/\1/ln_\2/weight", False),
+        (r"blocks/(\d+)/ln([12])/bias", r"transformer/h/\1/ln_\2/bias", False),
+        (r"blocks/(.*)/kernel", r"transformer/h/\1/weight", False),  # its matrices are [in, out]
         (r"blocks/(.*)/bias", r"transformer/h/\1/bias", False),
         (r"ln_f/scale", r"transformer/ln_f/weight", False),
         (r"ln_f/bias", r"transformer/ln_f/bias", False),

@@ -83,12 +83,6 @@ def head(
     return capped(logits_of(x_BxTxD), softcap)
 
 
-def tied_or_own_head(model: Any, x_BxTxD: jax.Array, targets_BxT: jax.Array | None) -> jax.Array:
-    """See `head`: of the model's `lm_head` where it has one, else of its `tok_emb`."""
-    own = getattr(model, "lm_head", None)
-    return model.tok_emb.head(x_BxTxD, targets_BxT) if own is None else head(own, x_BxTxD, targets_BxT)
-
-
 class Positions(nnx.Module):
     """A learned vector [D] for each of so many positions."""
 

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 from jax.sharding import PartitionSpec as P
-from jax.typing import DTypeLike
 
 from freezejax.errors import UserError
 from freezejax.models import layers
 from freezejax.models.config import check_sizes, mlp_width
+from freezejax.models.decoder import Decoder
 from freezejax.models.family import Family, Hub, InitRules
-from freezejax.models.state import Keys, State, attend
+from freezejax.models.state import State, attend
 
 
 @dataclass(frozen=True)
@@ -119,53 +119,11 @@ class Mlp(nnx.Module):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Block(nnx.Module):
-    """Pre-norm block; dropout on what attention and the MLP add to the residual stream."""
-
-    def __init__(self, config: LlamaConfig):
-        self.rate = config.dropout
-        self.ln1 = layers.RMSNorm(config.model_dim, config.norm_eps)
-        self.attn = Attention(config)
-        self.ln2 = layers.RMSNorm(config.model_dim, config.norm_eps)
-        self.mlp = Mlp(config)
-
-    def __call__(
-        self, x: jax.Array, state: State | None, dropout_key: jax.Array | None
-    ) -> tuple[jax.Array, State | None]:
-        """[B, T, D] -> [B, T, D]."""
-        attn_key, mlp_key = (layers.named(dropout_key, site) for site in ("attn", "mlp"))
-        attended, state = self.attn(self.ln1(x), state)
-        x = x + layers.dropout(attended, self.rate, attn_key)
-        return x + layers.dropout(self.mlp(self.ln2(x)), self.rate, mlp_key), state
-
-
-class Llama(nnx.Module):
+class Llama(Decoder):
     """Embedding, blocks, final norm, head."""
 
     def __init__(self, config: LlamaConfig):
-        self.config = config
-        self.tok_emb = layers.Embedding(config.vocab_size, config.model_dim)
-        self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
-        self.ln_f = layers.RMSNorm(config.model_dim, config.norm_eps)
-        if not config.tied:
-            self.lm_head = layers.Linear(config.model_dim, config.vocab_size)
-
-    def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike, positions_BxT: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, T] -> [B, T, D]."""
-        return self.tok_emb(tokens_BxT, dtype)
-
-    def block(self, i: int, x: jax.Array, state: Any, dropout_key: jax.Array | None) -> tuple[jax.Array, Any]:
-        """[B, T, D] -> [B, T, D]."""
-        return self.blocks[i](x, state, dropout_key)
-
-    def keeps(self, i: int, batch: int, length: int, dtype: DTypeLike) -> Keys:
-        """Room for the keys and values of block i."""
-        c = self.config
-        return Keys.empty(batch, length, c.num_kv_heads, c.head_dim, dtype)
-
-    def head(self, x: jax.Array, targets_BxT: jax.Array | None) -> jax.Array:
-        """[B, T, D] -> float32 logits [B, T, V], or the targets' negative log likelihoods [B, T]."""
-        return layers.tied_or_own_head(self, self.ln_f(x), targets_BxT)
+        super().__init__(config, lambda: layers.RMSNorm(config.model_dim, config.norm_eps), Attention, Mlp)
 
 
 def _init_rules(config: LlamaConfig) -> InitRules:

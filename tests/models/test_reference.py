@@ -97,10 +97,10 @@ def gpt2(params, tokens_T, config):
     x = params["tok_emb"]["embedding"][tokens_T] + params["pos_emb"]["embedding"][: len(tokens_T)]
     for i in range(c.num_layers):
         p = params["blocks"][i]
-        q, k, v = np.split(affine(layer_norm(x, c.norm_eps, p["ln_1"]), p["attn"]["c_attn"]), 3, axis=1)
+        q, k, v = np.split(affine(layer_norm(x, c.norm_eps, p["ln1"]), p["attn"]["c_attn"]), 3, axis=1)
         heads = zip(*(np.split(part, c.num_heads, axis=1) for part in (q, k, v)), strict=True)
         x = x + affine(np.concatenate([attend(*head) for head in heads], 1), p["attn"]["c_proj"])
-        h = affine(layer_norm(x, c.norm_eps, p["ln_2"]), p["mlp"]["c_fc"])
+        h = affine(layer_norm(x, c.norm_eps, p["ln2"]), p["mlp"]["c_fc"])
         if c.activation == "gelu_new":
             h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
         else:
