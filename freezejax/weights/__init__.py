@@ -2,9 +2,10 @@
 
 from freezejax.roles import Role, Weight, checkpoint_mask
 from freezejax.weights.adapter import Adapter, merge, unmerge
+from freezejax.weights.crystal import CrystalWeight
 from freezejax.weights.dora import DoraWeight
 from freezejax.weights.gain import GainWeight
-from freezejax.weights.kinds import KINDS, Rules, Site, attach
+from freezejax.weights.kinds import KINDS, Rules, Site, attach, recast
 from freezejax.weights.linear import linear, matmul, matrix
 from freezejax.weights.lora import LoraWeight
 from freezejax.weights.lowbit import LowBitWeight
@@ -21,6 +22,7 @@ from freezejax.weights.vera import VeraWeight
 KINDS.update(
     map=MapWeight.make,
     lowbit=LowBitWeight.make,
+    crystal=CrystalWeight.make,
     shared=share,
     gain=GainWeight.make,
     scalar=ScalarWeight.make,
@@ -36,6 +38,7 @@ __all__ = [
     "KINDS",
     "RECIPES",
     "Adapter",
+    "CrystalWeight",
     "DoraWeight",
     "GainWeight",
     "LoraWeight",
@@ -64,5 +67,6 @@ __all__ = [
     "matmul",
     "matrix",
     "merge",
+    "recast",
     "unmerge",
 ]

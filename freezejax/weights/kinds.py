@@ -97,6 +97,18 @@ def attach(init: Init, rules: Any) -> Init:
     return with_kinds
 
 
+def recast(params: PyTree, rules: Rules, key: jax.Array, base_key: jax.Array | None = None) -> PyTree:
+    """Parameters at hand, trained ones say, with weights of other kinds in place of the kernels that the rules name.
+
+    As `attach` of an initial draw: a model built with these `weights` computes with what is returned.
+
+    >>> params = {"up": {"kernel": jax.numpy.outer(jax.numpy.arange(3.0), jax.numpy.ones(4))}}
+    >>> recast(params, [{"pattern": "up/.*", "kind": "crystal"}], jax.random.key(0))["up"]["kernel"].left.shape
+    (3, 1)
+    """
+    return attach(lambda key, base_key: params, rules)(key, base_key)
+
+
 def warn_above_break_even(params: PyTree) -> None:
     """Warns where adapters train more numbers than their kernel has: above rank mn / (m + n) nothing is saved.
 

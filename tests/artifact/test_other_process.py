@@ -25,6 +25,7 @@ RECIPE_OF = {"mlp/gate": "normal", "mlp/up": "uniform", "mlp/down": "rademacher"
 KIND_OF: dict[str, dict[str, object]] = {
     "1/attn/qkv": {"kind": "lowbit", "bits": "ternary"},
     "1/attn/out": {"kind": "supermask"},
+    "0/attn/qkv": {"kind": "crystal", "rank": 3},
     "1/mlp/gate": {"kind": "vera", "rank": 8},
     "1/mlp/up": {"kind": "randlora", "rank": 8},
     "1/mlp/down": {"kind": "dora", "rank": 4, "rank_stabilised": True},

@@ -39,6 +39,7 @@ from tests.weights.contract import (
 OPTIONS = {
     "map": {"distribution": "uniform"},
     "lowbit": {"bits": 2},
+    "crystal": {"rank": 3},
     "gain": {},
     "scalar": {},
     "scale_shift": {},
@@ -119,7 +120,7 @@ def test_every_kind_starts_from_its_site_alone(kind):
 
 @every_kind
 @pytest.mark.parametrize(
-    "inner", ["map", "lowbit", "lora", "scale_shift", "supermask"]
+    "inner", ["map", "lowbit", "crystal", "lora", "scale_shift", "supermask"]
 )  # of each way to be a weight, one
 def test_every_kind_stands_over_others_or_says_why_not(kind, inner):
     under = moved(build(inner))
