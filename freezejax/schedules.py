@@ -127,10 +127,15 @@ class FreezeSchedule:
             raise UserError("schedule holds fractions of a run: call schedule.resolve(total_steps) first")
         starts = jnp.stack([jnp.asarray(start, dtype=jnp.int32) for start, _ in self.entries])
         entry = jnp.sum(jnp.asarray(step, dtype=jnp.int32) >= starts) - 1
-        # Most leaves of a large tree freeze and thaw together: one look-up serves all of them.
-        by_leaf = list(zip(*map(jax.tree.leaves, masks), strict=True))
-        now = {trains: jnp.asarray(trains)[entry] for trains in dict.fromkeys(by_leaf)}
-        return jax.tree.unflatten(jax.tree.structure(masks[0]), [now[trains] for trains in by_leaf])
+        return chosen(masks, entry)
+
+
+def chosen(masks: Sequence[PyTree], entry: jax.Array) -> PyTree:
+    """Of some masks that of a traced number: a tree of bool scalars."""
+    # Most leaves of a large tree freeze and thaw together: one look-up serves all of them.
+    by_leaf = list(zip(*map(jax.tree.leaves, masks), strict=True))
+    now = {trains: jnp.asarray(trains)[entry] for trains in dict.fromkeys(by_leaf)}
+    return jax.tree.unflatten(jax.tree.structure(masks[0]), [now[trains] for trains in by_leaf])
 
 
 def by_groups(groups: Mapping[str, str], events: Sequence[tuple[int | float, Mapping[str, bool]]]) -> FreezeSchedule:

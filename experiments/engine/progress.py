@@ -73,8 +73,9 @@ class _RunProgress:
     def write(self, record: Record) -> None:
         step, now = record["step"], time.monotonic()
         if "loss" in record:
+            pace = f"{record['tokens_per_second']:,.0f} tokens/s  " if "tokens_per_second" in record else ""
             figures = (
-                f"step {step}  loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s  "
+                f"step {step}  loss {record['loss']:.3f}  {pace}"
                 f"phase {record['phase']}  frozen {1.0 - record['trainable_share']:.0%}"
             )
             self.progress.bar.update(self.task, completed=step, figures=figures)

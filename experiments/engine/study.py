@@ -5,7 +5,7 @@ import functools
 import json
 import operator
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from experiments.engine import cli, dry_run, summary
+from experiments.engine import cli, dry_run, summary, sweeps
 from experiments.engine.progress import Progress
 from experiments.engine.results import Session, finish, pack, packing, score_packed
 from experiments.engine.tasks import Task, Trained, until_the_end_of_a_run
-from experiments.engine.variants import Figure, Run, Study, Variant, paper_corpus, select
+from experiments.engine.variants import Run, Study, Variant, paper_corpus, select
 from experiments.engine.workdir import CONFIG, METRICS, RESULT, Finished, open_for_writing, read_config
 from experiments.report import page, tables
 from freezejax import artifact, data, models
@@ -28,7 +28,7 @@ from freezejax.training import processes
 from freezejax.training.checkpoints import load_params, save_params
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import Stopped, catch_signals
-from freezejax.training.loop import train
+from freezejax.training.loop import TrainResult, train
 from freezejax.training.metrics import JsonLines, Sink, TensorBoard
 from freezejax.training.plan import RunPlan, mesh_of
 
@@ -65,16 +65,16 @@ def run_study(make_study: MakeStudy, config: ConfigDict, workdir: Path, *, tenso
     study = select(whole, config.variants)
     paper_corpus(whole, config.paper, corpus.fingerprint)
     check(study, config, corpus)
-    processes.on_main(lambda: claim_workdir(workdir, config, corpus, study.figures))
+    processes.on_main(lambda: claim_workdir(workdir, config, corpus, study))
     runs, finished = list(study.runs(config.seeds, config.base_seeds)), Finished(workdir)
     processes.on_main(lambda: finished.read_all(whole))
     evaluators = study.evaluators(config, corpus)
     with catch_signals() as stop, Progress(len(runs), study.figures, quiet=not processes.is_main()) as progress:
         session = Session(whole, config, corpus, workdir, evaluators, finished, progress, stop, tensorboard)
-        for variant, run in runs:
+        for group in sweeps.groups(study, runs):
             if (number := processes.largest(stop.received or 0)) > 0:
                 raise Stopped(None, number)
-            run_one(session, variant, run)
+            run_group(session, group)
     processes.on_main(lambda: conclude(session))
 
 
@@ -122,7 +122,7 @@ def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
         data.eval_batches(corpus.val, **sizes)
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, figures: Sequence[Figure]) -> None:
+def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, study: Study) -> None:
     """Writes config.json, or checks that the one there is of this config and data.
 
     More seeds of either kind or other variants may be added to a folder, and the mesh may change; anything else would
@@ -133,7 +133,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, figure
     now, path = {"config": json.loads(config.to_json()), "data_fingerprint": corpus.fingerprint}, workdir / CONFIG
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        open_for_writing(workdir, [name for figure in figures for name in (figure.trained, figure.packed)])
+        open_for_writing(workdir, study.fields)
         before = read_config(workdir) if path.exists() else now
         if any(workdir.glob("runs/*")):  # before its first run a folder may still change its mind
             _check_same_study(before, now, workdir)
@@ -153,42 +153,83 @@ def _check_same_study(before: Any, now: Any, workdir: Path) -> None:
             )
 
 
+def run_group(session: Session, group: sweeps.Group) -> None:
+    """Trains, evaluates, packs and records some runs, those without a result: one alone, or several together."""
+    left = []
+    for variant, run in group:
+        if processes.broadcast_from_main((run.directory(session.workdir) / RESULT).exists()):
+            session.progress.skip(run.title)
+        else:
+            left.append((variant, run))
+    if len(left) == 1:
+        run_one(session, *left[0])
+    elif left:
+        session.progress.say(f"{left[0][1].title}, and {len(left) - 1} more with it: one program for all")
+        first, run = left[0]
+        task, _ = task_of(session, first, run)
+        for index, found, records in sweeps.train_together(session, first, task, left):
+            variant, run = left[index]
+            directory = run.directory(session.workdir)
+            sinks = sinks_of(session, variant, run, task.config)
+            for sink in sinks:
+                sink.begin(0)
+                for record in records:
+                    sink.write(record)
+                sink.close()
+            leave(session, variant, run, found, task._replace(directory=directory), None)
+
+
 def run_one(session: Session, variant: Variant, run: Run) -> None:
-    """Trains, evaluates, packs and records one run, unless its result is there."""
-    directory, progress = run.directory(session.workdir), session.progress
-    if processes.broadcast_from_main((directory / RESULT).exists()):
-        progress.skip(run.title)
-        return
-    first = TrainConfig.from_mapping(variant.train)
-    train_config = dataclasses.replace(first, seed=first.seed + run.seed, base_seed=run.base_seed)
-    model, mesh = models.build(**variant.model), mesh_of(train_config)
-    layout = None if mesh is None else Layout(mesh, model.abstract_params(), model.sharding)
-    sinks: list[Sink] = []
-    if processes.is_main():
-        sinks = [JsonLines(directory / METRICS), progress.run(run.title, train_config)]
-        if session.tensorboard:
-            sinks.append(TensorBoard(session.workdir / "tensorboard" / variant.name / run.folder))
-    evaluate = session.evaluators.of(variant.model, model.apply, variant.train, layout)
-    earlier = functools.partial(trained, session, variant, run)
-    task = Task(model, train_config, session.corpus, mesh, evaluate, earlier, directory)
+    """Trains, evaluates, packs and records one run."""
+    task, layout = task_of(session, variant, run)
     objective, batches = variant.minimize(task)
     with until_the_end_of_a_run(batches):
         found = train(
-            model,
+            task.model,
             objective,
             batches,
-            train_config,
+            task.config,
             variant.schedule,
-            directory,
+            task.directory,
             params=None if variant.start is None else variant.start(task),
-            mesh=mesh,
-            sinks=sinks,
+            mesh=task.mesh,
+            sinks=sinks_of(session, variant, run, task.config),
             stop=session.stop,
         )
-    save_params(directory / "params", found.params)
+    leave(session, variant, run, found, task, layout)
+
+
+def task_of(session: Session, variant: Variant, run: Run) -> tuple[Task, Layout | None]:
+    """A run before it starts, and how its weights lie on its mesh, if there is one."""
+    first = TrainConfig.from_mapping(variant.train)
+    config = dataclasses.replace(first, seed=first.seed + run.seed, base_seed=run.base_seed)
+    model, mesh = models.build(**variant.model), mesh_of(config)
+    layout = None if mesh is None else Layout(mesh, model.abstract_params(), model.sharding)
+    evaluate = session.evaluators.of(variant.model, model.apply, variant.train, layout)
+    earlier = functools.partial(trained, session, variant, run)
+    return Task(model, config, session.corpus, mesh, evaluate, earlier, run.directory(session.workdir)), layout
+
+
+def sinks_of(session: Session, variant: Variant, run: Run, config: TrainConfig) -> list[Sink]:
+    """Where the records of a run go; only the first process has any."""
+    if not processes.is_main():
+        return []
+    metrics = JsonLines(run.directory(session.workdir) / METRICS)
+    sinks: list[Sink] = [metrics, session.progress.run(run.title, config)]
+    if session.tensorboard:
+        sinks.append(TensorBoard(session.workdir / "tensorboard" / variant.name / run.folder))
+    return sinks
+
+
+def leave(session: Session, variant: Variant, run: Run, found: TrainResult, task: Task, layout: Layout | None) -> None:
+    """What a run leaves once its training has ended: weights and their file, if the study keeps them, and a result."""
+    directory, mesh, packed = task.directory, task.mesh, dict[str, Any]()
+    if session.study.files:
+        save_params(directory / "params", found.params)
     whole = found if mesh is None else dataclasses.replace(found, params=processes.to_host(found.params))
-    processes.on_main(lambda: pack(session, variant, whole.params, directory))
-    packed = score_packed(session, variant, directory, layout)
+    if session.study.files:
+        processes.on_main(lambda: pack(session, variant, whole.params, directory))
+        packed = score_packed(session, variant, directory, layout)
 
     def conclude_run() -> None:
         finish(session, variant, run, whole, mesh, packed)

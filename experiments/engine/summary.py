@@ -53,12 +53,11 @@ def summarize(study: Study, config: ConfigDict, corpus: Corpus, finished: Finish
             **{field: scored.get(field) for field in ("tokens", "bytes")},
         },
         "paper_corpus": comparison.corpus,
+        **({} if study.files else {"files": False}),
         "figures": [figure._asdict() for figure in study.figures],
         "rows": [comparison.row(variant) for variant in study.variants if finished.of(variant.name)],
         "contrasts": [
-            comparison.contrast(contrast)
-            for contrast in study.contrasts
-            if finished.of(contrast.variant) and finished.of(contrast.reference)
+            comparison.contrast(contrast) for contrast in study.contrasts if all(map(finished.of, contrast.names))
         ],
     }
     findings = list(study.findings(found))
@@ -99,7 +98,8 @@ class Comparison:
         first = results[0]
         times = [result["step_ms_median"] for result in results if result["step_ms_median"] is not None]
         step_ms = sorted(times)[len(times) // 2] if times else None
-        fields = [field for figure in self.study.figures for field in (figure.trained, figure.packed)]
+        fields = [name for figure in self.study.figures for name in (figure.trained, figure.packed)]
+        fields = [name for name in fields if name in self.study.fields]
         effect, spread = self.effect(variant.name, self.baseline), _figures(results, self.last.trained)
         same_bytes = self.same_bytes(variant)
         return {
@@ -110,7 +110,7 @@ class Comparison:
             **{f"{axis}_seed_sd": statistics.seed_sd(spread, axis) for axis in ("training", "base")},
             **_effect("delta_pct", effect),
             **{field: first[field] for field in _SIZES},
-            "artifact_bytes": round(_bytes(results)),
+            **({"artifact_bytes": round(_bytes(results))} if self.study.files else {}),
             "steps": first["steps"],
             "steps_before": first.get("steps_before", 0),  # older runs were none of a chain
             "train_tokens": first["train_tokens"],
@@ -128,15 +128,17 @@ class Comparison:
     def contrast(self, contrast: Contrast) -> dict[str, Any]:
         """The effect of a variant against another; both have finished runs."""
         pair = (contrast.variant, contrast.reference)
-        effect, packed = self.effect(*pair), self.effect(*pair, field=self.last.packed)
+        effect = self.interaction(contrast) if contrast.less else self.effect(*pair)
+        packed = self.effect(*pair, field=self.last.packed) if self.study.files and not contrast.less else None
         controls = [v for v in self.study.variants if {v.name, v.same_bytes_as} == set(pair)]
         same_bytes = self.same_bytes(controls[0]) if controls else {}
         return {
             "variant": contrast.variant,
             "reference": contrast.reference,
+            **({"less": [*contrast.less]} if contrast.less else {}),
             "question": contrast.question,
             **_effect("effect_pct", effect),
-            **_effect("packed_effect_pct", packed),
+            **(_effect("packed_effect_pct", packed) if self.study.files else {}),
             **same_bytes,
             **self.judged(contrast.papers, effect, same_bytes),
         }
@@ -147,6 +149,11 @@ class Comparison:
         ours, theirs = (_figures(results, field or self.first.trained) for results in both)
         same_maps = all(results and has_maps(results[0]["model"]) for results in both)
         return statistics.paired_over_seeds(ours, theirs, same_maps=same_maps)
+
+    def interaction(self, contrast: Contrast) -> Interval | None:
+        """The effect of the parts together, less the sum of their effects alone, seed by seed."""
+        names = (contrast.reference, contrast.variant, *contrast.less)
+        return statistics.interaction_pct(*(_figures(self.finished.of(name), self.first.trained) for name in names))
 
     def same_bytes(self, control: Variant) -> dict[str, Any]:
         """Whether the files of a control are as large as those it is to match, once both are there."""

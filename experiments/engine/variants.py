@@ -114,6 +114,13 @@ class Contrast:
     reference: str
     question: str
     papers: Sequence[Paper] = ()
+    # Variants whose effects against the same reference are taken away: what is left is the interaction of the parts.
+    less: Sequence[str] = ()
+
+    @property
+    def names(self) -> set[str]:
+        """Every variant that it reads."""
+        return {self.variant, self.reference, *self.less}
 
 
 class Evaluators:
@@ -192,6 +199,15 @@ class Study:
     pairs: Callable[[int, int], Iterable[tuple[int, int]]] = every_pair  # of config.seeds and config.base_seeds
     measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)  # what else is told of trained weights
     findings: Findings = lambda found: ()  # what else its summary says
+    files: bool = True  # whether a run leaves its weights, and packed into a file, which is scored again
+    # How many runs that differ in their schedule alone train at a time: 0 = as many as fit, None = each by itself.
+    sweep: int | None = None
+
+    @property
+    def fields(self) -> list[str]:
+        """The figures that every result has beside what all studies' have."""
+        of_files = [*(figure.packed for figure in self.figures), "artifact_bytes"] if self.files else []
+        return [*(figure.trained for figure in self.figures), *of_files]
 
     def runs(self, seeds: int, base_seeds: int) -> Iterator[tuple[Variant, Run]]:
         """Every run, in order.
@@ -228,7 +244,7 @@ def select(study: Study, wanted: str) -> Study:
             raise UserError(f"config.variants: no variant is named {name!r}; {nearest(name, names)}")
         chosen += [other for other in needs[name] if other not in chosen]
     variants = [variant for variant in study.variants if variant.name in chosen]
-    contrasts = [c for c in study.contrasts if c.variant in chosen and c.reference in chosen]
+    contrasts = [contrast for contrast in study.contrasts if contrast.names <= set(chosen)]
     return dataclasses.replace(study, variants=variants, contrasts=contrasts)
 
 

@@ -19,7 +19,7 @@ _AGAIN = "and the same command makes that run again"
 _TEXTS = ("variant", "tokenizer", "params_sha256", "metrics_sha256")
 _COUNTS = (
     *("seed", "base_seed", "trainable_params", "frozen_params", "seeded_params"),
-    *("stored_bytes_predicted", "artifact_bytes", "steps", "train_tokens"),
+    *("stored_bytes_predicted", "steps", "train_tokens"),
 )
 # What every run leaves; its other figures are those of its study.
 _TYPES = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_COUNTS, int), "model": dict, "phases": list}

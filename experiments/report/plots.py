@@ -17,7 +17,7 @@ from scipy.optimize import isotonic_regression
 
 from experiments.engine.variants import Figure as Compared
 from experiments.report.table import typeset, with_ci
-from experiments.report.tables import is_packed
+from experiments.report.tables import is_packed, reference
 
 Row = Mapping[str, Any]
 _Box = tuple[float, float, float, float]  # left, right, bottom, top, in points
@@ -84,13 +84,13 @@ def forest(items: Sequence[Row], compared: Compared, name: str) -> str:
         return ""
     effects = [typeset(with_ci(item["effect_pct"], item["effect_pct_ci95"], 2, " %")) for item in items]
     told = [
-        f"{item['variant']} against {item['reference']} {effect}" for item, effect in zip(items, effects, strict=True)
+        f"{item['variant']} against {reference(item)} {effect}" for item, effect in zip(items, effects, strict=True)
     ]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.axvline(0, color=COLOR["ink"], lw=1)
-        axes.set_yticks(range(len(items)), [f"{item['variant']}\nvs {item['reference']}" for item in items])
+        axes.set_yticks(range(len(items)), [f"{item['variant']}\nvs {reference(item)}" for item in items])
         axes.set_ylim(len(items) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)

@@ -73,6 +73,22 @@ def paired_over_seeds(ours: Figures, reference: Figures, *, same_maps: bool) -> 
     return paired_effect_pct([mine[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
 
 
+def interaction_pct(reference: Figures, together: Figures, *alone: Figures) -> Interval | None:
+    """How much more the parts cost together than the sum of what each costs alone, percent of the reference's figure.
+
+    Seed by seed, over the training seeds that all have.
+
+    >>> one = {(0, 0): 11.0}
+    >>> interaction_pct({(0, 0): 10.0}, {(0, 0): 15.0}, one, one)
+    Interval(mean=30.0, ci95=None)
+    """
+    sides = [over_base_seeds(figures) for figures in (reference, together, *alone)]
+    seeds = sorted(set.intersection(*(set(side) for side in sides)))
+    each = ([side[seed] for side in sides] for seed in seeds)
+    found = [100.0 * ((whole - base) - sum(part - base for part in parts)) / base for base, whole, *parts in each]
+    return interval(found) if found else None
+
+
 def seed_sd(figures: Figures, axis: str) -> float | None:
     """Spread over one axis of seeds, "training" or "base", with the other seed held; None where it has one seed.
 

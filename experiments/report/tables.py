@@ -50,7 +50,7 @@ def against_paper(found: Item) -> list[dict[str, Any]]:
         pair = {"variant": row["name"], "reference": found["rows"][0]["name"]}
         pairs.append({**pair, **row, **row.get("judged", ours)})
     items = [item for item in (*pairs, *found["contrasts"]) if "paper" in item]
-    return list({(item["variant"], item["reference"]): item for item in items}.values())
+    return list({(item["variant"], reference(item)): item for item in items}.values())
 
 
 def notes(found: Item) -> list[str]:
@@ -62,7 +62,7 @@ def notes(found: Item) -> list[str]:
         for row in found["rows"]
         if _verdict(row) == DIFFERS
     ]
-    if not all(map(is_packed, found["rows"])):
+    if found.get("files", True) and not all(map(is_packed, found["rows"])):
         texts.append(
             "Made before runs were packed into files: predicted kB are those of int8 matrices, and models of the same "
             "stored bytes were matched at int8. Today's command matches, and packs, at the codec of the config."
@@ -75,6 +75,12 @@ def size(row: Item) -> str:
     parts = row["model"].get("members", [row["model"]])
     fields = ("num_layers", "model_dim")
     return " + ".join(" × ".join(str(part[field]) for field in fields if field in part) for part in parts)
+
+
+def reference(item: Item) -> str:
+    """What an effect is against; of an interaction also how many effects are taken away."""
+    less = item.get("less", ())
+    return item["reference"] + (f", less {len(less)} alone" if less else "")
 
 
 def row_columns(found: Item) -> list[Column]:
@@ -162,7 +168,7 @@ def _verdict(item: Item) -> str | None:
 
 _PAIR = [
     Column("variant", operator.itemgetter("variant"), kind="name"),
-    Column("against", operator.itemgetter("reference"), kind="name"),
+    Column("against", reference, kind="name"),
 ]
 PAPER_COLUMNS = [
     *_PAIR,
