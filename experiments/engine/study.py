@@ -37,15 +37,16 @@ MakeStudy = Callable[[ConfigDict, int], Study]  # of a config and the size of th
 _MAY_CHANGE = ("config/seeds", "config/base_seeds", "config/variants", "config/paper", "config/train/mesh/")
 
 
-def main(make_study: MakeStudy, folder: str = "") -> Path | None:
+def main(make_study: MakeStudy, folder: str = "", tokenizer: str = "") -> Path | None:
     """Runs the study of the flags: every run not yet finished, then summary and report; or with --dry_run its costs.
 
-    It goes into the workdir of the flags, or a folder of it. Returns that workdir, or None where nothing was run.
+    It goes into the workdir of the flags, or a folder of it. `tokenizer` is of its text where the config names none.
+    Returns that workdir, or None where nothing was run.
     """
     given = flags.FLAGS
     config = given.config
     if given.dry_run:
-        vocab_size = config.model.vocab_size or load_corpus(config).tokenizer.vocab_size
+        vocab_size = config.model.vocab_size or load_corpus(config, tokenizer).tokenizer.vocab_size
         study = select(make_study(config, vocab_size), config.variants)
         dry_run.print_costs(study, config, given.hardware, given.efficiency)
         return None
@@ -54,13 +55,15 @@ def main(make_study: MakeStudy, folder: str = "") -> Path | None:
             raise UserError(f"--{name} is of --dry_run: give both, or neither")
     cli.use_compilation_cache()
     workdir = Path(given.workdir).absolute()
-    run_study(make_study, config, workdir / folder, tensorboard=given.tensorboard)
+    run_study(make_study, config, workdir / folder, tokenizer=tokenizer, tensorboard=given.tensorboard)
     return workdir
 
 
-def run_study(make_study: MakeStudy, config: ConfigDict, workdir: Path, *, tensorboard: bool = False) -> None:
+def run_study(
+    make_study: MakeStudy, config: ConfigDict, workdir: Path, *, tokenizer: str = "", tensorboard: bool = False
+) -> None:
     """Runs every run of a study that is not yet finished, then writes summary and report into `workdir`."""
-    corpus = load_corpus(config)
+    corpus = load_corpus(config, tokenizer)
     whole = make_study(config, corpus.tokenizer.vocab_size)
     study = select(whole, config.variants)
     paper_corpus(whole, config.paper, corpus.fingerprint)
@@ -78,11 +81,11 @@ def run_study(make_study: MakeStudy, config: ConfigDict, workdir: Path, *, tenso
     processes.on_main(lambda: conclude(session))
 
 
-def load_corpus(config: ConfigDict) -> data.Corpus:
+def load_corpus(config: ConfigDict, tokenizer: str = "") -> data.Corpus:
     """The text a study trains and scores on, prepared once and kept in the user's cache."""
     return data.load(
         config.data.path,
-        tokenizer=config.data.tokenizer,
+        tokenizer=config.data.tokenizer or tokenizer,
         val_fraction=config.data.val_fraction,
         cache_dir=str(cli.cache_dir() / "data"),
     )

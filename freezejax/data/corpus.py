@@ -23,6 +23,7 @@ from freezejax.errors import UserError
 if TYPE_CHECKING:
     from freezejax.data.builder import Splits
 
+CODE = "code"  # the path of what `text.embedded_code` gives
 CACHE_FORMAT = 1  # counted up when the same input would give other tokens
 
 
@@ -46,8 +47,9 @@ def load(
     """Loads a corpus, preparing it first if it is text that `cache_dir` does not hold yet.
 
     Args:
-        path: "" for the embedded corpus (the Python language reference); a `.txt` file or a folder of them; a
-            folder of FineWeb shards `fineweb_{train,val}_*.bin`; or "tfds:NAME" (`builder.CORPORA`).
+        path: "" for the embedded corpus (the Python language reference); "code" for modules of Python's library; a
+            `.txt` file or a folder of them; a folder of FineWeb shards `fineweb_{train,val}_*.bin`; or
+            "tfds:NAME" (`builder.CORPORA`).
         tokenizer: "" for the folder's own `.model` with shards and for bytes with text; "bytes"; the path of
             a SentencePiece `.model`; "bpe:SIZE" to learn a vocabulary from the training text.
         val_fraction: the last part of each document, kept for validation. Shards and TFDS corpora come
@@ -67,12 +69,14 @@ def load(
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction={val_fraction}: must lie in (0, 1)")
-    if path and not path.startswith("tfds:"):
+    if path and path != CODE and not path.startswith("tfds:"):
         place, suffixes = Path(path), (".txt",) if to_train else (".txt", ".bin")
         is_file = place.is_file()
         if not (place.is_dir() or (is_file and place.suffix in suffixes)):
             one = "a .txt file" if to_train else "a .txt file, a shard"
-            raise UserError(f"{path}: not a folder; give a folder, {one}, tfds:NAME, or nothing for embedded text")
+            raise UserError(
+                f"{path}: not a folder; give a folder, {one}, tfds:NAME, code, or nothing for embedded text"
+            )
         folder, only = (place.parent, place.name) if is_file else (place, "")
         checksums.verify(folder, "get it again, or list it anew with sha256sum", only=only)
         if any(file.suffix == ".bin" for file in ([place] if is_file else place.iterdir())):
@@ -83,7 +87,7 @@ def load(
     folder = Path(cache_dir) / f"tokens-{key[:20]}"
     cached_folder(folder, lambda fresh: _tokenize(open_text, make_tokenizer, fresh))
     checksums.verify(folder, f"delete {folder}, it is made again")
-    source = path or "Python language reference (embedded)"
+    source = {"": "Python language reference (embedded)", CODE: "Python's library (source code)"}.get(path, path)
     return _read(folder, tokenizer_beside(folder) or ByteTokenizer(), source=source)
 
 
@@ -100,7 +104,8 @@ def _text_source(path: str, val_fraction: float, cache_dir: Path) -> tuple[str, 
 
         splits, fingerprint = builder.open_tfds(path.removeprefix("tfds:"), cache_dir)
         return fingerprint, lambda folder: splits
-    documents = list(text.documents_at(path) if path else text.embedded_documents())
+    read = {"": text.embedded_documents, CODE: text.embedded_code}.get(path, lambda: text.documents_at(path))
+    documents = list(read())
     if not documents:
         raise UserError(f"{path}: holds neither text in *.txt nor shards fineweb_{{train,val}}_*.bin")
     digest = hashlib.sha256(repr(val_fraction).encode())

@@ -1,10 +1,11 @@
-"""Plain text as documents: a folder of .txt files, or the corpus that every Python installation carries.
+"""Plain text as documents: a folder of .txt files, or what every Python installation carries, prose and code.
 
 A document is a name and a text with Unix line ends. The last part of *each* document is kept for
 validation, so that both splits hold every book, and no text is in both.
 """
 
 import re
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +67,19 @@ def embedded_documents() -> Iterator[Document]:
         if text.strip() and text not in seen:
             seen.add(text)
             yield Document(name, text.strip("\n") + "\n")
+
+
+_MODULES = """argparse ast calendar cmd configparser csv dataclasses difflib doctest enum fractions functools heapq
+inspect ipaddress mailbox optparse pdb pickle plistlib pprint random shlex shutil smtplib socket statistics string
+subprocess tarfile tempfile textwrap threading tokenize traceback typing uuid"""
+
+
+def embedded_code() -> Iterator[Document]:
+    """Modules of Python's own library, about 1.5 MB of source code: another domain than prose, on every machine."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for name in _MODULES.split():
+        if (path := library / f"{name}.py").is_file():
+            yield Document(path.name, read_text(path))
 
 
 def split_document(text: str, val_fraction: float) -> tuple[str, str]:

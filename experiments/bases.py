@@ -1,0 +1,95 @@
+"""The pretrained model that a study freezes parts of: a folder of the user's, or one pretrained in the workdir."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import pretrain
+from experiments.configs import pretrain as configs
+from experiments.engine import cli, study
+from experiments.engine.tasks import Start
+from freezejax import models
+from freezejax.models import FAMILIES
+from freezejax.models.pretrained import CONFIG
+from freezejax.paths import PyTree
+from freezejax.roles import Role, leaves
+
+FOLDER = "base"  # of a workdir, where a base was made for it
+
+
+class Base(NamedTuple):
+    """A pretrained model."""
+
+    path: Path | None  # a folder or a .gguf file; None of one that is not made yet, for --dry_run
+    tokenizer: str  # of text that has none of its own, as for config.data.tokenizer
+
+    def model(self, config: ConfigDict, vocab_size: int) -> dict[str, Any]:
+        """Family and config, as for `models.build`."""
+        if self.path is None:
+            return dict(pretrain.make_study(config.base, vocab_size).variants[0].model)
+        model = models.model_of(self.path, **({"dropout": config.dropout} if config.dropout else {}))
+        (family,) = (name for name, known in FAMILIES.items() if known is model.family)
+        return {"family": family, **dataclasses.asdict(model.config)}
+
+    def params(self) -> PyTree:
+        """Its weights, float32."""
+        assert self.path is not None
+        return models.load_pretrained(self.path)[1]
+
+    def start(self) -> Start:
+        """`Variant.start` of runs that begin with them."""
+        return lambda task: self.params()
+
+
+def get_config(scale: str) -> ConfigDict:
+    """`config.base`: which model, or how one is pretrained."""
+    config = configs.get_config(scale)
+    config.path = ""  # folder of a model in Hugging Face's layout, or a .gguf file; empty = pretrained as said here
+    return config
+
+
+def of_flags() -> Base:
+    """The base that the flags name, made if need be: the first call in the command of a study."""
+    given = flags.FLAGS
+    config = given.config.base
+    if config.path:
+        path = Path(config.path)
+        models.model_of(path)  # refuses what is no model before any text is read
+        return Base(path, _tokenizer(path))
+    if given.dry_run:
+        return Base(None, config.data.tokenizer)
+    workdir = Path(given.workdir).absolute() / FOLDER
+    if not (workdir / pretrain.MODEL / CONFIG).exists():
+        print("The base model first:")
+        cli.use_compilation_cache()
+        study.run_study(pretrain.make_study, config, workdir)
+    path = pretrain.save(config, workdir)
+    return Base(path, _tokenizer(path))
+
+
+def kernels(params: PyTree) -> list[str]:
+    """Paths of the matrices inside the blocks, in order. Takes parameters or their shapes."""
+    found = [leaf.kernel for leaf in leaves(params) if leaf.role is Role.KERNEL and leaf.path.startswith("blocks/")]
+    return list(dict.fromkeys(found))
+
+
+def short(kernel: str) -> tuple[int, str]:
+    """Block and type of a matrix.
+
+    >>> short("blocks/4/attn/c_proj/kernel")
+    (4, 'attn_c_proj')
+    """
+    _, block, *names = kernel.removesuffix("/kernel").split("/")
+    return int(block), "_".join(names)
+
+
+def _tokenizer(path: Path) -> str:
+    if path.suffix == ".gguf":
+        return str(path)
+    sentencepiece = sorted(path.glob("*.model"))
+    if sentencepiece:
+        return str(sentencepiece[0])
+    return str(path) if (path / "tokenizer.json").exists() else ""

@@ -1,0 +1,123 @@
+"""Which matrices of a pretrained model must be fine-tuned? Each frozen alone, in groups, layer by layer (paper 64).
+
+    python -m experiments.redundancy --config=experiments/configs/redundancy.py:tiny --workdir=DIR
+
+Every row is the base fine-tuned with something frozen, against the same run with everything trained. What a group costs
+beyond the sum of its members, each frozen alone, is the interaction: the paper's paradox as a number.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+
+from ml_collections import ConfigDict
+
+from experiments import bases
+from experiments.bases import Base, short
+from experiments.engine import cli, study
+from experiments.engine.variants import Contrast, Paper, Study, Variant
+from freezejax import models
+from freezejax.errors import UserError
+from freezejax.paths import nearest
+from freezejax.schedules import FreezeSchedule
+
+FULL = "full"
+PARTS = ("matrices", "layers", "types", "cumulative", "bottom", "top", "only", "long")
+_PAPER = "paper 64 (progressive layer freezing)"
+# Variant -> percent against full fine-tuning, and what the paper says of it. Its model has 8 layers.
+_CLAIMS = {
+    **{
+        f"L{layer}_attn_c_proj": (pct, "one c_proj frozen costs next to nothing")
+        for layer, pct in {0: 0.60, 1: -0.02, 3: 0.89, 4: -0.20, 6: -0.32, 7: -0.29}.items()
+    },
+    "all_attn_c_proj": (5.3, "all c_proj frozen cost more than one"),
+    "attention_matrices": (15.2, "c_proj and c_attn"),
+    "attention": (15.9, "all attention"),
+    "matrices": (79.3, "attention and MLP"),
+    "blocks": (81.2, "everything but embeddings"),
+    "everything": (165.8, "everything (the paper: but lm_head, which is tied)"),
+    "bottom_1": (10.6, "a whole layer exceeds 5 %"),
+    "bottom_2": (23.8, "two layers"),
+    "bottom_4": (40.4, "four layers"),
+    "bottom_8": (79.9, "eight layers"),
+}
+_SMALL_PCT = 1.0  # "next to nothing": the paper's own word for anything below
+
+
+def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
+    """The variants that `config.parts` names, and for every group its interaction."""
+    wanted = [part.strip() for part in config.parts.split(",")]
+    for part in wanted:
+        if part not in PARTS:
+            raise UserError(f"config.parts: there is no part {part!r}; {nearest(part, PARTS)}")
+    model, start, train = base.model(config, vocab_size), base.start(), config.train.to_dict()
+    groups = {name: patterns for part in wanted for name, patterns in _groups(part, model)}
+
+    def variant(name: str, frozen: Sequence[str], steps: int = train["steps"]) -> Variant:
+        rules = [*((pattern, False) for pattern in frozen), (".*", True)]
+        papers = []
+        if name in _CLAIMS:
+            pct, claim = _CLAIMS[name]
+            small = abs(pct) < _SMALL_PCT
+            papers = [Paper("ct_experiment", _PAPER, None, 0.0 if small else pct, f"{claim} ({pct:+.2f} %)")]
+        schedule = FreezeSchedule([(0, rules)])
+        return Variant(name, model, {**train, "steps": steps}, schedule, start=start, papers=papers)
+
+    variants = [variant(FULL, []), *(variant(name, frozen) for name, frozen in groups.items())]
+    contrasts = list(_interactions(groups))
+    if "long" in wanted:
+        longer = config.longer * train["steps"]
+        variants.append(variant(f"{FULL}_long", [], longer))
+        for name, frozen in _groups("cumulative", model):
+            variants.append(variant(f"{name}_long", frozen, longer))
+            question = f"is what {name} costs only slower? After {config.longer:g} times the steps"
+            contrasts.append(Contrast(f"{name}_long", f"{FULL}_long", question))
+    return Study("redundancy", variants, contrasts, files=False, sweep=config.sweep)
+
+
+def _groups(part: str, model: dict[str, object]) -> Iterator[tuple[str, list[str]]]:
+    """Names and patterns of what each variant of a part freezes."""
+    matrices = bases.kernels(models.build(**model).abstract_params())
+    layers = sorted({short(kernel)[0] for kernel in matrices})
+    types = list(dict.fromkeys(short(kernel)[1] for kernel in matrices))
+    of_type = {name: [re.escape(k) for k in matrices if short(k)[1] == name] for name in types}
+    block = {layer: f"blocks/{layer}/.*" for layer in layers}
+    if part == "matrices":
+        yield from ((f"L{short(k)[0]}_{short(k)[1]}", [re.escape(k)]) for k in matrices)
+    elif part == "layers":
+        yield from ((f"layer_{layer}", [block[layer]]) for layer in layers)
+    elif part == "types":
+        yield from ((f"all_{name}", of_type[name]) for name in types)
+    elif part == "cumulative":
+        attention = [pattern for name in types if name.startswith("attn") for pattern in of_type[name]]
+        yield "attention_matrices", attention
+        yield "attention", [r"blocks/\d+/(attn|ln1)/.*"]
+        yield "matrices", [*map(re.escape, matrices)]
+        yield "blocks", [r"blocks/.*", r"ln_f/.*"]
+        yield "everything", [".*"]
+    elif part == "bottom":
+        yield from ((f"bottom_{n}", [block[layer] for layer in layers[:n]]) for n in range(1, len(layers) + 1))
+    elif part == "top":
+        yield from ((f"top_{n}", [block[layer] for layer in layers[-n:]]) for n in range(1, len(layers)))
+    elif part == "only":
+        yield from ((f"only_{name}", [rf"(?!blocks/\d+/{name.replace('_', '[/_]')}/kernel).*"]) for name in types)
+
+
+def _interactions(groups: dict[str, list[str]]) -> Iterator[Contrast]:
+    """For each group whose members are frozen alone, too: what it costs beyond their sum."""
+    alone = {patterns[0]: name for name, patterns in groups.items() if len(patterns) == 1}
+    for name, patterns in groups.items():
+        members = [alone.get(pattern, "") for pattern in patterns]
+        if len(members) > 1 and all(members):
+            yield Contrast(name, FULL, f"does {name} cost more than its {len(members)} members alone?", less=members)
+
+
+def main() -> None:
+    """Makes the base if need be, then runs every variant."""
+    base = bases.of_flags()
+    study.main(functools.partial(make_study, base=base), tokenizer=base.tokenizer)
+
+
+if __name__ == "__main__":
+    cli.define_study_flags("experiments/configs/redundancy.py:tiny")
+    cli.run(main)
