@@ -7,16 +7,24 @@ beyond the sum of its members, each frozen alone, is the interaction: the paper'
 """
 
 import functools
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import bases
+from experiments import bases, diagnostics
 from experiments.bases import Base, short
+from experiments.diagnostics import Diagnostics, name_of
 from experiments.engine import cli, study
-from experiments.engine.variants import Contrast, Paper, Study, Variant
+from experiments.engine.variants import ANY, Contrast, Paper, Study, Variant
+from experiments.report import heatmap
+from experiments.report.statistics import Interval
 from freezejax import models
+from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.paths import nearest
 from freezejax.schedules import FreezeSchedule
@@ -44,8 +52,11 @@ _CLAIMS = {
 _SMALL_PCT = 1.0  # "next to nothing": the paper's own word for anything below
 
 
-def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
-    """The variants that `config.parts` names, and for every group its interaction."""
+def make_study(config: ConfigDict, vocab_size: int, base: Base, measured: Diagnostics) -> Study:
+    """The variants that `config.parts` names, and for every group its interaction.
+
+    `measured` is what was measured of the matrices of the base.
+    """
     wanted = [part.strip() for part in config.parts.split(",")]
     for part in wanted:
         if part not in PARTS:
@@ -59,7 +70,7 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
         if name in _CLAIMS:
             pct, claim = _CLAIMS[name]
             small = abs(pct) < _SMALL_PCT
-            papers = [Paper("ct_experiment", _PAPER, None, 0.0 if small else pct, f"{claim} ({pct:+.2f} %)")]
+            papers = [Paper(ANY, _PAPER, None, 0.0 if small else pct, f"{claim} ({pct:+.2f} %)")]
         schedule = FreezeSchedule([(0, rules)])
         return Variant(name, model, {**train, "steps": steps}, schedule, start=start, papers=papers)
 
@@ -72,10 +83,11 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
             variants.append(variant(f"{name}_long", frozen, longer))
             question = f"is what {name} costs only slower? After {config.longer:g} times the steps"
             contrasts.append(Contrast(f"{name}_long", f"{FULL}_long", question))
-    return Study("redundancy", variants, contrasts, files=False, sweep=config.sweep)
+    told = functools.partial(findings, measured=measured)
+    return Study("redundancy", variants, contrasts, files=False, sweep=config.sweep, findings=told)
 
 
-def _groups(part: str, model: dict[str, object]) -> Iterator[tuple[str, list[str]]]:
+def _groups(part: str, model: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Names and patterns of what each variant of a part freezes."""
     matrices = bases.kernels(models.build(**model).abstract_params())
     layers = sorted({short(kernel)[0] for kernel in matrices})
@@ -83,7 +95,7 @@ def _groups(part: str, model: dict[str, object]) -> Iterator[tuple[str, list[str
     of_type = {name: [re.escape(k) for k in matrices if short(k)[1] == name] for name in types}
     block = {layer: f"blocks/{layer}/.*" for layer in layers}
     if part == "matrices":
-        yield from ((f"L{short(k)[0]}_{short(k)[1]}", [re.escape(k)]) for k in matrices)
+        yield from ((name_of(kernel), [re.escape(kernel)]) for kernel in matrices)
     elif part == "layers":
         yield from ((f"layer_{layer}", [block[layer]]) for layer in layers)
     elif part == "types":
@@ -112,10 +124,35 @@ def _interactions(groups: dict[str, list[str]]) -> Iterator[Contrast]:
             yield Contrast(name, FULL, f"does {name} cost more than its {len(members)} members alone?", less=members)
 
 
+def findings(found: Mapping[str, Any], measured: Diagnostics) -> list[str]:
+    """The paradox as a number for every group, and whether a measure of the base tells the costs: by rule."""
+    rows = {row["name"]: row for row in found["rows"]}
+    sentences = []
+    for item in found["contrasts"]:
+        if not item.get("less") or item["effect_pct_ci95"] is None:
+            continue
+        together, alone = rows[item["variant"]], [rows[name]["delta_pct"] for name in item["less"]]
+        effect = Interval(item["effect_pct"], item["effect_pct_ci95"])
+        more = "more than" if effect.low > 0 else "less than" if effect.high < 0 else "as much as"
+        sentences.append(
+            f"{item['variant']}: frozen together {together['delta_pct']:+.2f} %, each alone {sum(alone):+.2f} % in sum "
+            f"(the largest {max(alone):+.2f} %): interaction {effect.mean:+.2f} +- {effect.ci95:.2f} %, together they "
+            f"cost {more} the sum."
+        )
+    return [*sentences, *diagnostics.predictions(found, measured)]
+
+
 def main() -> None:
-    """Makes the base if need be, then runs every variant."""
+    """Makes the base if need be, measures it, then runs every variant and draws what each matrix costs."""
     base = bases.of_flags()
-    study.main(functools.partial(make_study, base=base), tokenizer=base.tokenizer)
+    given = flags.FLAGS
+    measured = {} if given.dry_run else diagnostics.of_base(base, given.config, Path(given.workdir).absolute())
+    made = functools.partial(make_study, base=base, measured=measured)
+    if (workdir := study.main(made, tokenizer=base.tokenizer)) is not None:
+        found = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        if drawn := heatmap.picture(found["rows"]):
+            write_atomically(workdir / "matrices.svg", drawn)
+            print(f"What each matrix costs alone: {workdir / 'matrices.svg'}")
 
 
 if __name__ == "__main__":

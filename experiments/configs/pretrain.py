@@ -34,7 +34,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.model.num_layers, config.model.model_dim, config.model.num_heads = _SIZES[scale]
     config.model.positions = {"tiny": 64, "cpu": 256, "h100": 1024}[scale]  # the longest sequence
     config.data.tokenizer = "bpe:14592" if scale == "cpu" else ""
-    config.train.steps = {"tiny": 150, "cpu": 1_000, "h100": 20_000}[scale]
+    config.train.steps = {"tiny": 300, "cpu": 1_000, "h100": 20_000}[scale]
     config.train.batch_size = {"tiny": 8, "cpu": 16, "h100": 256}[scale]  # sequences
     config.train.seq_len = {"tiny": 64, "cpu": 128, "h100": 1024}[scale]  # tokens
     config.train.optimizer.learning_rate = {"tiny": 3e-3, "cpu": 1e-3, "h100": 6e-4}[scale]

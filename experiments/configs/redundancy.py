@@ -40,12 +40,13 @@ def fine_tuning(scale: str) -> ConfigDict:
     config = progressive.get_config("tiny" if tiny else "cpu")
     config.scale = scale
     config.seeds = 1 if tiny else 2 if real else 5
-    config.paper = "ct_experiment"  # the papers do not name their text; none = no verdicts
     for field in ("sizes", "freeze", "model"):
         del config[field]
     config.base = bases.get_config("tiny" if tiny else "cpu")
     config.dropout = 0.0  # while fine-tuning
     config.sweep = 0  # runs at a time that differ in what is frozen alone: 0 = as many as fit into memory
+    config.diagnostics = ConfigDict()
+    config.diagnostics.batches = 8  # batches that gradients of the base are taken on
     config.data.path = "code" if tiny else ""
     config.data.val_sequences = 64 if tiny else 128
     config.train.steps = 20 if tiny else 50  # the papers'

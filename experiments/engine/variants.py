@@ -52,7 +52,7 @@ LANGUAGE = (Figure("ce", "CE", "nats/token"), Figure("bpb", "bits/byte"))
 class Paper:
     """A figure of a source document, and what it claims, in percent against the document's own reference."""
 
-    corpus: str  # what the document measured it on, see `CORPORA`
+    corpus: str  # what the document measured it on, see `CORPORA`; `ANY` where it does not say
     source: str
     value: float | None  # None where the source gives the difference alone
     delta_pct: float
@@ -248,6 +248,7 @@ def select(study: Study, wanted: str) -> Study:
     return dataclasses.replace(study, variants=variants, contrasts=contrasts)
 
 
+ANY = "any"  # the corpus of a paper that names none: its claims are judged on all
 # `freezejax.data.Corpus.fingerprint` (both token files and the tokenizer) -> the corpus as the paper names it.
 # A sample counts as its corpus, with either of the paper's tokenizers: its claims are of the corpus, not of one part.
 CORPORA = {
@@ -270,6 +271,7 @@ def paper_corpus(study: Study, wanted: str, fingerprint: str) -> str:
     if wanted not in ("auto", "none", *known):
         raise UserError(f"config.paper={wanted!r}: expected {', '.join(('auto', *known))} or none")
     found = CORPORA.get(fingerprint, "") if wanted == "auto" else wanted
+    found = ANY if wanted == "auto" and found not in known else found
     return found if found in known else ""
 
 

@@ -1,10 +1,11 @@
 """The shape of each row of a matrix as a sum of Gaussian bumps, and what their amplitudes say (papers 61 and 62).
 
 Paper 61, which says how the bumps are placed, is not among the sources. Chosen here: a row of n numbers is fitted by K
-bumps with centres evenly spaced over its columns, each as wide (one standard deviation) as they are apart, so that a
-row has K amplitudes and nothing else is free; the error is the sum of absolute differences (L1). The order of a
-matrix's columns is as arbitrary as that of its units, so what the bumps find depends on it: shuffle the columns for
-the level of chance.
+bumps with centres evenly spaced over its columns and `width` times their distance as standard deviation, so that a row
+has K amplitudes and nothing else is free; the error is the sum of absolute differences (L1). Bumps as wide as they are
+apart overlap so much that the amplitudes of white noise are nearly collinear: a participation ratio of 1.4 of 8, where
+half the width gives 5.9 and a quarter 8.0. And the order of a matrix's columns is as arbitrary as that of its units. So whatever is
+measured of amplitudes is to be read beside the same of the columns in another order.
 """
 
 import functools
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from freezejax.errors import UserError
 
-_SMALL = 1e-6  # of a row's mean size: residuals below count alike
+_SMALL = 1e-4  # of a row's mean size: residuals below count alike; smaller ones are lost to float32
 
 
 class Amplitudes(NamedTuple):
@@ -25,7 +26,7 @@ class Amplitudes(NamedTuple):
     residual: jax.Array  # float32 [rows], sum of absolute errors over that of the row: 0 = fitted, 1 = not at all
 
 
-def bumps(columns: int, count: int = 8) -> jax.Array:
+def bumps(columns: int, count: int = 8, width: float = 0.5) -> jax.Array:
     """The bumps, float32 [count, columns], each 1 at its centre.
 
     >>> bumps(16, 2).shape
@@ -33,13 +34,17 @@ def bumps(columns: int, count: int = 8) -> jax.Array:
     """
     if not 1 <= count <= columns:
         raise UserError(f"bumps={count}: expected 1 to {columns}, the number of columns")
+    if not width > 0:
+        raise UserError(f"width={width}: expected a number above 0, in distances of the bumps")
     apart = columns / count
     centres = (jnp.arange(count, dtype=jnp.float32) + 0.5) * apart - 0.5
-    away = (jnp.arange(columns, dtype=jnp.float32)[None] - centres[:, None]) / apart
+    away = (jnp.arange(columns, dtype=jnp.float32)[None] - centres[:, None]) / (apart * width)
     return jnp.exp(-0.5 * jnp.square(away))
 
 
-def fit_amplitudes(matrix: jax.Array, *, count: int = 8, iterations: int = 60, rows_at_once: int = 1024) -> Amplitudes:
+def fit_amplitudes(
+    matrix: jax.Array, *, count: int = 8, width: float = 0.5, iterations: int = 60, rows_at_once: int = 1024
+) -> Amplitudes:
     """Least absolute deviations of every row from a sum of bumps: [rows, columns] -> amplitudes.
 
     By least squares weighted anew with the inverse of each residual (Schlossmacher 1973): convex, and within about
@@ -54,7 +59,7 @@ def fit_amplitudes(matrix: jax.Array, *, count: int = 8, iterations: int = 60, r
     """
     if matrix.ndim != 2:
         raise UserError(f"a matrix is expected, this array has shape {matrix.shape}")
-    basis_KxC = bumps(matrix.shape[1], count)
+    basis_KxC = bumps(matrix.shape[1], count, width)
     return _fit(matrix.astype(jnp.float32), basis_KxC, iterations, rows_at_once)
 
 
