@@ -110,14 +110,14 @@ def _groups(part: str, model: dict[str, Any]) -> Iterator[tuple[str, list[str]]]
     elif part == "bottom":
         yield from ((f"bottom_{n}", [block[layer] for layer in layers[:n]]) for n in range(1, len(layers) + 1))
     elif part == "top":
-        yield from ((f"top_{n}", [block[layer] for layer in layers[-n:]]) for n in range(1, len(layers)))
+        yield from ((f"top_{n}", [block[layer] for layer in layers[-n:]]) for n in range(2, len(layers)))
     elif part == "only":
         yield from ((f"only_{name}", [rf"(?!blocks/\d+/{name.replace('_', '[/_]')}/kernel).*"]) for name in types)
 
 
 def _interactions(groups: dict[str, list[str]]) -> Iterator[Contrast]:
     """For each group whose members are frozen alone, too: what it costs beyond their sum."""
-    alone = {patterns[0]: name for name, patterns in groups.items() if len(patterns) == 1}
+    alone = {patterns[0]: name for name, patterns in reversed(groups.items()) if len(patterns) == 1}
     for name, patterns in groups.items():
         members = [alone.get(pattern, "") for pattern in patterns]
         if len(members) > 1 and all(members):

@@ -4,8 +4,8 @@ Paper 61, which says how the bumps are placed, is not among the sources. Chosen 
 bumps with centres evenly spaced over its columns and `width` times their distance as standard deviation, so that a row
 has K amplitudes and nothing else is free; the error is the sum of absolute differences (L1). Bumps as wide as they are
 apart overlap so much that the amplitudes of white noise are nearly collinear: a participation ratio of 1.4 of 8, where
-half the width gives 5.9 and a quarter 8.0. And the order of a matrix's columns is as arbitrary as that of its units. So whatever is
-measured of amplitudes is to be read beside the same of the columns in another order.
+half the width gives 5.9 and a quarter 8.0. And the order of a matrix's columns is as arbitrary as that of its units.
+So whatever is measured of amplitudes is to be read beside the same of the columns in another order, and of noise.
 """
 
 import functools
