@@ -47,12 +47,13 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             self._directory, preservation_policy=newest, cleanup_tmp_directories=True
         )
 
-    def claim(self, plan: RunPlan, *, fresh: bool) -> None:
+    def claim(self, plan: RunPlan, *, fresh: bool, policy: str = "") -> None:
         """Says in a fresh folder which run its checkpoints will be of; refuses one with the checkpoints of another run.
 
-        It names a field that differs. A folder that does not say whose its checkpoints are is taken.
+        It names a field that differs. A folder that does not say whose its checkpoints are is taken. `policy` says
+        what else decides about a run.
         """
-        file, now = self._directory / ORIGIN, _origin(plan)
+        file, now = self._directory / ORIGIN, _origin(plan) | ({"the policy": policy} if policy else {})
         if fresh:
             write_atomically(file, json.dumps(now, indent=1))
         if fresh or not file.exists():

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from freezejax.errors import UserError
 from freezejax.masks import count_parameters
 from freezejax.models import Model
+from freezejax.partition import combine
 from freezejax.paths import PyTree
-from freezejax.schedules import FreezeSchedule, Phase
+from freezejax.schedules import FreezeSchedule
 from freezejax.training import processes
+from freezejax.training.adaptive import Decisions, Policy
 from freezejax.training.batches import BatchSource
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
@@ -37,6 +40,7 @@ class TrainResult:
     params: PyTree  # on a mesh in shards, see `freezejax.training.processes.to_host`
     steps: int
     step_ms_median: float | None  # None where too few steps were timed (a run resumed near its end)
+    schedule: FreezeSchedule | None = None  # what trained when, in steps; of a policy all that it decided
 
 
 def train(
@@ -48,6 +52,7 @@ def train(
     directory: Path,
     *,
     params: PyTree | None = None,
+    policy: Policy | None = None,
     mesh: Mesh | None = None,
     sinks: Sequence[Sink] = (),
     stop: StopSignal | None = None,
@@ -66,6 +71,8 @@ def train(
       directory: where checkpoints go; with several processes one that all of them see. It belongs to one run: config,
         model and schedule must be those of its checkpoints, but for `freezejax.training.checkpoints.MAY_CHANGE`.
       params: weights to start from, in their own dtypes; they are copied. None = `model.init`.
+      policy: what decides on the way what is frozen, see `freezejax.training.adaptive`; the schedule is then what
+        trains until its first decision, one entry.
       mesh: devices to lay the run out over, see `freezejax.sharding`; None = the default device.
       sinks: where records go: steps' every `config.log_every`, evaluations' every `config.eval_every` and at the end.
       stop: when it receives a signal the loop saves a checkpoint and raises.
@@ -77,7 +84,11 @@ def train(
     """
     with Checkpoints(Path(directory) / "checkpoints") as checkpoints:
         plan = RunPlan(model, config, schedule, mesh, objective=objective, batch=batches.abstract, params=params)
+        if policy is not None and (len(plan.phases) > 1 or config.restart_schedule):
+            raise UserError("policy: give a schedule of one entry, and train.restart_schedule=false")
         run = _Run(plan, config, plan.key(), batches, Path(directory), checkpoints, sinks, stop or StopSignal())
+        if policy is not None:
+            run.decisions = Decisions(policy, Path(directory), plan.extend)
         compiler = BackgroundCompiler(plan.compile, plan.programs())
         try:
             with compiler, BackgroundCompiler(plan.transition, range(len(plan.phases))) as transitions:
@@ -99,7 +110,8 @@ class _Run:
     checkpoints: Checkpoints
     sinks: Sequence[Sink]
     stop: StopSignal
-    pending: tuple[int, Phase, dict[str, jax.Array]] | None = None  # metrics of the last step
+    decisions: Decisions | None = None  # of a policy
+    pending: tuple[int, int, dict[str, jax.Array]] | None = None  # step, phase and metrics of the last step
     step_seconds: list[float] = dataclasses.field(default_factory=list)
     clock: float = 0.0
 
@@ -107,9 +119,12 @@ class _Run:
         """`(updates so far, phase of the last of them, state)`, from the newest checkpoint or afresh."""
         # As process 0 sees it: on a network's file system another may see a new file late.
         step = processes.broadcast_from_main(-1 if (found := self.checkpoints.latest()) is None else found)
-        processes.on_main(lambda: self.checkpoints.claim(self.plan, fresh=step < 0))
+        told = "" if self.decisions is None else self.decisions.policy.describe()
+        processes.on_main(lambda: self.checkpoints.claim(self.plan, fresh=step < 0, policy=told))
         if step < 0:
             return 0, 0, self.plan.begin(params)
+        if self.decisions is not None:
+            self.decisions.resume(step)
         index = max(i for i, phase in enumerate(self.plan.phases) if phase.start < max(step, 1))
         state, position = self.checkpoints.restore(step, self.plan.abstract_state(index))
         self.source.set_state(position)
@@ -121,37 +136,54 @@ class _Run:
         step, index, state = self.start(params)
         for sink in self.sinks:
             sink.begin(step)
-        phases = self.plan.phases
-        for now in range(index, len(phases)):
+
+        def prepare(now: int) -> None:
+            programs.extend(self.plan.programs())  # with what a policy has added
+            transitions.extend(range(len(self.plan.phases)))
+            programs.prepare(now)
+            for later in range(now + 1, len(self.plan.phases)):
+                programs.prepare(later)
+                transitions.prepare(later)
+
+        now = index
+        while now < len(self.plan.phases):
+            prepare(now)
             if now > index:
                 state = transitions.get(now)(state)
             of_phase = programs.get(now)
-            for later in range(now + 1, len(phases)):
-                programs.prepare(later)
-                transitions.prepare(later)
             self.clock = self.clock or time.perf_counter()
-            state = self.through_phase(of_phase, state, phases[now], max(step, phases[now].start))
+            state = self.through_phase(of_phase, state, now, max(step, self.plan.phases[now].start), prepare)
+            now += 1
         self.flush()
         self.record_evaluation(self.config.steps, state)
         median = 1e3 * statistics.median_high(self.step_seconds) if len(self.step_seconds) >= 3 else None
-        return TrainResult(state.averaged(), self.config.steps, median)
+        return TrainResult(state.averaged(), self.config.steps, median, self.plan.schedule)
 
-    def through_phase(self, programs: PhasePrograms, state: RunState, phase: Phase, start: int) -> RunState:
-        """Runs the steps of a phase. Metrics are fetched one step late, so the device never waits."""
-        step_state, frozen = state.split(phase.mask)
+    def through_phase(
+        self, programs: PhasePrograms, state: RunState, now: int, start: int, prepare: Callable[[int], None]
+    ) -> RunState:
+        """Runs the steps of a phase. Metrics are fetched one step late, so the device never waits.
+
+        `prepare(now)` has the program of this phase, and those after it, compiled in the background.
+        """
+        step_state, frozen = state.split(self.plan.phases[now].mask)
         argument = self.plan.held(frozen)
         with phase_batches(self.source, programs, argument, self.config, self.directory) as batches:
-            for index in range(start, phase.stop):
+            index = start
+            while index < self.plan.phases[now].stop:
                 rows = next(batches)
                 self.plan.objective.check(rows)
                 batch = self.plan.place(rows)
                 step_state, metrics = programs.step(step_state, argument, self.key, np.int32(index), batch)
                 self.flush()
-                done = index + 1
-                self.pending = (done, phase, metrics)
+                index = done = index + 1
+                self.pending = (done, now, metrics)
                 if self._is_due(done, self.config.eval_every):
                     self.flush()
                     self.record_evaluation(done, join(step_state, frozen, state.kept))
+                if self.decisions is not None and self.decisions.is_due(done, self.config.steps):
+                    self.decisions.take(done, combine(step_state.trainable, frozen), write=processes.is_main())
+                    prepare(now)
                 stop = self.asked_to_stop(done)
                 if stop or self._is_due(done, self.config.checkpoint_every):
                     self.save(done, join(step_state, frozen, state.kept), step_state.trainable, batches.get_state())
@@ -163,16 +195,17 @@ class _Run:
         """Fetches the metrics of the last step, checks them, and records them when due."""
         if self.pending is None:
             return
-        step, phase, metrics = self.pending
+        step, now, metrics = self.pending
         self.pending = None
         values = {name: float(value) for name, value in metrics.items()}
         self.check_finite(step, values)
-        now = time.perf_counter()
-        self.step_seconds.append(now - self.clock)
-        seconds, self.clock = now - self.clock, now
+        seconds = time.perf_counter() - self.clock
+        self.step_seconds.append(seconds)
+        self.clock += seconds
         if step % self.config.log_every == 0 or step == self.config.steps:
-            share = count_parameters(self.plan.matrices, phase.mask) / count_parameters(self.plan.matrices)
-            where = {"step": step, "phase": self.plan.phases.index(phase), "trainable_share": share}
+            mask = self.plan.phases[now].mask
+            share = count_parameters(self.plan.matrices, mask) / count_parameters(self.plan.matrices)
+            where = {"step": step, "phase": now, "trainable_share": share}
             self.record({**where, "tokens_per_second": self.config.tokens_per_step / seconds, **values})
 
     def record_evaluation(self, step: int, state: RunState) -> None:

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from freezejax.errors import UserError
+from freezejax.masks import Rules
 from freezejax.models import Model
 from freezejax.optimizer import freeze
 from freezejax.paths import PyTree, leaf_paths
@@ -66,7 +67,8 @@ class RunPlan:
             model.check(params)
             self.abstract_params = jax.eval_shape(lambda tree: jax.tree.map(jnp.asarray, tree), params)
         self.matrices = as_matrices(self.abstract_params)
-        self.phases = schedule.phases(self.abstract_params, config.steps)
+        self.schedule = schedule.resolve(config.steps)
+        self.phases = self.schedule.phases(self.abstract_params, config.steps)
         drawn = jax.eval_shape(draw_maps, self.abstract_params)
         self.layout = None if mesh is None else Layout(mesh, drawn, model.sharding)
         for path, leaf in zip(leaf_paths(self.batch), jax.tree.leaves(self.batch), strict=True):
@@ -76,6 +78,14 @@ class RunPlan:
         processes.check_batch(config.batch_size // config.accumulation, mesh, "train.batch_size / train.accumulation")
         check_prefix(config, mesh, self.batch)
         self.lr_schedule = lr_schedule_of_run(config, self.phases)
+
+    def extend(self, start: int, rules: Rules) -> None:
+        """Adds a phase at the end: from step `start` on these rules say what trains. Earlier phases keep their number.
+
+        Not with `restart_schedule`, under which the rates of a phase follow from its length.
+        """
+        self.schedule = FreezeSchedule([*self.schedule.entries, (start, rules)])
+        self.phases = self.schedule.phases(self.abstract_params, self.config.steps)
 
     def step_offset(self, phase: Phase) -> int:
         """Offset from the optimizer's own count to the global step: a restarted optimizer counts from zero again."""

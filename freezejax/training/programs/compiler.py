@@ -43,6 +43,10 @@ class BackgroundCompiler(contextlib.AbstractContextManager["BackgroundCompiler"]
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
         self._begun = functools.cache(lambda index: self._pool.submit(compile_phase, index))
 
+    def extend(self, masks: Sequence[Any]) -> None:
+        """There are more phases; those that there were have not changed."""
+        self._masks = masks
+
     def prepare(self, index: int) -> None:
         """Begins to compile phase `index`, if there is such a phase and it was not begun."""
         if index < len(self._masks):

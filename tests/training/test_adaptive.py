@@ -1,0 +1,186 @@
+"""Policies that decide on the way what is frozen: replayed as a plain schedule, and resumed, with the same bits."""
+
+import itertools
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freezejax import FreezeSchedule, UserError
+from freezejax.paths import by_path
+from freezejax.training.adaptive import FILE, Decisions, GradientNorm, LowParticipation, Plasticity, each_matrix
+from freezejax.training.batches import TokenBatches
+from freezejax.training.config import OptimizerConfig, TrainConfig
+from freezejax.training.interrupts import Stopped
+from freezejax.training.loop import train
+from freezejax.training.objectives.language_modelling import LanguageModelling
+from tests.training.conftest import Recorder
+
+STEPS, EVERY = 12, 2
+BLOCKS = {"0": "blocks/0/.*", "1": "blocks/1/.*"}
+MATRICES = [f"blocks/{i}/{name}/kernel" for i in range(2) for name in ("attn/qkv", "attn/out", "mlp/gate", "mlp/up")]
+
+
+@pytest.fixture(scope="module")
+def model(build):
+    return build(num_layers=2)
+
+
+@pytest.fixture(scope="module")
+def policies(model, tokens):
+    probe = {
+        "inputs": tokens[:64].reshape(4, 16).astype(np.int32),
+        "targets": tokens[1:65].reshape(4, 16).astype(np.int32),
+    }
+    objective = LanguageModelling(model, "float32")
+    groups = each_matrix(MATRICES)
+    return {
+        "gradient": GradientNorm(EVERY, groups, objective, probe, threshold=0.95, thaw=0.99),
+        "plasticity": Plasticity(EVERY, BLOCKS, model, probe["inputs"], threshold=0.8, thaw=0.9),
+        "participation": LowParticipation(EVERY, groups, share=0.25, most=0.75),
+    }
+
+
+@pytest.fixture
+def go(model, tokens):
+    def run(directory, policy=None, schedule=None, *, stop_at=None, **fields):
+        optimizer = OptimizerConfig(learning_rate=1e-2)
+        config = TrainConfig(steps=STEPS, batch_size=4, seq_len=16, log_every=1, optimizer=optimizer, **fields)
+        recorder = Recorder(stop_at)
+        entries = schedule or FreezeSchedule([(0, [(".*", True)])])
+        objective, batches = LanguageModelling(model, "float32"), TokenBatches(tokens, config)
+        arguments = (model, objective, batches, config, entries, directory)
+        try:
+            return train(*arguments, policy=policy, sinks=[recorder], stop=recorder.stop), recorder
+        except Stopped:
+            return None, recorder
+
+    return run
+
+
+def decisions(directory):
+    return [json.loads(line) for line in (directory / FILE).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["gradient", "plasticity", "participation"])
+def test_what_a_policy_decides_is_a_plain_schedule_with_the_same_bits(name, policies, go, tmp_path):
+    found, _ = go(tmp_path / "a", policies[name])
+    taken = decisions(tmp_path / "a")
+    assert [decision["step"] for decision in taken] == [2, 4, 6, 8]
+    assert any(decision["frozen"] for decision in taken)
+    starts = [start for start, _ in found.schedule.entries]
+    now, wanted = [], [0]
+    for decision in taken:
+        if decision["frozen"] != now:
+            now = decision["frozen"]
+            wanted.append(decision["step"] + EVERY)  # one window later
+    assert starts == wanted
+    assert len(starts) > 1
+    replayed, _ = go(tmp_path / "b", schedule=found.schedule)
+    chex.assert_trees_all_equal(found.params, replayed.params)
+    free, _ = go(tmp_path / "c")
+    assert any(
+        not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (found.params, free.params)), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["gradient", "plasticity", "participation"])
+@pytest.mark.parametrize("stop_at", [3, 4, 7])
+def test_a_stopped_run_decides_as_the_whole_one(name, stop_at, policies, go, tmp_path):
+    whole, recorder = go(tmp_path / "whole", policies[name])
+    broken, before = go(tmp_path / "broken", policies[name], stop_at=stop_at)
+    assert broken is None
+    resumed, after = go(tmp_path / "broken", policies[name])
+    chex.assert_trees_all_equal(whole.params, resumed.params)
+    assert decisions(tmp_path / "whole") == decisions(tmp_path / "broken")
+    assert resumed.schedule == whole.schedule
+    assert before.losses() + after.losses() == recorder.losses()
+
+
+def test_decisions_after_the_checkpoint_of_a_killed_run_are_void(policies, go, tmp_path):
+    whole, _ = go(tmp_path / "whole", policies["participation"])
+    go(tmp_path / "killed", policies["participation"], stop_at=3)
+    file = tmp_path / "killed" / FILE
+    file.write_text(file.read_text() + json.dumps({"step": 4, "measured": {}, "frozen": MATRICES}) + "\n")
+    resumed, _ = go(tmp_path / "killed", policies["participation"])
+    chex.assert_trees_all_equal(whole.params, resumed.params)
+
+
+def test_a_frozen_matrix_keeps_its_bits_until_it_thaws(policies, go, tmp_path):
+    _, recorder = go(tmp_path, policies["participation"])
+    order = [decision["frozen"] for decision in decisions(tmp_path)]
+    assert [len(frozen) for frozen in order] == [2, 4, 6, 6]
+    assert all(set(a) <= set(b) for a, b in itertools.pairwise(order))
+    shares = [record["trainable_share"] for record in recorder.records if "loss" in record]
+    assert shares[:4] == [1.0] * 4
+    assert shares[4] > shares[6] > shares[8] == shares[11]
+    measured = decisions(tmp_path)[0]["measured"]
+    assert order[0] == sorted(sorted(measured, key=measured.get)[:2])  # fewest dimensions first
+
+
+def history(*values):
+    return [{"step": 2 * (i + 1), "measured": each} for i, each in enumerate(values)]
+
+
+def test_a_threshold_freezes_and_another_thaws(policies):
+    policy = policies["gradient"]
+    first, low, middle, high = (
+        {"a": 1.0, "b": 2.0},
+        {"a": 0.8, "b": 1.96},
+        {"a": 0.97, "b": 1.96},
+        {"a": 1.1, "b": 1.96},
+    )
+    assert policy.frozen(history(first), frozenset()) == frozenset()
+    assert policy.frozen(history(first, low), frozenset()) == {"a"}
+    assert policy.frozen(history(first, middle), frozenset()) == frozenset()
+    assert policy.frozen(history(first, middle), frozenset({"a"})) == {"a"}  # between the two it stays as it is
+    assert policy.frozen(history(first, high), frozenset({"a"})) == frozenset()
+
+
+def test_blocks_freeze_from_the_bottom_up(policies):
+    policy = policies["plasticity"]
+    still, moving = {"0": 1.0, "1": 0.1}, {"0": 0.1, "1": 0.1}
+    start = [{}, {"0": 1.0, "1": 1.0}]
+    assert policy.frozen(history(*start, still), frozenset()) == frozenset()  # block 0 still learns below it
+    assert policy.frozen(history(*start, moving), frozenset()) == {"0", "1"}
+
+
+def test_the_gradient_measured_is_that_of_the_loss(policies, model, tmp_path):
+    policy, params = policies["gradient"], model.init(jax.random.key(1))
+    found = policy.measure(params, [], tmp_path)
+    loss = lambda params: policy.objective.loss(params, policy.probe, jax.random.key(0))[0]  # noqa: E731
+    grads = by_path(jax.grad(loss)(params))
+    for kernel in MATRICES:
+        assert found[kernel] == pytest.approx(float(jnp.linalg.norm(grads[kernel])), rel=1e-4)
+
+
+def test_another_policy_or_a_schedule_of_its_own_is_refused(policies, go, tmp_path):
+    go(tmp_path, policies["participation"], stop_at=5)
+    with pytest.raises(UserError, match="another run: the policy is LowParticipation"):
+        go(tmp_path, policies["gradient"])
+    two = FreezeSchedule([(0, [(".*", True)]), (3, [(".*", False)])])
+    with pytest.raises(UserError, match="policy: give a schedule of one entry"):
+        go(tmp_path / "x", policies["gradient"], schedule=two)
+    with pytest.raises(UserError, match="restart_schedule=false"):
+        go(tmp_path / "y", policies["gradient"], restart_schedule=True)
+    with pytest.raises(UserError, match="every=0 and 1 groups"):
+        LowParticipation(0, {"a": "b"})
+    with pytest.raises(UserError, match="give 2 or more"):
+        Plasticity(2, BLOCKS, None, np.zeros((1, 8), np.int32))
+
+
+def test_counterpart_a_decision_that_depends_on_when_it_is_taken_is_seen(policies, go, tmp_path, monkeypatch):
+    """As if the measure were of the steps since the process began: then a resumed run decides otherwise."""
+    whole, _ = go(tmp_path / "whole", policies["participation"])
+    monkeypatch.setattr(Decisions, "resume", lambda self, step: None)
+    go(tmp_path / "broken", policies["participation"], stop_at=7)
+    try:
+        resumed, _ = go(tmp_path / "broken", policies["participation"])
+    except UserError:  # a checkpoint of another phase
+        return
+    assert any(
+        not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (whole.params, resumed.params)), strict=True)
+    )
