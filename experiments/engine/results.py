@@ -74,6 +74,8 @@ def finish(
         "steps_before": sum(before.train["steps"] for before in session.study.before(variant)),
         "train_tokens": found.steps * TrainConfig.from_mapping(variant.train).tokens_per_step,
         "step_ms_median": found.step_ms_median,
+        "seconds": found.seconds,
+        "step_seconds": found.step_seconds,
         "phases": phases(variant, found.params),
         **measured(session.study, found.params),
     }

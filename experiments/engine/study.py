@@ -195,6 +195,7 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
             variant.schedule,
             task.directory,
             params=None if variant.start is None else variant.start(task),
+            policy=None if variant.policy is None else variant.policy(task),
             mesh=task.mesh,
             sinks=sinks_of(session, variant, run, task.config),
             stop=session.stop,
@@ -227,6 +228,7 @@ def sinks_of(session: Session, variant: Variant, run: Run, config: TrainConfig) 
 def leave(session: Session, variant: Variant, run: Run, found: TrainResult, task: Task, layout: Layout | None) -> None:
     """What a run leaves once its training has ended: weights and their file, if the study keeps them, and a result."""
     directory, mesh, packed = task.directory, task.mesh, dict[str, Any]()
+    variant = dataclasses.replace(variant, schedule=found.schedule or variant.schedule)  # as a policy has decided
     if session.study.files:
         save_params(directory / "params", found.params)
     whole = found if mesh is None else dataclasses.replace(found, params=processes.to_host(found.params))

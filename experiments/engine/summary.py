@@ -24,6 +24,7 @@ from freezejax.errors import UserError
 from freezejax.version import versions
 
 _PACKAGES = ("freezejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_OF_RUNS = ("seed", "base_seed", "seconds", "step_seconds")
 _SIZES = ("trainable_params", "frozen_params", "seeded_params", "stored_bytes_predicted")
 
 
@@ -116,6 +117,7 @@ class Comparison:
             "train_tokens": first["train_tokens"],
             "step_ms_median": step_ms,
             "tokens_per_second": step_ms and 1e3 * (first["train_tokens"] / first["steps"]) / step_ms,
+            "runs": [{name: result.get(name) for name in (*_OF_RUNS, *fields)} for result in results],
             "params_sha256": [result["params_sha256"] for result in results],
             "meshes": [result.get("mesh") for result in results],
             "model": first["model"],

@@ -31,7 +31,8 @@ def groups(study: Study, runs: Iterable[tuple[Variant, Run]]) -> Iterator[Group]
     def alike(item: tuple[Variant, Run]) -> Any:
         variant, run = item
         shared = json.dumps([dict(variant.model), dict(variant.train)], sort_keys=True, default=str)
-        return run if apart else (run.seed, run.base_seed, shared, variant.minimize, variant.start)
+        alone = apart or variant.policy is not None
+        return run if alone else (run.seed, run.base_seed, shared, variant.minimize, variant.start)
 
     for _, members in itertools.groupby(runs, alike):
         yield list(members)

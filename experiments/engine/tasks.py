@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from freezejax.data import Corpus
 from freezejax.models import Model
 from freezejax.paths import PyTree
+from freezejax.training.adaptive import Policy
 from freezejax.training.batches import BatchSource, TokenBatches
 from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import Apply
@@ -41,6 +42,7 @@ class Task(NamedTuple):
 
 Minimize = Callable[[Task], tuple[Objective, BatchSource]]
 Start = Callable[[Task], PyTree]
+Decide = Callable[[Task], Policy]
 
 
 def language_modelling(task: Task) -> tuple[Objective, BatchSource]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.engine.tasks import Evaluate, Minimize, Start, language_modelling
+from experiments.engine.tasks import Decide, Evaluate, Minimize, Start, language_modelling
 from freezejax.data import Corpus
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, nearest
@@ -76,6 +76,7 @@ class Variant:
     papers: Sequence[Paper] = ()  # one per corpus at most
     minimize: Minimize = language_modelling
     start: Start | None = None  # weights to start from; None = those of the model and the seed
+    policy: Decide | None = None  # what decides on the way what is frozen; `schedule` has then one entry
     needs: Sequence[str] = ()  # earlier variants whose runs `minimize` and `start` read
     teacher: Mapping[str, Any] | None = None  # a model that runs forward on every batch, for --dry_run
 

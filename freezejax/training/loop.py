@@ -41,6 +41,10 @@ class TrainResult:
     steps: int
     step_ms_median: float | None  # None where too few steps were timed (a run resumed near its end)
     schedule: FreezeSchedule | None = None  # what trained when, in steps; of a policy all that it decided
+    # None of a run that was resumed. Of all steps, with waiting for programs and a policy's measures, without
+    # evaluations, checkpoints and what came before the first; and without those, by the median step of each phase.
+    seconds: float | None = None
+    step_seconds: float | None = None
 
 
 def train(
@@ -112,7 +116,7 @@ class _Run:
     stop: StopSignal
     decisions: Decisions | None = None  # of a policy
     pending: tuple[int, int, dict[str, jax.Array]] | None = None  # step, phase and metrics of the last step
-    step_seconds: list[float] = dataclasses.field(default_factory=list)
+    step_seconds: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # phase of each step, and its time
     clock: float = 0.0
 
     def start(self, params: PyTree | None) -> tuple[int, int, RunState]:
@@ -156,8 +160,14 @@ class _Run:
             now += 1
         self.flush()
         self.record_evaluation(self.config.steps, state)
-        median = 1e3 * statistics.median_high(self.step_seconds) if len(self.step_seconds) >= 3 else None
-        return TrainResult(state.averaged(), self.config.steps, median, self.plan.schedule)
+        every = [seconds for _, seconds in self.step_seconds]
+        median = 1e3 * statistics.median_high(every) if len(every) >= 3 else None
+        found = TrainResult(state.averaged(), self.config.steps, median, self.plan.schedule)
+        if step > 0:
+            return found
+        by_phase = [[seconds for phase, seconds in self.step_seconds if phase == now] for now in range(now)]
+        stepping = sum(len(times) * statistics.median_low(times) for times in by_phase)
+        return dataclasses.replace(found, seconds=sum(every), step_seconds=stepping)
 
     def through_phase(
         self, programs: PhasePrograms, state: RunState, now: int, start: int, prepare: Callable[[int], None]
@@ -200,7 +210,7 @@ class _Run:
         values = {name: float(value) for name, value in metrics.items()}
         self.check_finite(step, values)
         seconds = time.perf_counter() - self.clock
-        self.step_seconds.append(seconds)
+        self.step_seconds.append((now, seconds))
         self.clock += seconds
         if step % self.config.log_every == 0 or step == self.config.steps:
             mask = self.plan.phases[now].mask

@@ -1,0 +1,173 @@
+"""Does freezing what has stopped to learn save time? Policies that measure, against fixed schedules, and none.
+
+    python -m experiments.adaptive --config=experiments/configs/adaptive.py:tiny --workdir=DIR
+
+Each policy (`freezejax.training.adaptive`) trains from scratch and in fine-tuning. Time is told twice: what all steps
+took, with what was measured and waited for, and what the steps alone took, as in a run so long that compiling new masks
+counts for nothing. A run without freezing takes longer and ends lower, so there are shorter ones, each
+with a whole learning-rate schedule: between them stands what training everything reaches in the time of a policy (equal
+time), and the time in which it reaches the same loss (equal loss). Paper 62 proposes to freeze matrices of low
+participation ratio early, and expects 2 to 3 times the speed.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import bases
+from experiments.bases import Base
+from experiments.engine import cli, study
+from experiments.engine.tasks import Decide, Start, Task
+from experiments.engine.variants import Contrast, Study, Variant
+from experiments.report.statistics import Interval, interval
+from freezejax import models
+from freezejax.schedules import FreezeSchedule, layer_by_layer
+from freezejax.training.adaptive import GradientNorm, LowParticipation, Plasticity, Policy, each_matrix
+from freezejax.training.batches import TokenBatches
+from freezejax.training.objectives.language_modelling import LanguageModelling
+
+CLAIM = 2.0  # times as fast: the lower end of what paper 62 expects
+CLOCKS = {"seconds": "with all that was waited for", "step_seconds": "by its steps alone"}
+WAYS = ("scratch", "tuning")
+POLICIES = ("gradient", "gradient_thaw", "plasticity", "low_participation")
+FIXED = ("fixed_bottom", "fixed_top")
+
+
+def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
+    """Everything trained for several lengths, two fixed schedules and four policies: from scratch and from the base."""
+    model, variants, contrasts = base.model(config, vocab_size), list[Variant](), list[Contrast]()
+    for way in [way.strip() for way in config.ways.split(",")]:
+        start = base.start() if way == "tuning" else None
+        of_way = list(_variants(config, model, way, start))
+        variants += of_way
+        full = f"{way}_{_none(100)}"
+        contrasts += [
+            Contrast(v.name, full, f"{way}: the same steps, frozen on the way")
+            for v in of_way
+            if "_none_" not in v.name
+        ]
+    return Study("adaptive", variants, contrasts, files=False, findings=findings)
+
+
+def _none(pct: int) -> str:
+    return f"none_{pct}"
+
+
+def _variants(config: ConfigDict, model: dict[str, Any], way: str, start: Start | None) -> Iterator[Variant]:
+    train = config.train.to_dict() | {"optimizer": {**config.train.optimizer.to_dict()}}
+    train["optimizer"]["learning_rate"] = config.learning_rates[way]
+    everything = FreezeSchedule([(0, [(".*", True)])])
+    for pct in sorted({100, *config.lengths}, reverse=True):
+        steps = max(1, round(train["steps"] * pct / 100))
+        yield Variant(f"{way}_{_none(pct)}", model, {**train, "steps": steps}, everything, start=start)
+    shapes = models.build(**model).abstract_params()
+    layers = model["num_layers"]
+    starts = [
+        config.fixed.first + i * (config.fixed.last - config.fixed.first) / (layers - 1) for i in range(layers - 1)
+    ]
+    for name in FIXED:
+        schedule = layer_by_layer(shapes, starts, order=name.removeprefix("fixed_"))
+        yield Variant(f"{way}_{name}", model, train, schedule, start=start)
+    for name in POLICIES:
+        decide = functools.partial(_DECIDE[name], config=config)
+        yield Variant(f"{way}_{name}", model, train, everything, start=start, policy=_policy(decide))
+
+
+def _policy(decide: Callable[[Task], Policy]) -> Decide:
+    return decide
+
+
+def _probe(task: Task) -> dict[str, np.ndarray]:
+    """A batch that no run trains on: the beginning of the validation text is kept for it."""
+    return next(TokenBatches(task.corpus.val, task.config))
+
+
+def _gradient(task: Task, config: ConfigDict, thaw: float = float("inf")) -> Policy:
+    groups = each_matrix(bases.kernels(task.model.abstract_params()))
+    objective = LanguageModelling(task.model, task.config.compute_dtype)
+    return GradientNorm(config.every, groups, objective, _probe(task), config.gradient.threshold, thaw)
+
+
+def _gradient_thaw(task: Task, config: ConfigDict) -> Policy:
+    return _gradient(task, config, config.gradient.thaw)
+
+
+def _plasticity(task: Task, config: ConfigDict) -> Policy:
+    groups = {str(i): f"blocks/{i}/.*" for i in range(task.model.config.num_layers - 1)}  # the last keeps training
+    return Plasticity(config.every, groups, task.model, _probe(task)["inputs"], config.plasticity.threshold)
+
+
+def _low_participation(task: Task, config: ConfigDict) -> Policy:
+    groups = each_matrix(bases.kernels(task.model.abstract_params()))
+    return LowParticipation(config.every, groups, config.participation.share, config.participation.most)
+
+
+_DECIDE: dict[str, Callable[..., Policy]] = {
+    "gradient": _gradient,
+    "gradient_thaw": _gradient_thaw,
+    "plasticity": _plasticity,
+    "low_participation": _low_participation,
+}
+
+
+def findings(found: Mapping[str, Any]) -> list[str]:
+    """Of every schedule and policy: its speed at equal loss and its loss at equal time, and the claim's verdict."""
+    rows, sentences = {row["name"]: row for row in found["rows"]}, []
+    for way in WAYS:
+        full = [rows[name] for name in rows if name.startswith(f"{way}_none_")]
+        for name in (*FIXED, *POLICIES):
+            if (row := rows.get(f"{way}_{name}")) is None or len(full) < 2:
+                continue
+            times = {clock: [_against(run, full, clock) for run in row["runs"]] for clock in CLOCKS}
+            if any(each is None for of_clock in times.values() for each in of_clock):
+                continue
+            texts = []
+            for clock, of_clock in times.items():
+                speed, loss = (interval(side) for side in zip(*filter(None, of_clock), strict=True))
+                told = _verdict(speed) if name == "low_participation" else ""
+                texts.append(
+                    f"{CLOCKS[clock]} {_text(speed, 2)} times as fast at equal loss, {_text(loss, 2, '+')} % of loss "
+                    f"at equal time{told}"
+                )
+            sentences.append(f"{row['name']} against training everything: {'; '.join(texts)}.")
+    return sentences
+
+
+def _against(run: Mapping[str, Any], full: Sequence[Mapping[str, Any]], clock: str) -> tuple[float, float] | None:
+    """Of one run: speed at equal loss, and loss at equal time in percent, against training everything with its seed.
+
+    Between the lengths that were run both are interpolated, the time as the loss falls; beyond them they are those of
+    the nearest.
+    """
+    same = [other for row in full for other in row["runs"] if other["seed"] == run["seed"]]
+    if any(each[clock] is None for each in (run, *same)) or len(same) < 2:
+        return None
+    times, losses = (np.array([each[field] for each in same]) for field in (clock, "val_ce"))
+    by_time, by_loss = np.argsort(times), np.argsort(losses)
+    at_time = float(np.interp(run[clock], times[by_time], losses[by_time]))
+    at_loss = float(np.interp(run["val_ce"], losses[by_loss], times[by_loss]))
+    return at_loss / run[clock], 100 * (run["val_ce"] / at_time - 1)
+
+
+def _verdict(speed: Interval) -> str:
+    told = "reproduced" if speed.low >= CLAIM else "not reproduced" if speed.high < CLAIM else "inconclusive"
+    return f" (paper 62 expects 2 to 3 times as fast: {told})"
+
+
+def _text(value: Interval, digits: int, sign: str = "") -> str:
+    half = "" if value.ci95 is None else f" +- {value.ci95:.{digits}f}"
+    return f"{value.mean:{sign}.{digits}f}{half}"
+
+
+def main() -> None:
+    """Makes the base if need be, then runs every variant."""
+    base = bases.of_flags()
+    study.main(functools.partial(make_study, base=base), tokenizer=base.tokenizer)
+
+
+if __name__ == "__main__":
+    cli.define_study_flags("experiments/configs/adaptive.py:tiny")
+    cli.run(main)

@@ -1,0 +1,35 @@
+"""Policies that decide on the way what is frozen, against fixed schedules and none, at equal time and equal loss.
+
+    uv run python -m experiments.adaptive --config=experiments/configs/adaptive.py:tiny --workdir=DIR
+
+Scales, and the base that is fine-tuned: as in experiments/configs/redundancy.py, and the rest as in
+experiments/configs/progressive.py. Times are compared, so nothing else should run beside it.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import redundancy
+
+
+def get_config(scale: str = "cpu") -> ConfigDict:
+    """Config of one scale; every field may be set as --config.FIELD=VALUE."""
+    config = redundancy.fine_tuning(scale)
+    tiny = scale == "tiny"
+    config.experiment = "adaptive"
+    del config.sweep, config.diagnostics
+    config.seeds = 1 if tiny else 3
+    config.ways = "tuning" if scale == "smollm2" else "scratch,tuning"
+    config.lengths = (60,) if tiny else (40, 60, 80)  # percent of the steps: runs of everything to compare with
+    config.train.steps = 40 if tiny else 300
+    config.learning_rates = ConfigDict({"scratch": 3e-3 if tiny else 1e-3, "tuning": 1e-3 if tiny else 3e-4})
+    config.every = 10 if tiny else 25  # steps of a window
+    config.fixed = ConfigDict({"first": 0.2, "last": 0.8})  # when the first and the last but one layer freeze
+    config.gradient = ConfigDict()
+    config.gradient.threshold = 0.6  # of a matrix's largest gradient norm so far
+    config.gradient.thaw = 0.9  # likewise, of the policy that thaws
+    config.plasticity = ConfigDict()
+    config.plasticity.threshold = 0.3  # of a block's largest so far
+    config.participation = ConfigDict()
+    config.participation.share = 0.1  # of the matrices, per window
+    config.participation.most = 0.8  # of them, in the end
+    return config
