@@ -58,7 +58,7 @@ def of_flags() -> Base:
     if config.path:
         path = Path(config.path)
         models.model_of(path)  # refuses what is no model before any text is read
-        return Base(path, _tokenizer(path))
+        return Base(path, tokenizer_of(path))
     if given.dry_run:
         return Base(None, config.data.tokenizer)
     workdir = Path(given.workdir).absolute() / FOLDER
@@ -67,7 +67,7 @@ def of_flags() -> Base:
         cli.use_compilation_cache()
         study.run_study(pretrain.make_study, config, workdir)
     path = pretrain.save(config, workdir)
-    return Base(path, _tokenizer(path))
+    return Base(path, tokenizer_of(path))
 
 
 def kernels(params: PyTree) -> list[str]:
@@ -86,7 +86,8 @@ def short(kernel: str) -> tuple[int, str]:
     return int(block), "_".join(names)
 
 
-def _tokenizer(path: Path) -> str:
+def tokenizer_of(path: Path) -> str:
+    """The tokenizer beside a model, or inside it, as for config.data.tokenizer; "" where there is none."""
     if path.suffix == ".gguf":
         return str(path)
     sentencepiece = sorted(path.glob("*.model"))

@@ -1,7 +1,7 @@
 """freezejax: which weights of a model need training, from which step to which, at what cost."""
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from freezejax.describe import describe
 from freezejax.errors import UserError
@@ -39,8 +39,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """`freezejax.artifact` by its name alone, imported where it is used: it needs what the core does not."""
+def __getattr__(name: str) -> Any:
+    """`freezejax.artifact` and `freezejax.recommend` by their names alone: they need what the core does not."""
     if name == "artifact":
         return importlib.import_module("freezejax.artifact")
+    if name == "recommend":
+        return importlib.import_module("freezejax.cost.recommendation").recommend
     raise AttributeError(f"module 'freezejax' has no attribute {name!r}")

@@ -1,0 +1,182 @@
+"""What may be frozen of your model, on your text, at a loss that you tolerate: measured by short runs.
+
+    python -m experiments.recommend --model=DIR --data=DIR --tolerance=0.5% --workdir=DIR
+
+Writes WORKDIR/recommendation.json: the groups to freeze, the schedule as rules, the predicted cost with its interval,
+what a step saves. `--validate=DIR` trains that model too, with the recommended groups frozen and with none, with seeds
+that nothing was fitted on, and says whether the measured costs lie in the predicted interval.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments.bases import short, tokenizer_of
+from experiments.engine import cli
+from freezejax import data, models
+from freezejax.atomic import write_atomically
+from freezejax.cost import recommendation
+from freezejax.errors import UserError
+from freezejax.schedules import FreezeSchedule
+from freezejax.training.batches import TokenBatches
+from freezejax.training.config import OptimizerConfig, TrainConfig
+from freezejax.training.evaluation import make_evaluator
+from freezejax.training.interrupts import StopSignal, catch_signals
+from freezejax.training.objectives.language_modelling import LanguageModelling
+from freezejax.training.sweep import sweep
+
+FILE = "recommendation.json"
+GROUPS = {  # what is frozen together
+    "matrices": lambda kernel: f"L{short(kernel)[0]}_{short(kernel)[1]}",
+    "types": lambda kernel: short(kernel)[1],
+    "layers": lambda kernel: f"layer_{short(kernel)[0]}",
+}
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("model", None, "Folder with config.json and safetensors, or a .gguf file.")
+    flags.DEFINE_string("data", "", "Text to fine-tune on, as config.data.path of a study; empty = the embedded text.")
+    flags.DEFINE_string("tokenizer", None, "Where the model has none beside it, as for config.data.tokenizer.")
+    flags.DEFINE_string("tolerance", "0.5%", "Largest rise of the loss, percent of that with everything trained.")
+    flags.DEFINE_string("workdir", None, f"Folder for {FILE}.")
+    flags.DEFINE_enum("groups", "matrices", [*GROUPS], "What is frozen together.")
+    flags.DEFINE_integer("steps", 50, "Steps of each run.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 4, "Sequences per step.", lower_bound=1)
+    flags.DEFINE_integer("seq_len", 128, "Tokens per sequence.", lower_bound=1)
+    flags.DEFINE_float("learning_rate", 3e-4, "At its peak; it falls to zero by the last step.", lower_bound=0.0)
+    flags.DEFINE_integer("subsets", 0, "How many are measured; 0 = three times the groups.", lower_bound=0)
+    flags.DEFINE_integer("seeds", 3, "Of data order; the subsets are dealt out among them.", lower_bound=1)
+    flags.DEFINE_integer("val_sequences", 128, "Sequences of the validation text to score.", lower_bound=1)
+    flags.DEFINE_multi_string("validate", [], "Model to train with the recommendation; may be given several times.")
+
+
+def main() -> None:
+    """Measures, recommends, and validates where asked."""
+    given = flags.FLAGS
+    for name in ("model", "workdir"):
+        if not given[name].value:
+            raise UserError(f"--{name} is missing: give a folder")
+    tolerance, workdir = _percent(given.tolerance), Path(given.workdir).absolute()
+    cli.use_compilation_cache()
+    setup = _Setup(given)
+    model, params = models.model_of(given.model), models.load_pretrained(given.model)[1]
+    with catch_signals() as stop:
+        found = recommendation.recommend(
+            model,
+            params,
+            setup.objective(model),
+            setup.batches,
+            setup.config,
+            tolerance_pct=tolerance,
+            groups=groups_of(model, given.groups),
+            subsets=given.subsets,
+            seeds=given.seeds,
+            say=print,
+            stop=stop,
+        )
+        told = {"model": Path(given.model).name, "tolerance_pct": tolerance, **recommendation.describe(found)}
+        show(found, tolerance)
+        checked = [validate(path, setup, found, given.groups, stop) for path in given.validate]
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(workdir / FILE, json.dumps({**told, "validated": checked}, indent=1) + "\n")
+    inside = [cost for each in checked for cost in each["inside"]]
+    if inside:
+        print(f"{sum(inside)} of {len(inside)} measured costs lie in the interval predicted for one run")
+    print(f"Written: {workdir / FILE}")
+
+
+def groups_of(model: models.Model, kind: str) -> dict[str, str]:
+    """Name -> pattern of the matrices of each group."""
+    of_kernel = recommendation.each_block_matrix(model.abstract_params())
+    found: dict[str, list[str]] = {}
+    for kernel, pattern in of_kernel.items():
+        found.setdefault(GROUPS[kind](kernel), []).append(pattern)
+    return {name: "|".join(patterns) for name, patterns in found.items()}
+
+
+class _Setup:
+    """The text and the runs, the same for every model."""
+
+    def __init__(self, given: Any) -> None:
+        tokenizer = given.tokenizer or tokenizer_of(Path(given.model))
+        self.corpus = data.load(given.data, tokenizer=tokenizer, cache_dir=str(cli.cache_dir() / "data"))
+        optimizer = OptimizerConfig(learning_rate=given.learning_rate, weight_decay=0.0)
+        self.config = TrainConfig(given.steps, given.batch_size, given.seq_len, optimizer=optimizer)
+        self.sequences, self.seeds = given.val_sequences, given.seeds
+
+    def batches(self, config: TrainConfig) -> TokenBatches:
+        return TokenBatches(self.corpus.train, config)
+
+    def objective(self, model: models.Model) -> LanguageModelling:
+        if model.config.vocab_size < self.corpus.tokenizer.vocab_size:
+            raise UserError(f"the text's tokenizer has {self.corpus.tokenizer.vocab_size} tokens, the model fewer")
+        windows = (len(self.corpus.val) - 1) // self.config.seq_len
+        evaluate = make_evaluator(
+            model.apply,
+            self.corpus.val,
+            self.corpus.tokenizer.byte_table(),
+            batch_size=min(16, max(1, windows)),
+            seq_len=self.config.seq_len,
+            compute_dtype=self.config.compute_dtype,
+            every=max(1, windows // self.sequences),
+        )
+        return LanguageModelling(model, self.config.compute_dtype, lambda params: evaluate(params)._asdict())
+
+
+def validate(
+    path: str, setup: _Setup, found: recommendation.Recommendation, kind: str, stop: StopSignal
+) -> dict[str, Any]:
+    """Trains a model with the recommended groups frozen and with none, with seeds that nothing was fitted on."""
+    model, params = models.model_of(path), models.load_pretrained(path)[1]
+    patterns = groups_of(model, kind)
+    if missing := [name for name in found.frozen if name not in patterns]:
+        raise UserError(f"--validate={path}: this model has no group {missing[0]!r}")
+    schedules = [FreezeSchedule([(0, recommendation.rules_of(patterns, f))]) for f in ((), found.frozen)]
+    costs = []
+    for seed in range(setup.seeds, 2 * setup.seeds):
+        config = dataclasses.replace(setup.config, seed=seed)
+        ran = sweep(model, setup.objective(model), setup.batches(config), config, schedules, params=params, stop=stop)
+        whole, frozen = (each.records[-1]["val_ce"] for each in ran)
+        costs.append(100 * (frozen / whole - 1))
+    inside = [bool(found.one_run.low <= cost <= found.one_run.high) for cost in costs]
+    told = ", ".join(f"{cost:+.2f}" for cost in costs)
+    print(f"{path}: measured {told} %, predicted {_interval(found.one_run)}")
+    return {"model": Path(path).name, "costs_pct": costs, "inside": inside}
+
+
+def show(found: recommendation.Recommendation, tolerance: float) -> None:
+    """Prints the groups, cheapest first, and what is recommended."""
+    alone = {name: found.fit.predict([name]) for name in found.fit.names}
+    print(f"What freezing each group costs by itself, percent of a loss of {found.fit.level:.4f}:")
+    for name in sorted(alone, key=lambda name: alone[name].mean):
+        print(f"  {name:28} {_interval(alone[name]):28} {'freeze' if name in found.frozen else ''}")
+    saved = found.saved
+    print(
+        f"Frozen: {len(found.frozen)} of {len(alone)} groups, at a tolerance of {tolerance:g} %. Predicted cost "
+        f"{_interval(found.cost)}; a step saves {saved['flops']:.0%} of its FLOPs and {saved['memory']:.0%} of the "
+        "bytes of gradients and optimizer state."
+    )
+
+
+def _interval(cost: recommendation.Cost) -> str:
+    return f"{cost.mean:+.2f} % [{cost.low:+.2f}, {cost.high:+.2f}]"
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = np.nan
+    if not 0 < value < 100:
+        raise UserError(f"--tolerance={text}: expected a percentage above 0, such as 0.5%")
+    return value
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

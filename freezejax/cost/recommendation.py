@@ -1,0 +1,261 @@
+"""Which parts of a model may be frozen at a tolerated loss: measured by short runs, and predicted with an interval.
+
+Groups of leaves are frozen in random company, one subset per run and all runs of a seed in one sweep. The loss is
+taken as a level of each seed, an effect of each group, and an effect of the squared share of parameters that is
+frozen: alone nearly every matrix can be spared, together they cannot (paper 64), and the last term is what tells. The
+groups are then frozen one after the other, the cheapest per parameter first, as long as the upper end of the predicted
+cost stays within the tolerance.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from scipy.special import stdtrit
+
+from freezejax.cost.prediction import PhaseCost, predict
+from freezejax.errors import UserError
+from freezejax.masks import Rules
+from freezejax.models import Model
+from freezejax.paths import PyTree, by_path
+from freezejax.roles import Role, leaves
+from freezejax.schedules import FreezeSchedule
+from freezejax.training.batches import BatchSource
+from freezejax.training.config import TrainConfig
+from freezejax.training.interrupts import StopSignal
+from freezejax.training.objectives.base import Objective
+from freezejax.training.sweep import sweep
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Percent of the loss with everything trained, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What the runs say of the groups: see `fit`."""
+
+    names: tuple[str, ...]
+    shares: np.ndarray  # [G] of each group in the parameters of all groups
+    effects: np.ndarray  # [G + 1] of each group and of the squared share, in units of the loss
+    covariance: np.ndarray  # [G + 1, G + 1] of them over the variance of one run
+    variance: float  # of one run
+    freedom: int
+    level: float  # loss with everything trained, mean over seeds
+
+    def predict(self, frozen: Sequence[str], *, runs: bool = False) -> Cost:
+        """What freezing these groups costs; with `runs`, the interval is that of one run against another of its seed.
+
+        Raises:
+          UserError: a group that was not measured.
+        """
+        for name in frozen:
+            if name not in self.names:
+                raise UserError(f"there is no group {name!r}; those measured are {', '.join(self.names)}")
+        x = _features(np.array([[name in frozen for name in self.names]], float), self.shares)[0]
+        mean = x @ self.effects
+        spread = float(np.sqrt(max(0.0, (2.0 * runs + x @ self.covariance @ x) * self.variance)))
+        half = float(stdtrit(self.freedom, 0.975)) * spread
+        return Cost(*(100 * float(value) / self.level for value in (mean, mean - half, mean + half)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """What to freeze from the first step on, and what that is predicted to cost and to save."""
+
+    schedule: FreezeSchedule
+    frozen: tuple[str, ...]  # names of groups
+    cost: Cost  # of the mean over runs
+    one_run: Cost  # the same, with the interval that one pair of runs should fall into
+    fit: Fit
+    before: PhaseCost  # a step with everything trained
+    after: PhaseCost  # a step under the schedule
+
+    @property
+    def saved(self) -> dict[str, float]:
+        """Share of a step's FLOPs, and of the bytes of gradients and optimizer state, that are saved, in [0, 1]."""
+        memory = [each.gradient_bytes + each.optimizer_bytes for each in (self.before, self.after)]
+        return {"flops": 1 - self.after.flops / self.before.flops, "memory": 1 - memory[1] / memory[0]}
+
+
+def recommend(
+    model: Model,
+    params: PyTree,
+    objective: Objective,
+    batches: Callable[[TrainConfig], BatchSource],
+    config: TrainConfig,
+    *,
+    tolerance_pct: float,
+    groups: Mapping[str, str] | None = None,
+    subsets: int = 0,
+    seeds: int = 3,
+    figure: str = "val_ce",
+    say: Say = lambda text: None,
+    stop: StopSignal | None = None,
+) -> Recommendation:
+    """The largest part of a model that may be frozen at no more than a tolerated loss, from short runs of it.
+
+    Args:
+      model: what is to be trained.
+      params: its weights, from which every run starts.
+      objective: what is minimized; its `evaluate` gives `figure`.
+      batches: the source of batches of a config, for instance `lambda config: TokenBatches(tokens, config)`.
+      config: of the runs; as many steps as the training that is planned, or as one can afford.
+      tolerance_pct: the largest rise of the figure, in percent of that with everything trained.
+      groups: name -> pattern of leaf paths, of what is frozen together; None = the matrices of each block, apart.
+      subsets: how many are measured; 0 = three times as many as there are groups.
+      seeds: of data order and dropout; the subsets are dealt out among them.
+      figure: of the evaluation; lower is better.
+      say: told what happens.
+      stop: as of `sweep`.
+
+    Returns:
+      The schedule, with what it is predicted to cost and to save.
+
+    Raises:
+      UserError: too few runs for so many groups, or a group that matches nothing.
+    """
+    patterns = dict(each_block_matrix(model.abstract_params()) if groups is None else groups)
+    if not tolerance_pct > 0 or seeds < 1:
+        raise UserError(f"tolerance={tolerance_pct} %, seeds={seeds}: expected a number above 0, and 1 or more")
+    wanted = subsets or 3 * len(patterns)
+    if wanted < len(patterns) + 2:
+        raise UserError(f"subsets={wanted}: {len(patterns)} groups need at least {len(patterns) + 2} to be told apart")
+    chosen = draw_subsets(len(patterns), wanted)
+    losses = list(measure(model, params, objective, batches, config, patterns, chosen, seeds, figure, say, stop))
+    found = fit(tuple(patterns), shares_of(model.abstract_params(), patterns), losses)
+    frozen = within(found, tolerance_pct)
+    schedule = FreezeSchedule([(0, rules_of(patterns, frozen))])
+    before = predict(model, config, FreezeSchedule([(0, [(".*", True)])])).phases[0]
+    after = predict(model, config, schedule).phases[0]
+    costs = found.predict(frozen), found.predict(frozen, runs=True)
+    return Recommendation(schedule, frozen, *costs, found, before, after)
+
+
+def each_block_matrix(params: PyTree) -> dict[str, str]:
+    """Every matrix inside the blocks as a group, by its path: of parameters or their shapes."""
+    found = [leaf.kernel for leaf in leaves(params) if leaf.role is Role.KERNEL and leaf.path.startswith("blocks/")]
+    return {kernel: f"{re.escape(kernel)}(/.*)?" for kernel in dict.fromkeys(found)}
+
+
+def rules_of(patterns: Mapping[str, str], frozen: Sequence[str]) -> Rules:
+    """The freeze rules of some groups."""
+    return [*((patterns[name], False) for name in frozen), (".*", True)]
+
+
+def shares_of(params: PyTree, patterns: Mapping[str, str]) -> np.ndarray:
+    """Of each group, its share in the parameters of all groups: [G]."""
+    sizes = {path: leaf.size for path, leaf in by_path(params).items()}
+    found = [sum(n for path, n in sizes.items() if re.fullmatch(pattern, path)) for pattern in patterns.values()]
+    return np.array(found, float) / max(1, sum(found))
+
+
+def draw_subsets(groups: int, count: int, seed: int = 0) -> np.ndarray:
+    """Which groups are frozen in each run: bool [count, groups]; of every size as often, the members by chance.
+
+    >>> draw_subsets(4, 8).sum(axis=1)
+    array([1, 2, 3, 4, 1, 2, 3, 4])
+    """
+    rng, found = np.random.default_rng(seed), np.zeros((count, groups), bool)
+    for number, row in enumerate(found):
+        row[rng.permutation(groups)[: 1 + number % groups]] = True
+    return found
+
+
+def measure(
+    model: Model,
+    params: PyTree,
+    objective: Objective,
+    batches: Callable[[TrainConfig], BatchSource],
+    config: TrainConfig,
+    patterns: Mapping[str, str],
+    subsets: np.ndarray,
+    seeds: int,
+    figure: str,
+    say: Say = lambda text: None,
+    stop: StopSignal | None = None,
+) -> Iterator[tuple[int, np.ndarray, float]]:
+    """Runs every subset with one of the seeds, and nothing frozen with each: (seed, subset, loss)."""
+    names = list(patterns)
+    for seed in range(seeds):
+        own = np.vstack([np.zeros((1, len(names)), bool), subsets[seed::seeds]])
+        chosen = [[name for name, frozen in zip(names, row, strict=True) if frozen] for row in own]
+        schedules = [FreezeSchedule([(0, rules_of(patterns, frozen))]) for frozen in chosen]
+        seeded = dataclasses.replace(config, seed=config.seed + seed)
+        say(f"seed {seed}: {len(schedules)} runs of {config.steps} steps")
+        for each in sweep(model, objective, batches(seeded), seeded, schedules, params=params, stop=stop):
+            yield seed, own[each.index], each.records[-1][figure]
+
+
+def fit(names: Sequence[str], shares: np.ndarray, losses: Sequence[tuple[int, np.ndarray, float]]) -> Fit:
+    """Least squares of the losses on a level of each seed, the groups, and the squared share that is frozen.
+
+    >>> rows = draw_subsets(2, 12)
+    >>> losses = [(i % 2, row, 5.0 + row @ [0.1, 0.2]) for i, row in enumerate([*rows, *(rows[:2] & False)])]
+    >>> found = fit(["a", "b"], np.array([0.5, 0.5]), losses)
+    >>> round(found.predict(["b"]).mean, 3)
+    4.0
+    """
+    seeds = sorted({seed for seed, _, _ in losses})
+    levels = np.array([[seed == own for own in seeds] for seed, _, _ in losses], float)
+    x = np.hstack([levels, _features(np.array([row for _, row, _ in losses], float), shares)])
+    y = np.array([loss for _, _, loss in losses])
+    freedom = len(y) - np.linalg.matrix_rank(x)
+    if freedom < 1:
+        raise UserError(f"{len(y)} runs cannot tell {len(names)} groups apart: measure more subsets")
+    inverse = np.linalg.pinv(x.T @ x)
+    found = inverse @ x.T @ y
+    variance = float(np.sum(np.square(y - x @ found)) / freedom)
+    level, effects = float(np.mean(found[: len(seeds)])), found[len(seeds) :]
+    covariance = inverse[len(seeds) :, len(seeds) :]
+    return Fit(tuple(names), np.asarray(shares), effects, covariance, variance, int(freedom), level)
+
+
+def within(found: Fit, tolerance_pct: float) -> tuple[str, ...]:
+    """Groups frozen one by one, each time the one that costs least per parameter, while the cost stays tolerable.
+
+    A group that would exceed the tolerance is passed over. Tolerable is what has its whole interval below it.
+    """
+    frozen: list[str] = []
+    left = dict(zip(found.names, found.shares, strict=True))
+    while left:
+        now = found.predict(frozen).mean
+        each = {name: (found.predict([*frozen, name]).mean - now) / max(share, 1e-12) for name, share in left.items()}
+        name = min(each, key=each.__getitem__)
+        del left[name]
+        if found.predict([*frozen, name]).high <= tolerance_pct:
+            frozen.append(name)
+    return tuple(sorted(frozen, key=found.names.index))
+
+
+def _features(frozen_NxG: np.ndarray, shares_G: np.ndarray) -> np.ndarray:
+    return np.hstack([frozen_NxG, np.square(frozen_NxG @ shares_G)[:, None]])
+
+
+def describe(found: Recommendation) -> dict[str, Any]:
+    """All of it as plain values, for a file."""
+    saved = found.saved
+    effects = {name: dataclasses.asdict(found.fit.predict([name])) for name in found.fit.names}
+    return {
+        "frozen": [*found.frozen],
+        "schedule": [
+            [start, [[pattern, trains] for pattern, trains in rules]] for start, rules in found.schedule.entries
+        ],
+        "cost_pct": dataclasses.asdict(found.cost),
+        "cost_of_one_run_pct": dataclasses.asdict(found.one_run),
+        "saved": saved,
+        "alone_pct": effects,
+        "loss": found.fit.level,
+        "seed_sd": float(np.sqrt(found.fit.variance)),
+        "devices": [str(device.device_kind) for device in jax.devices()[:1]],
+    }
