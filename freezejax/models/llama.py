@@ -163,6 +163,9 @@ def _write(config: LlamaConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "intermediate_size": mlp_width(config),
         "rope_parameters": {"rope_theta": config.rope_base, "rope_type": config.rope_scaling, **rope},
+        # What transformers before version 5 reads, which takes the base 10,000 where it is not said here.
+        "rope_theta": config.rope_base,
+        "rope_scaling": {"rope_type": config.rope_scaling, **rope} if rope else None,
     }
 
 

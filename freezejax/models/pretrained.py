@@ -24,6 +24,7 @@ from freezejax.roles import is_weight
 from freezejax.weights import matrix
 
 CONFIG = "config.json"
+_POSITIONS = ({"rope_theta", "rope_scaling"}, {"rope_parameters"})  # keys of config.json: before version 5, and since
 SHARD = 5 * 10**9  # bytes, about what others put into one file
 
 
@@ -114,8 +115,10 @@ def save_config(path: str | PathLike[str], model: Model, *, like: str | PathLike
         **own,
         **hub.write(model.config),
     }
-    for old in ("rope_scaling", "rope_theta"):  # which newer files say as rope_parameters
-        kept.pop(old, None)
+    # Positions are said in two ways, of which a version of transformers may know one alone: both, or as `like` has it.
+    present = [way for way in _POSITIONS if way & kept.keys()] or _POSITIONS
+    absent = {key for way in _POSITIONS if way not in present for key in way}
+    told = {key: value for key, value in told.items() if key not in absent}
     write_atomically(Path(path) / CONFIG, json.dumps({**kept, **told}, indent=2) + "\n")
 
 
