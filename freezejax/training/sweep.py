@@ -84,6 +84,8 @@ def sweep(
             raise UserError(f"train.{field}={getattr(config, field)!r}: a sweep has none; give 0 or false")
     if config.prefix_cache != "off":
         raise UserError(f"train.prefix_cache={config.prefix_cache!r}: a sweep has none; give 'off'")
+    if not schedules:
+        return
     group = _Group(model, objective, batches, config, schedules, params, list(devices or jax.local_devices()))
     position = batches.get_state()
     width = group.fitting(width)
@@ -140,7 +142,10 @@ class _Group:
         self.mesh = Mesh(np.asarray(devices), (AXIS,))
         self.by_variant = NamedSharding(self.mesh, PartitionSpec(AXIS))
         self.everywhere = NamedSharding(self.mesh, PartitionSpec())
-        self.frozen, self.key = jax.device_put((self.plan.held(self.rest), self.plan.key()), self.everywhere)
+        placed = jax.device_put((self.plan.held(self.rest), self.half, self.plan.key()), self.everywhere)
+        self.frozen, self.half, self.key = placed
+        # Weights are an argument: closed over, they would be constants of the program.
+        self.begin = jax.jit(jax.vmap(self.first, in_axes=(0, None)), out_shardings=self.by_variant)
         self.program: Any = None
         self.width = 0
 
@@ -157,8 +162,8 @@ class _Group:
         # Of all leaves that any schedule trains: it would not be that of this one.
         return state, {name: value for name, value in metrics.items() if name != "grad_norm"}
 
-    def first(self, index: Any) -> StepState:
-        return StepState(self.half, self.transformation(index).init(self.half), None)
+    def first(self, index: Any, half: PyTree) -> StepState:
+        return StepState(half, self.transformation(index).init(half), None)
 
     def fitting(self, width: int) -> int:
         """Compiles the program for as many schedules at a time as are asked for, or as fit."""
@@ -168,7 +173,7 @@ class _Group:
         while True:
             self.width = shares * math.ceil(wanted / shares)
             self.program = self.compile(self.width)
-            if width or self.width == shares or _bytes(self.program) <= shares * _limit(device):
+            if width or self.width == shares or _bytes(self.program) <= _limit(device):
                 return self.width
             wanted = math.ceil(self.width / 2)
 
@@ -177,7 +182,7 @@ class _Group:
             return jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype, sharding=sharding)
 
         index = jax.ShapeDtypeStruct((width,), jnp.int32, sharding=self.by_variant)
-        one = jax.eval_shape(self.first, jax.ShapeDtypeStruct((), jnp.int32))
+        one = jax.eval_shape(self.first, jax.ShapeDtypeStruct((), jnp.int32), self.half)
         state = jax.tree.map(lambda leaf: like(leaf, self.by_variant, width), one)
         shared = (self.frozen, self.key, jnp.int32(0), self.batches.abstract)
         others = jax.tree.map(lambda leaf: like(leaf, self.everywhere), shared)
@@ -190,7 +195,7 @@ class _Group:
         """Runs a group; the last is filled up with copies of its last member."""
         numbers = np.minimum(np.arange(members.start, members.start + self.width), members[-1]).astype(np.int32)
         index = jax.device_put(numbers, self.by_variant)
-        state = jax.jit(jax.vmap(self.first), out_shardings=self.by_variant)(index)
+        state = self.begin(index, self.half)
         logged: list[tuple[int, dict[str, Any]]] = []
         for number in range(self.config.steps):
             rows = next(self.batches)
