@@ -1,4 +1,4 @@
-"""Benchmarks of a frozen prefix, of phase boundaries and of compilation run at a toy size; pages quote their data."""
+"""Benchmarks of frozen prefixes, phase boundaries, compilation and sweeps run at a toy size; pages quote their data."""
 
 import dataclasses
 import json
@@ -6,9 +6,12 @@ import json
 import jax
 import pytest
 
-from benchmarks import compile_level, pages, phase_switch, prefix_cache
+from benchmarks import compile_level, pages, phase_switch, prefix_cache, sweep
 
-BENCHMARKS = {"compile_level": compile_level, "phase_switch": phase_switch, "prefix_cache": prefix_cache}
+BENCHMARKS = {
+    **{"compile_level": compile_level, "phase_switch": phase_switch, "prefix_cache": prefix_cache},
+    "sweep": sweep,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,7 +29,8 @@ def slower(tree):
         return [slower(part) for part in tree]
     if isinstance(tree, dict):
         return {
-            name: 2 * part + 1 if name.endswith("_ms") or "ms_" in name else slower(part) for name, part in tree.items()
+            name: 2 * part + 1 if name.endswith("_ms") or "ms_" in name or name == "seconds" else slower(part)
+            for name, part in tree.items()
         }
     return tree
 

@@ -169,7 +169,7 @@ def run_group(session: Session, group: sweeps.Group) -> None:
     elif left:
         session.progress.say(f"{left[0][1].title}, and {len(left) - 1} more with it: one program for all")
         first, run = left[0]
-        task, _ = task_of(session, first, run)
+        task, _ = task_of(session, first, run, spread=False)  # a sweep deals out runs, not the parts of one
         for index, found, records in sweeps.train_together(session, first, task, left):
             variant, run = left[index]
             directory = run.directory(session.workdir)
@@ -203,11 +203,11 @@ def run_one(session: Session, variant: Variant, run: Run) -> None:
     leave(session, variant, run, found, task, layout)
 
 
-def task_of(session: Session, variant: Variant, run: Run) -> tuple[Task, Layout | None]:
-    """A run before it starts, and how its weights lie on its mesh, if there is one."""
+def task_of(session: Session, variant: Variant, run: Run, *, spread: bool = True) -> tuple[Task, Layout | None]:
+    """A run before it starts, and how its weights lie on its mesh, if it is to be spread over one."""
     first = TrainConfig.from_mapping(variant.train)
     config = dataclasses.replace(first, seed=first.seed + run.seed, base_seed=run.base_seed)
-    model, mesh = models.build(**variant.model), mesh_of(config)
+    model, mesh = models.build(**variant.model), mesh_of(config) if spread else None
     layout = None if mesh is None else Layout(mesh, model.abstract_params(), model.sharding)
     evaluate = session.evaluators.of(variant.model, model.apply, variant.train, layout)
     earlier = functools.partial(trained, session, variant, run)

@@ -2,7 +2,7 @@
 
 from freezejax.analysis.alignment import alignment, chance_alignment, cross_validated_r2, principal_axes
 from freezejax.analysis.amplitudes import Amplitudes, bumps, fit_amplitudes, kurtosis, max_correlation
-from freezejax.analysis.diagnostics import Sensitivity, moved, plasticity, sensitivities
+from freezejax.analysis.diagnostics import Sensitivity, moved, plasticity, sensitivities, similarities
 from freezejax.analysis.spectra import components_for, first_share, participation_ratio, spectrum, stable_rank
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "plasticity",
     "principal_axes",
     "sensitivities",
+    "similarities",
     "spectrum",
     "stable_rank",
 ]

@@ -65,14 +65,18 @@ def plasticity(activations: jax.Array, reference: jax.Array) -> jax.Array:
     >>> float(plasticity(jnp.eye(3), 2 * jnp.eye(3)))
     0.0
     """
-    one, other = (
-        _similarities(side.reshape(side.shape[0], -1).astype(jnp.float32)) for side in (activations, reference)
-    )
-    return jnp.mean(jnp.square(one - other))
+    return jnp.mean(jnp.square(similarities(activations) - similarities(reference)))
 
 
-def _similarities(rows_BxF: jax.Array) -> jax.Array:
-    gram = rows_BxF @ rows_BxF.T
+def similarities(activations: jax.Array) -> jax.Array:
+    """How much each example of a batch is like each other: [B, ...] -> float32 [B, B], every row of length one.
+
+    >>> similarities(2 * jnp.eye(2))
+    Array([[1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+    rows_BxF = activations.reshape(activations.shape[0], -1).astype(jnp.float32)
+    gram = jnp.matmul(rows_BxF, rows_BxF.T, precision="highest")
     return gram / jnp.maximum(jnp.linalg.norm(gram, axis=1, keepdims=True), 1e-30)
 
 

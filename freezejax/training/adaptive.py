@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from freezejax.analysis import participation_ratio, plasticity
+from freezejax.analysis import participation_ratio, similarities
 from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
 from freezejax.masks import Rules, trainable_mask
@@ -29,7 +29,8 @@ from freezejax.paths import PyTree, by_path
 from freezejax.training.objectives.base import Batch, Objective
 
 FILE = "decisions.jsonl"
-Decision = dict[str, Any]  # step, measured (group -> number), frozen (names of groups, from one window later on)
+# step, measured (group -> number), kept (of a measure, for the next one), frozen (groups, from one window later on)
+Decision = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Policy(abc.ABC):
             raise UserError(f"policy: every={self.every} and {len(self.groups)} groups; expected 1 or more of both")
 
     @abc.abstractmethod
-    def measure(self, params: PyTree, before: Sequence[Decision], folder: Path) -> dict[str, float]:
-        """A number for each group, of the weights at a boundary; `folder` keeps what a later boundary needs."""
+    def measure(self, params: PyTree, before: Sequence[Decision]) -> tuple[dict[str, float], Any]:
+        """A number for each group, of the weights at a boundary, and what the next boundary needs of it, as JSON."""
 
     @abc.abstractmethod
     def frozen(self, history: Sequence[Decision], now: frozenset[str]) -> frozenset[str]:
@@ -87,10 +88,10 @@ class GradientNorm(Policy):
     threshold: float = 0.5  # of the largest norm at a boundary so far
     thaw: float = float("inf")  # likewise; above it a frozen group trains again
 
-    def measure(self, params: PyTree, before: Sequence[Decision], folder: Path) -> dict[str, float]:
+    def measure(self, params: PyTree, before: Sequence[Decision]) -> tuple[dict[str, float], Any]:
         """Norm of the gradient of every group."""
         found = _gradient_norms(self.objective, params, self.probe, tuple(self.groups.values()))
-        return dict(zip(self.groups, map(float, found), strict=True))
+        return dict(zip(self.groups, map(float, found), strict=True)), None
 
     def frozen(self, history: Sequence[Decision], now: frozenset[str]) -> frozenset[str]:
         """Those below the threshold, and those frozen before that are not above `thaw`."""
@@ -117,23 +118,16 @@ class Plasticity(Policy):
         if len(self.tokens_BxT) < 2:
             raise UserError("policy: plasticity compares the examples of a batch; give 2 or more")
 
-    def measure(self, params: PyTree, before: Sequence[Decision], folder: Path) -> dict[str, float]:
-        """Plasticity of every block; of none at the first boundary."""
-        blocks = [int(name) for name in self.groups]
-        streams = [np.asarray(stream) for stream in _streams(self.model, params, self.tokens_BxT, tuple(blocks))]
-        earlier = folder / f"streams_{before[-1]['step']}.npz" if before else None
-        found = {}
-        if earlier is not None and earlier.exists():
-            with np.load(earlier) as kept:
-                found = {
-                    str(block): float(plasticity(jnp.asarray(now), jnp.asarray(kept[str(block)])))
-                    for block, now in zip(blocks, streams, strict=True)
-                }
-        step = before[-1]["step"] + self.every if before else self.every
-        folder.mkdir(parents=True, exist_ok=True)
-        of_block: dict[str, Any] = dict(zip(map(str, blocks), streams, strict=True))
-        np.savez(folder / f"streams_{step}.npz", **of_block)
-        return found
+    def measure(self, params: PyTree, before: Sequence[Decision]) -> tuple[dict[str, float], Any]:
+        """Plasticity of every block, of none at the first boundary; kept are the similarities it is computed from."""
+        blocks = tuple(map(int, self.groups))
+        now = [np.asarray(found) for found in _similarities(self.model, params, self.tokens_BxT, blocks)]
+        kept = dict(zip(self.groups, (found.tolist() for found in now), strict=True))
+        if not before:
+            return {}, kept
+        then = [np.array(before[-1]["kept"][name], np.float32) for name in self.groups]
+        changes = [float(np.mean(np.square(a - b))) for a, b in zip(now, then, strict=True)]
+        return dict(zip(self.groups, changes, strict=True)), kept
 
     def frozen(self, history: Sequence[Decision], now: frozenset[str]) -> frozenset[str]:
         """The lowest blocks, up to the first that still changes."""
@@ -156,17 +150,17 @@ class LowParticipation(Policy):
     share: float = 0.1  # of the groups, per window
     most: float = 0.9  # of the groups, in the end
 
-    def measure(self, params: PyTree, before: Sequence[Decision], folder: Path) -> dict[str, float]:
-        """Participation ratio of every group, a matrix."""
+    def measure(self, params: PyTree, before: Sequence[Decision]) -> tuple[dict[str, float], Any]:
+        """Participation ratio of every group, a matrix: that of the first boundary for ever."""
         if before:
-            return dict(before[0]["measured"])
+            return dict(before[0]["measured"]), None
         found = {}
         for name, pattern in self.groups.items():
             matrices = [
                 leaf for path, leaf in by_path(params).items() if re.fullmatch(pattern, path) and leaf.ndim == 2
             ]
             found[name] = float(np.mean([float(participation_ratio(leaf.T)) for leaf in matrices]))
-        return found
+        return found, None
 
     def frozen(self, history: Sequence[Decision], now: frozenset[str]) -> frozenset[str]:
         """As many as it is time for, lowest first."""
@@ -196,9 +190,9 @@ def _gradient_norms(objective: Objective, params: PyTree, batch: Batch, patterns
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _streams(model: Model, params: PyTree, tokens_BxT: jax.Array, blocks: tuple[int, ...]) -> list[jax.Array]:
+def _similarities(model: Model, params: PyTree, tokens_BxT: jax.Array, blocks: tuple[int, ...]) -> list[jax.Array]:
     taps = model.apply(params, tokens_BxT, taps=blocks)[1]
-    return [jax.tree.leaves(taps[block])[-1] for block in blocks]
+    return [similarities(jax.tree.leaves(taps[block])[-1]) for block in blocks]
 
 
 class Decisions:
@@ -224,8 +218,8 @@ class Decisions:
 
     def take(self, step: int, params: PyTree, *, write: bool) -> None:
         """Measures and decides."""
-        measured = self.policy.measure(params, self.history, self.directory / "policy")
-        decision: Decision = {"step": step, "measured": measured}
+        measured, kept = self.policy.measure(params, self.history)
+        decision: Decision = {"step": step, "measured": measured, "kept": kept}
         frozen = self.policy.frozen([*self.history, decision], self.now)
         self._follow({**decision, "frozen": sorted(frozen)})
         if write:

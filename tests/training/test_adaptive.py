@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from freezejax import FreezeSchedule, UserError
+from freezejax.analysis import plasticity
 from freezejax.paths import by_path
 from freezejax.training.adaptive import FILE, Decisions, GradientNorm, LowParticipation, Plasticity, each_matrix
 from freezejax.training.batches import TokenBatches
@@ -140,6 +141,17 @@ def test_a_threshold_freezes_and_another_thaws(policies):
     assert policy.frozen(history(first, high), frozenset({"a"})) == frozenset()
 
 
+def test_plasticity_is_that_of_what_the_blocks_give_out(policies, model):
+    policy, (one, other) = policies["plasticity"], (model.init(jax.random.key(seed)) for seed in (1, 2))
+    first, kept = policy.measure(one, [])
+    found, _ = policy.measure(other, [json.loads(json.dumps({"step": 2, "measured": first, "kept": kept}))])
+    streams = [model.apply(params, policy.tokens_BxT, taps=[0, 1])[1] for params in (one, other)]
+    for block in (0, 1):
+        wanted = plasticity(*(jax.tree.leaves(of_model[block])[-1] for of_model in streams))
+        assert found[str(block)] == pytest.approx(float(wanted), rel=1e-3)
+    assert policy.measure(one, [{"step": 2, "measured": first, "kept": kept}])[0] == {"0": 0.0, "1": 0.0}
+
+
 def test_blocks_freeze_from_the_bottom_up(policies):
     policy = policies["plasticity"]
     still, moving = {"0": 1.0, "1": 0.1}, {"0": 0.1, "1": 0.1}
@@ -148,9 +160,9 @@ def test_blocks_freeze_from_the_bottom_up(policies):
     assert policy.frozen(history(*start, moving), frozenset()) == {"0", "1"}
 
 
-def test_the_gradient_measured_is_that_of_the_loss(policies, model, tmp_path):
+def test_the_gradient_measured_is_that_of_the_loss(policies, model):
     policy, params = policies["gradient"], model.init(jax.random.key(1))
-    found = policy.measure(params, [], tmp_path)
+    found, _ = policy.measure(params, [])
     loss = lambda params: policy.objective.loss(params, policy.probe, jax.random.key(0))[0]  # noqa: E731
     grads = by_path(jax.grad(loss)(params))
     for kernel in MATRICES:
