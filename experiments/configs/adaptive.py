@@ -2,8 +2,14 @@
 
     uv run python -m experiments.adaptive --config=experiments/configs/adaptive.py:tiny --workdir=DIR
 
-Scales, and the base that is fine-tuned: as in experiments/configs/redundancy.py, and the rest as in
-experiments/configs/progressive.py. Times are compared, so nothing else should run beside it.
+Scales (after the colon); the base that is fine-tuned is as in experiments/configs/redundancy.py:
+
+  tiny     under 2 minutes on 2 CPU cores; shows that everything works.
+  cpu      the papers' size; give --config.base.data.path=FOLDER of .txt books to pretrain on.
+  smollm2  SmolLM2-135M: --config.base.path=FILE.gguf --config.data.path=FOLDER of .txt books.
+
+Times are compared, so nothing else should run beside it. What is not set here is as in
+experiments/configs/progressive.py.
 """
 
 from ml_collections import ConfigDict

@@ -24,7 +24,6 @@ _SCALES = ("tiny", "cpu", "smollm2")
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     """Config of one scale; every field may be set as --config.FIELD=VALUE."""
-    progressive.check_scale(scale, _SCALES)
     tiny, real = scale == "tiny", scale == "smollm2"
     config = fine_tuning(scale)
     config.experiment = "redundancy"
@@ -36,6 +35,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
 
 def fine_tuning(scale: str) -> ConfigDict:
     """What the studies of a pretrained model share."""
+    progressive.check_scale(scale, _SCALES)
     tiny, real = scale == "tiny", scale == "smollm2"
     config = progressive.get_config("tiny" if tiny else "cpu")
     config.scale = scale

@@ -150,7 +150,7 @@ def test_scripts_know_the_scales_and_the_module_of_every_config(config, launch, 
 
 
 BAD = [
-    ("workstation.sh", ["progresive", "tiny", "x"], "no study 'progresive'; studies: adapters correction"),
+    ("workstation.sh", ["progresive", "tiny", "x"], "no study 'progresive'; studies: adapters adaptive"),
     ("workstation.sh", ["../cli", "tiny", "x"], "no study '../cli'"),
     ("node.sh", ["progressive", "h100x9", "x"], "no scale 'h100x9'; scales: tiny cpu h100 h100x8"),
     ("node.sh", ["progressive", "tiny"], "usage: "),

@@ -11,16 +11,13 @@ import json
 import sys
 from pathlib import Path
 
-import peft
-import torch
-import transformers
-
-TOKENS = (torch.arange(12).reshape(2, 6) * 5) % 17
-
 
 def logits(model):
+    import torch
+
+    tokens = (torch.arange(12).reshape(2, 6) * 5) % 17
     with torch.no_grad():
-        return [round(value, 6) for value in model.eval()(TOKENS).logits.flatten().tolist()]
+        return [round(value, 6) for value in model.eval()(tokens).logits.flatten().tolist()]
 
 
 def hashes(folder):
@@ -29,6 +26,9 @@ def hashes(folder):
 
 
 def read(folder):
+    import peft
+    import transformers
+
     if (folder / "config.json").exists():
         model, told = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         wrong = {name: sorted(map(str, keys)) for name, keys in told.items() if keys}
@@ -38,6 +38,15 @@ def read(folder):
     return {"class": type(model).__name__, "wrong": {}, "logits": logits(model), "sha256": hashes(folder)}
 
 
-found = {folder.name: read(folder) for folder in sorted(Path(sys.argv[1]).iterdir())}
-versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
-print(json.dumps({"versions": versions, "folders": found}))
+def main():
+    import peft
+    import torch
+    import transformers
+
+    found = {folder.name: read(folder) for folder in sorted(Path(sys.argv[1]).iterdir())}
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
+    print(json.dumps({"versions": versions, "folders": found}))
+
+
+if __name__ == "__main__":
+    main()
