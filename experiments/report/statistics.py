@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
-from scipy.stats import spearmanr
 
 Figures = Mapping[tuple[int, int], float]  # (training seed, base seed) -> figure of that run
 NO_EFFECT_PCT = 1.0  # a claim of "no effect" means within this many percent
@@ -108,6 +107,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, tests: int = 1) 
     >>> round(rank.value, 3), round(rank.low, 2), round(rank.high, 2)
     (0.964, 0.79, 0.99)
     """
+    from scipy.stats import spearmanr  # takes a while to import
+
     if len(x) < 5 or len(set(x)) == 1 or len(set(y)) == 1:
         return None
     value = float(spearmanr(x, y).statistic)
