@@ -105,7 +105,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, tests: int = 1) 
 
     >>> rank = rank_correlation(range(10), [0, 2, 1, 3, 4, 6, 5, 7, 9, 8])
     >>> round(rank.value, 3), round(rank.low, 2), round(rank.high, 2)
-    (0.964, 0.79, 0.99)
+    (0.964, 0.8, 0.99)
     """
     from scipy.stats import spearmanr  # takes a while to import
 
