@@ -26,7 +26,7 @@ from freezejax.paths import nearest
 
 _PAPER_SIZES = ((6, 192, 6), (8, 256, 4), (12, 384, 6))
 _SIZES = {  # layers, width, heads of the small, medium and large model
-    "tiny": ((1, 32, 2), (2, 48, 2), (3, 64, 2)),
+    "tiny": ((1, 32, 2), (1, 48, 2), (2, 64, 2)),
     "cpu": ((3, 96, 3), (4, 128, 4), (5, 160, 5)),
     **dict.fromkeys(("h100", "h100x8", "v5e"), _PAPER_SIZES),
 }

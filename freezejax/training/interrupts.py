@@ -25,7 +25,7 @@ class Stopped(Exception):
 
 
 class NonFinite(Exception):
-    """The loss of a step, the norm of its gradient or of the weights, or an evaluation is not a finite number.
+    """The loss of a step, the norm of its gradient, an evaluation or a weight to be saved is not a finite number.
 
     >>> str(NonFinite(7, "loss", float("nan"), 5))
     'step 7: loss is nan; the checkpoint of step 5 is kept. Lower the learning rate or raise the warmup'

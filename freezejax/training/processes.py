@@ -50,6 +50,16 @@ def largest(value: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
+def all_finite(tree: PyTree) -> bool:
+    """Whether every value is a finite number, in every process; read on the host, where nothing is compiled for it.
+
+    >>> all_finite({"w": jax.numpy.ones(2)}), all_finite({"w": jax.numpy.asarray([1.0, jax.numpy.inf])})
+    (True, False)
+    """
+    shards = (shard.data for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
+    return not largest(int(not all(np.isfinite(np.asarray(values)).all() for values in shards)))
+
+
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
     """Host values, the same in every process, as arrays laid out over the devices of all of them."""
     host, make = jax.tree.map(np.asarray, tree), jax.make_array_from_callback
