@@ -13,7 +13,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from experiments.engine import cli, dry_run, summary, sweeps
+from experiments.engine import accelerators, cli, dry_run, summary, sweeps
 from experiments.engine.progress import Progress
 from experiments.engine.results import Session, finish, pack, packing, score_packed
 from experiments.engine.tasks import Task, Trained, until_the_end_of_a_run
@@ -78,6 +78,7 @@ def run_study(
             if (number := processes.largest(stop.received or 0)) > 0:
                 raise Stopped(None, number)
             run_group(session, group)
+            accelerators.give_freed_memory_back()
     processes.on_main(lambda: conclude(session))
 
 

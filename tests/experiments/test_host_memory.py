@@ -37,3 +37,33 @@ def test_a_step_faults_no_pages_in():
     assert median < 500  # on a busy machine a thread may still get a new block now and then
     # The counterpart: by default all of them, in most steps; glibc's own threshold moves.
     assert faults_per_step("default")[2] > 4000
+
+
+GROWTH = """
+import resource, sys
+from experiments.engine import accelerators
+done = accelerators.keep_freed_memory()
+import numpy as np
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+before = resident()
+blocks = [np.ones(2**17) for _ in range(100)]  # 1 MiB each
+last = np.ones(2**17)  # what is above the others: the heap cannot shrink from its end
+del blocks
+if sys.argv[1] == "back":
+    accelerators.give_freed_memory_back()
+print(done, (resident() - before) // 2**20)
+"""
+
+
+def grown(mode):
+    command = [sys.executable, "-c", GROWTH, mode]
+    done, left = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return done, int(left)
+
+
+def test_what_a_run_has_freed_is_given_back_after_it():
+    done, left = grown("back")
+    if done == "False":
+        pytest.skip("not glibc on Linux, or jax has an accelerator")
+    assert left < 20
+    assert grown("keep")[1] > 80  # the counterpart: MiB that a process of many runs would go on holding
