@@ -5,7 +5,8 @@
 Two sides meet at every budget of bytes: models with random maps in one place or another, and models that train every
 weight: narrow ones, of few bits, of shared depth. Each way of building a model gets as many trials as any other. All
 trials are compared on the first half of the validation text (WORKDIR/search); the best of each way is then trained
-again with other seeds and judged on the second half (WORKDIR/report).
+again with other seeds and judged on the second half (WORKDIR/report). With --config.search=FILE what was chosen on
+another text is judged on this one: FILE is the summary.json of that search.
 """
 
 import json
@@ -45,11 +46,11 @@ class Chosen(NamedTuple):
     step_flops: int  # of its matmuls, per token
 
 
-def choose(config: ConfigDict, summary: Mapping[str, Any]) -> list[Chosen]:
+def choose(config: ConfigDict, vocab_size: int, summary: Mapping[str, Any]) -> list[Chosen]:
     """Of every way and budget the trial whose file has the fewest bits per byte, by the summary of the search.
 
     Trained weights compress better or worse than was predicted, so its model is fitted again, by the bytes that its
-    file did take.
+    file did take, and for the vocabulary of the text that it is judged on.
     """
     rows = {row["name"]: row for row in summary["rows"]}
     groups: dict[tuple[int, str], list[Trial]] = {}
@@ -57,11 +58,12 @@ def choose(config: ConfigDict, summary: Mapping[str, Any]) -> list[Chosen]:
         if trial.name in rows:
             groups.setdefault((trial.budget, trial.way.name), []).append(trial)
     best = [min(group, key=lambda trial: rows[trial.name]["packed_bpb_mean"]) for group in groups.values()]
-    return [_refitted(trial, rows[trial.name], config) for trial in best]
+    return [_refitted(trial, rows[trial.name], config, vocab_size) for trial in best]
 
 
-def _refitted(trial: Trial, row: Mapping[str, Any], config: ConfigDict) -> Chosen:
-    model = matching.fit_file(row["model"], round(trial.budget**2 / row["artifact_bytes"]), **packing(config))
+def _refitted(trial: Trial, row: Mapping[str, Any], config: ConfigDict, vocab_size: int) -> Chosen:
+    model = {**row["model"], "vocab_size": config.model.vocab_size or vocab_size}
+    model = matching.fit_file(model, round(trial.budget**2 / row["artifact_bytes"]), **packing(config))
     flops = cost.matmul_flops_per_token(models.build(**model), matching.ALL_TRAIN, config.train.seq_len)
     return Chosen(trial, model, row["packed_bpb_mean"], flops)
 
@@ -120,8 +122,8 @@ def _new_seeds(seeds: int, _: int) -> Iterator[tuple[int, int]]:
     return ((_FIRST_NEW_SEED + index, _FIRST_NEW_SEED + index) for index in range(seeds))
 
 
-def conclude(config: ConfigDict, best: Sequence[Chosen], judged: Mapping[str, Any]) -> fronts.Cell:
-    """What a pair of fronts shows, from the summary of the report, as plain values."""
+def conclude(config: ConfigDict, best: Sequence[Chosen], searched: str, judged: Mapping[str, Any]) -> fronts.Cell:
+    """What a pair of fronts shows, as plain values: `judged` is the summary of the report, `searched` another text."""
     budgets = []
     effects = {
         (item["variant"], item["reference"]): {"pct": item["packed_effect_pct"], "ci95": item["packed_effect_pct_ci95"]}
@@ -141,6 +143,7 @@ def conclude(config: ConfigDict, best: Sequence[Chosen], judged: Mapping[str, An
         "optimizer": config.train.optimizer.name,
         "source": judged["data"]["source"],
         "tokenizer": judged["data"]["tokenizer"],
+        "chosen_on": searched,
         "command": judged["command"],
         "budgets": budgets,
     }
@@ -148,18 +151,45 @@ def conclude(config: ConfigDict, best: Sequence[Chosen], judged: Mapping[str, An
 
 def main() -> None:
     """Searches, reports, and says which side wins at every budget: WORKDIR/frontier.json."""
-    if (workdir := study.main(search, "search")) is None:
-        return
     config = flags.FLAGS.config.copy_and_resolve_references()
-    best = choose(config, _summary(workdir / "search"))
-    config.variants = ""  # those of the search have other names
-    folder, tensorboard = workdir / "report", flags.FLAGS.tensorboard
-    study.run_study(lambda config, _: report(best, config), config, folder, tensorboard=tensorboard)
-    fronts.write(workdir, conclude(config, best, _summary(folder)))
+    if config.search:
+        searched = _of_another_text(config)
+    elif workdir := study.main(search, "search"):
+        searched = _read(workdir / "search" / "summary.json")
+    else:
+        return
+    flags.FLAGS.config.variants = ""  # those of the search have other names
+    best: list[Chosen] = []
+
+    def reported(config: ConfigDict, vocab_size: int) -> Study:
+        best[:] = choose(config, vocab_size, searched)
+        return report(best, config)
+
+    if workdir := study.main(reported, "report"):
+        elsewhere = searched["data"]["source"] if config.search else ""
+        fronts.write(workdir, conclude(config, best, elsewhere, _read(workdir / "report" / "summary.json")))
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+def _of_another_text(config: ConfigDict) -> dict[str, Any]:
+    field, path = f"config.search={config.search}", Path(config.search)
+    if not path.is_file():
+        raise UserError(f"{field}: no such file; give the summary.json of a search, WORKDIR/search/summary.json")
+    try:
+        found = _read(path)
+        rows = {
+            row["name"]: (row["model"]["family"], row["packed_bpb_mean"], row["artifact_bytes"])
+            for row in found["rows"]
+        }
+        families, known = {family for family, *_ in rows.values()}, {trial.name for trial in trials(config)}
+        if known & rows.keys() and families == {config.model.family} and found["data"]["source"]:
+            return found
+    except (ValueError, KeyError, TypeError):  # no JSON, or another one
+        pass
+    raise UserError(f"{field}: not the summary of a search over {config.model.family} at the budgets of this config")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 

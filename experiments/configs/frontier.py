@@ -7,7 +7,8 @@ Scales (after the colon), each for the GEGLU model with AdamW, and with `_golf` 
   tiny   embedded corpus, bytes, one small budget, one trial of six ways: under 2 minutes on 2 CPU cores. Shows that
          everything works.
   cpu    100 kB, 300 kB and 1 MB, 4 trials of every way, the best of each with 3 new seeds: about 3 hours on one
-         core per corpus; give --config.data.path=FOLDER of FineWeb shards or of .txt books.
+         core per corpus, half of it with --config.search=FILE; give --config.data.path=FOLDER of FineWeb shards or of
+         .txt books.
   h100   1, 4 and 16 MB on one H100.
 
 What is not set here is as in experiments/configs/progressive.py.
@@ -38,6 +39,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.experiment, config.scale = "frontier", scale
     config.paper = "none"  # nobody has this table
     del config.freeze, config.sizes
+    config.search = ""  # summary.json of a finished search on another text; empty = search on this one
     config.seeds = 1 if size == "tiny" else 3  # of the report: training and base seed change together
     config.trials = 1 if size == "tiny" else 4  # of every way of building a model, at every budget
     config.budgets, config.layers, config.heads, ranks = _SIZES[size]

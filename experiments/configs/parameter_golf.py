@@ -32,7 +32,7 @@ SECONDS = 600  # of training
 _VARIANTS = ("selective_medium", "selective_large", "trained_at_selective_bytes_same_maps", "trained_medium_same_maps")
 
 
-# Way (experiments/ways.py), layers, heads, bits of trained kernels, adapter, distribution of maps; steps at best and tiny.
+# Way (experiments/ways.py), layers, heads, bits of trained kernels, adapter, distribution of maps, steps.
 _ENTRIES = {
     "best": ("qk", 12, 8, 4, "lora128", "orthogonal_qr", 6_250),
     "trained": ("low_bits", 9, 8, 2, "none", "normal", 3_650),
@@ -57,10 +57,11 @@ def get_config(scale: str = "h100x8") -> ConfigDict:
 
 def _enter(config: ConfigDict, tiny: bool) -> None:
     config.experiment, config.variants = "golf", ""
-    config.budget = 60_000 if tiny else round(0.999 * (BUDGET - CODE))  # bytes of the file; the width meets them to 0.1 %
+    config.budget = 60_000 if tiny else round(0.999 * (BUDGET - CODE))  # bytes of the file, met to a part in a thousand
     del config.freeze, config.sizes, config.model.mlp_mult, config.lora
     config.model.family = "parameter_golf"
     config.model.model_dim = 64 if tiny else 768  # where the search for the width starts
+    config.train.draw_maps = "once"  # a decomposition in every step would take longer than the step
     config.entries = ConfigDict()
     for name, (way, layers, heads, bits, adapter, distribution, steps) in _ENTRIES.items():
         entry = {"way": way, "layers": 2 if tiny else layers, "uses": 1, "heads": 2 if tiny else heads}

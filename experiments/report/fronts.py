@@ -188,7 +188,8 @@ def title(cell: Cell) -> str:
     >>> title({"family": "geglu", "optimizer": "adamw", "source": "text", "tokenizer": "bytes"})
     'geglu with adamw, text (bytes)'
     """
-    return f"{cell['family']} with {cell['optimizer']}, {cell['source']} ({cell['tokenizer']})"
+    chosen = f", chosen on {cell['chosen_on']}" if cell.get("chosen_on") else ""
+    return f"{cell['family']} with {cell['optimizer']}, {cell['source']} ({cell['tokenizer']}){chosen}"
 
 
 def picture(cells: Sequence[Cell]) -> str:
@@ -227,4 +228,5 @@ def _panel(axes: "Axes", cell: Cell) -> None:
     budgets = [at["budget"] for at in cell["budgets"]]
     axes.set_xticks(budgets, [size_name(budget) for budget in budgets])
     axes.set_xticks([], minor=True)
-    axes.set_title(f"{cell['family']}, {Path(cell['source']).name}", fontsize=9)
+    chosen = f"\nchosen on {Path(cell['chosen_on']).name}" if cell.get("chosen_on") else ""
+    axes.set_title(f"{cell['family']}, {Path(cell['source']).name}{chosen}", fontsize=9)

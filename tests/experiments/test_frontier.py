@@ -74,10 +74,10 @@ def workdir(tmp_path_factory):
             patch.setattr(ways, "ways", lambda: two)
             run_study(frontier.search, config, folder / "search")
             found = json.loads((folder / "search" / "summary.json").read_text())
-            best = frontier.choose(config, found)
+            best = frontier.choose(config, 256, found)
             run_study(lambda config, _: frontier.report(best, config), config, folder / "report")
             fronts.write(
-                folder, frontier.conclude(config, best, json.loads((folder / "report/summary.json").read_text()))
+                folder, frontier.conclude(config, best, "", json.loads((folder / "report/summary.json").read_text()))
             )
             corpus = load_corpus(config)
     finally:
@@ -136,10 +136,51 @@ def test_the_best_trial_of_a_way_is_chosen_by_its_file_alone(monkeypatch):
         model = ways.model_of(trial, config, 256)
         row = {"name": trial.name, "model": model, "packed_bpb_mean": packed, "val_bpb_mean": -packed}
         rows.append({**row, "artifact_bytes": 50_000})
-    chosen = frontier.choose(config, {"rows": rows})
+    chosen = frontier.choose(config, 256, {"rows": rows})
     assert {one.trial.way.name: one.trial.number for one in chosen} == {"narrow": 1, "qk": 0}
     for one in chosen:  # its file took 50 kB of the 60 kB that were predicted: the next one is to be larger
         assert abs(matching.file_bytes(one.model, **packing(config)) / 72_000 - 1) < 0.06
+    for one in frontier.choose(config, 512, {"rows": rows}):  # judged on a text of another vocabulary
+        assert one.model["vocab_size"] == 512
+        assert abs(matching.file_bytes(one.model, **packing(config)) / 72_000 - 1) < 0.06
+
+
+def test_a_choice_on_one_text_is_judged_on_another(workdir, tmp_path, command):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("Seven stars shone, and one did not. " * 400)
+    summary = workdir[0] / "search" / "summary.json"
+    sizes = {
+        "train.steps": 6,
+        "train.seq_len": 64,
+        "train.batch_size": 2,
+        "data.eval_batch_size": 64,
+        "budgets": "(45000,)",
+    }
+    asked = {**sizes, "search": summary, "data.path": tmp_path / "text"}
+    ended = command(
+        "experiments.frontier",
+        "--config=experiments/configs/frontier.py:tiny",
+        f"--workdir={tmp_path / 'run'}",
+        *(f"--config.{field}={value}" for field, value in asked.items()),
+    )
+    assert ended.code == 0, ended.err
+    cell = json.loads((tmp_path / "run" / "frontier.json").read_text())
+    source = json.loads(summary.read_text())["data"]["source"]
+    assert fronts.title(cell).endswith(f"text (bytes), chosen on {source}")
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["report"]
+    assert {point["way"] for point in cell["budgets"][0]["points"]} == {"narrow", "gate_up"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [{"name": "45kB_narrow_0", "model": {}}]}', "golf", "none"])
+def test_what_is_no_search_is_told(text, workdir, tmp_path):
+    config, path = workdir[1].copy_and_resolve_references(), tmp_path / "search.json"
+    config.search = str(path)
+    if text == "golf":  # of another family
+        text, config.model.family = (workdir[0] / "search" / "summary.json").read_text(), "parameter_golf"
+    if text != "none":
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"config.search=.*: (not the summary of a search over|no such file)"):
+        frontier._of_another_text(config)
 
 
 def test_a_search_without_one_side_is_told():
