@@ -1,5 +1,6 @@
 """Committed results: tables and README quote them as they are, and their verdicts follow from the rule."""
 
+import functools
 import importlib
 import json
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.engine.variants import paper_corpus, paper_of
+from experiments.report import fronts, trend
 from experiments.report.page import picture
 from experiments.report.statistics import SAME_BYTES_PCT, Interval, verdict
 from experiments.report.table import with_ci
@@ -29,14 +31,20 @@ def found(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def study(found):
-    """The study that a summary is of, as the tree has it now."""
+@functools.cache  # every test of a summary reads it
+def study_of(path):
+    found = json.loads(path.read_text(encoding="utf-8"))
     config = importlib.import_module(f"experiments.configs.{found['experiment']}").get_config(found["scale"])
     if not is_packed(found["rows"][0]):  # its version counted, and matched, int8
         config.artifact.codec = "int8"
     vocab_size = found["rows"][0]["model"]["vocab_size"]
     return importlib.import_module(f"experiments.{found['experiment']}").make_study(config, vocab_size)
+
+
+@pytest.fixture
+def study(path):
+    """The study that a summary is of, as the tree has it now."""
+    return study_of(path)
 
 
 def test_tables_are_those_of_the_summary(path, found):
@@ -60,9 +68,35 @@ def placed(place, usual):
     return [*both("selective", frozen, f"trained_{place}"), *both("selective", frozen, usual)]
 
 
+CELLS = ("geglu_gutenberg", "golf_fineweb")
+
+
+def at_budget(budget):
+    """Of both cells of the frontier: the sides at equal bytes, then at equal FLOPs, too."""
+    return [("frontier", cell, budget, field) for cell in CELLS for field in ("effect", "effect_at_flops")]
+
+
+def at_random(place):
+    return [("frontier", "golf_fineweb", budget, place) for budget in (100_000, 300_000, 1_000_000)]
+
+
 P = "progressive"
 # How a row, a paragraph or an item of a list begins -> what its effects are, in their order.
 QUOTES = {
+    "- **Do random maps win at equal bytes?": [
+        ("frontier", cell, budget, field)
+        for field in ("effect", "effect_at_flops")
+        for cell in CELLS
+        for budget in (100_000, 300_000, 1_000_000)
+    ],
+    "| 100 kB |": at_budget(100_000),
+    "| 300 kB |": at_budget(300_000),
+    "| 1 MB |": at_budget(1_000_000),
+    "| gate and up |": at_random("gate_up"),
+    "| whole MLP |": at_random("mlp"),
+    "| queries and keys |": at_random("qk"),
+    "| attention |": at_random("attention"),
+    "| everything |": at_random("everything"),
     "| selective 8L 256d beats the baseline 6L 192d | FineWeb": [(P, "fineweb", "selective_medium", "baseline")],
     "| | books | -1.5 %": [(P, "gutenberg", "selective_medium", "baseline")],
     "| progressive 8L 256d beats the baseline | FineWeb": [(P, "fineweb", "progressive_medium", "baseline")],
@@ -129,8 +163,19 @@ QUOTES = {
 }
 
 
+def cell_of(name):
+    return json.loads((ROOT / "results" / "frontier" / name / "frontier.json").read_text(encoding="utf-8"))
+
+
 def compared(study, corpus, variant, reference):
-    """The summary's item for a comparison: a contrast, or a row against the baseline or the paper's reference."""
+    """The summary's item for a comparison: a contrast, or a row against the baseline or the paper's reference.
+
+    Of the frontier: what stands of a cell (`corpus`) at a budget (`variant`) under a name (`reference`).
+    """
+    if study == "frontier":
+        (at,) = (at for at in cell_of(corpus)["budgets"] if at["budget"] == variant)
+        effect = {**at, **at["places"]}[reference]
+        return {"effect_pct": effect["pct"], "effect_pct_ci95": effect["ci95"]}
     found = json.loads((ROOT / "results" / study / corpus / "summary.json").read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in found["rows"]}
     ours = rows[variant].get("judged", {})
@@ -176,12 +221,33 @@ def test_every_quoted_effect_is_that_of_its_own_row():
     assert len(lines) > 20
 
 
-def test_the_readmes_picture_is_what_its_command_draws():
+def test_the_picture_of_bytes_is_what_its_command_draws():
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     summary, path, names = re.search(r"--summary=(\S+) --picture=(\S+) --variants=([\w,]+)\n", text).groups()
-    assert f"]({path})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"](../{path})" in text
     found = json.loads((ROOT / summary).read_text(encoding="utf-8"))
     assert (ROOT / path).read_text(encoding="utf-8") == picture(found, names.split(","))
+
+
+def test_the_readmes_picture_and_the_page_of_the_fronts_are_what_their_commands_print():
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"experiments.fronts --cells=(\S+) --picture=(\S+)\n", text)
+    cells, path = [cell_of(Path(cell).parent.name) for cell in found[1].split(",")], found[2]
+    assert f"--cells={found[1]}\n" in text
+    assert f"]({path})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (ROOT / path).read_text(encoding="utf-8") == fronts.picture(cells)
+    assert (ROOT / "results/frontier/fronts.md").read_text(encoding="utf-8") == fronts.as_markdown(cells) + "\n"
+
+
+def test_what_the_trend_predicts_is_what_its_command_prints():
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    cell, size, narrow = re.search(r"--cells=\S+/(\w+)/frontier.json --at=(\d+) --narrow_bpb=([\d.]+)\n", text).groups()
+    lines = trend.lines([cell_of(cell)], int(size), float(narrow))
+    for line in lines:
+        predicted = with_ci(line["bpb"].mean, line["bpb"].ci95, 4)
+        for page in (text, (ROOT / "docs/preflight.md").read_text(encoding="utf-8")):
+            assert predicted in page
+    assert len(lines) == 2
 
 
 def test_counterpart_a_figure_of_another_row_is_noticed():

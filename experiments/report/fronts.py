@@ -210,23 +210,26 @@ def picture(cells: Sequence[Cell]) -> str:
 def _panel(axes: "Axes", cell: Cell) -> None:
     from experiments.report.plots import COLOR
 
+    points = [point for at in cell["budgets"] for point in at["points"]]
+    names = {name for at in cell["budgets"] for name in at["winners"].values()}
+    best, others = ([p for p in points if (p["name"] in names) == wanted] for wanted in (True, False))
     for side, color, marker in ((TRAINED, COLOR["trainable"], "o"), (FROZEN, COLOR["seeded"], "^")):
-        others = [
-            point
-            for at in cell["budgets"]
-            for point in at["points"]
-            if point["side"] == side and point["name"] not in at["winners"].values()
-        ]
-        axes.plot([p["bytes"] for p in others], [p["bpb"] for p in others], marker, color=color, ms=3, alpha=0.5, lw=0)
-        best = [p for at in cell["budgets"] for p in at["points"] if p["name"] == at["winners"][side]]
-        x, y = [p["bytes"] for p in best], [p["bpb"] for p in best]
-        half = [p["bpb_ci95"] or 0.0 for p in best]
-        axes.plot(x, y, f"{marker}-", color=color, ms=5, lw=1.4, label=side)
-        low, high = ([b + sign * h for b, h in zip(y, half, strict=True)] for sign in (-1, 1))
-        axes.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
+        look: dict[str, Any] = {"marker": marker, "color": color}
+        _plot(axes, [p for p in others if p["side"] == side and not _is_longer(p)], **look, ms=3, alpha=0.5, lw=0)
+        _plot(axes, [p for p in others if p["side"] == side and _is_longer(p)], **look, ms=5, mfc="none", lw=0)
+        front = [p for p in best if p["side"] == side]
+        _plot(axes, front, **look, ms=5, lw=1.4, label=side)
+        low, high = ([p["bpb"] + sign * (p["bpb_ci95"] or 0.0) for p in front] for sign in (-1, 1))
+        axes.fill_between([p["bytes"] for p in front], low, high, color=color, alpha=0.2, lw=0)
     axes.set_xscale("log")
     budgets = [at["budget"] for at in cell["budgets"]]
     axes.set_xticks(budgets, [size_name(budget) for budget in budgets])
     axes.set_xticks([], minor=True)
-    chosen = f"\nchosen on {Path(cell['chosen_on']).name}" if cell.get("chosen_on") else ""
-    axes.set_title(f"{cell['family']}, {Path(cell['source']).name}{chosen}", fontsize=9)
+    # A way that fails altogether would flatten the fronts.
+    axes.set_ylim(top=1.03 * max(p["bpb"] + (p["bpb_ci95"] or 0.0) for p in best))
+    elsewhere = f"\nchosen on {cell['chosen_on']}" if cell.get("chosen_on") else ""
+    axes.set_title(f"{cell['family']}, {cell['source']}{elsewhere}", fontsize=9)
+
+
+def _plot(axes: "Axes", points: Sequence[Point], **look: Any) -> None:
+    axes.plot([p["bytes"] for p in points], [p["bpb"] for p in points], **look)

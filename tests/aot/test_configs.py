@@ -1,12 +1,15 @@
 """The scales for accelerators: the paper's sizes on every machine, and the budget of Parameter Golf by prediction."""
 
+import re
+
 import pytest
 
+from experiments import golf as golf_study
 from experiments import preflight
 from experiments.configs import distillation, parameter_golf, progressive, selective
 from experiments.engine.matching import abstract_params
 from experiments.engine.results import packing
-from freezejax import artifact, cost, models
+from freezejax import artifact, cost, models, roles
 from freezejax.errors import UserError
 from freezejax.training.config import TrainConfig
 
@@ -64,7 +67,40 @@ def test_parameter_golf_fits_its_minutes_at_a_fifth_of_the_peak(golf):
     assert max(taken.values()) > 0.85 * parameter_golf.SECONDS
 
 
-def test_parameter_golf_has_two_scales():
+@pytest.fixture(scope="module")
+def best():
+    """The entries of `parameter_golf.py:best`, by name."""
+    config = parameter_golf.get_config("best")
+    config.model.model_dim = 640  # nearer to what comes out: the search is shorter
+    return config, {variant.name: variant for variant in golf_study.make_study(config, 1_024).variants}
+
+
+def test_the_recommended_entry_fits_its_bytes_and_minutes(best):
+    config, entries = best
+    assert list(entries) == ["best", "narrow", "trained"]
+    for entry in entries.values():
+        shapes = abstract_params(entry.model)
+        size = artifact.predict_size(shapes, model=entry.model, **packing(config)).gaussian
+        assert size == pytest.approx(config.budget, rel=1e-3)
+        assert size <= parameter_golf.BUDGET - parameter_golf.CODE
+        assert 0.95 * parameter_golf.SECONDS < seconds(entry) <= parameter_golf.SECONDS
+
+
+def test_the_recommended_entry_draws_queries_and_keys_and_trains_the_rest_in_four_bits(best):
+    kinds = {leaf.path: leaf.role for leaf in roles.leaves(abstract_params(best[1]["best"].model))}
+    seeds = {re.search(r"attn/[^/]+", path)[0] for path, role in kinds.items() if role is roles.Role.SEED}
+    assert seeds == {"attn/c_q", "attn/c_k"}
+    assert sum(role is roles.Role.SEED for role in kinds.values()) == 2 * 12
+
+
+def test_an_entry_of_an_unknown_way_is_told():
+    config = parameter_golf.get_config("best_tiny")
+    config.entries.narrow.way = "narow"
+    with pytest.raises(UserError, match=r"config.entries.narrow.way='narow': no such way; nearest: narrow"):
+        golf_study.make_study(config, 256)
+
+
+def test_parameter_golf_has_two_scales_of_the_selective_study():
     assert preflight.make_study(_with_bytes(parameter_golf.get_config("tiny"))).name == "selective"
     with pytest.raises(UserError, match="no scale 'h100'; nearest: h100x8"):
         parameter_golf.get_config("h100")

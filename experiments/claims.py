@@ -1,0 +1,81 @@
+"""Every figure of the papers that a study has judged, ours beside it: one table of several summaries, as Markdown.
+
+python -m experiments.claims --summaries=results/progressive/gutenberg/summary.json
+"""
+
+import collections
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments.engine import cli
+from experiments.report.table import DASH, Column, markdown, with_ci
+from freezejax.errors import UserError
+
+
+class Claim(NamedTuple):
+    """A paper's figure, and what a study measured."""
+
+    source: str
+    claim: str
+    ours: str
+    verdict: str
+    measured: str  # what against what, and where
+
+
+COLUMNS = [
+    Column("source", lambda claim: claim.source, kind="words"),
+    Column("claims", lambda claim: claim.claim, kind="words"),
+    Column("we measured", lambda claim: claim.ours),
+    Column("verdict", lambda claim: claim.verdict, kind="words"),
+    Column("of", lambda claim: claim.measured, kind="words"),
+]
+
+
+def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
+    """The judged rows and contrasts of a study; a contrast that says the same as a row stands once."""
+    study, text = summary["experiment"], summary["data"]["source"]
+    baseline, seen = summary["rows"][0]["name"] if summary["rows"] else "", set()
+    for item in (item for item in [*summary["rows"], *summary["contrasts"]] if "paper" in item):
+        name, reference = item.get("name") or item["variant"], item.get("reference", baseline)
+        reference = item.get("judged", {}).get("reference", reference)
+        effect = item.get("judged", item)
+        pct = effect["delta_pct"] if "delta_pct" in effect else effect["effect_pct"]
+        ci95 = effect["delta_pct_ci95"] if "delta_pct" in effect else effect["effect_pct_ci95"]
+        if (name, reference) not in seen:
+            seen.add((name, reference))
+            paper, verdict = item["paper"], item.get("verdict", DASH)
+            measured = f"{name} against {reference} ({study}, {text})"
+            yield Claim(paper["source"], paper["claim"], with_ci(pct, ci95, 1, " %"), verdict, measured)
+
+
+def as_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """How many of each verdict, then all claims by their source."""
+    found = sorted((claim for summary in summaries for claim in claims_of(summary)), key=lambda claim: claim.source)
+    counts = collections.Counter(claim.verdict for claim in found)
+    told = ", ".join(
+        f"{count} {'not judged' if verdict == DASH else verdict}" for verdict, count in sorted(counts.items())
+    )
+    return f"{len(found)} figures: {told}.\n\n{markdown(COLUMNS, found)}"
+
+
+def main(paths: Sequence[str]) -> None:
+    """Prints the table."""
+    if not paths:
+        raise UserError("--summaries is missing: give the summary.json files of finished studies, comma separated")
+    found = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"--summaries={path}: no such file; give the summary.json of a study")
+        found.append(json.loads(Path(path).read_text(encoding="utf-8")))
+        if "contrasts" not in found[-1]:
+            raise UserError(f"--summaries={path}: not the summary.json of a study")
+    print(as_markdown(found))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("summaries", [], "The summary.json files of finished studies.")
+    cli.run(lambda: main(flags.FLAGS.summaries))
