@@ -185,8 +185,9 @@ def as_markdown(cells: Sequence[Cell]) -> str:
 def title(cell: Cell) -> str:
     """What a cell is of.
 
-    >>> title({"family": "geglu", "optimizer": "adamw", "source": "text", "tokenizer": "bytes"})
-    'geglu with adamw, text (bytes)'
+    >>> cell = {"family": "geglu", "optimizer": "adamw", "source": "text", "tokenizer": "bytes"}
+    >>> title(cell), title({**cell, "chosen_on": "books"})
+    ('geglu with adamw, text (bytes)', 'geglu with adamw, text (bytes), chosen on books')
     """
     chosen = f", chosen on {cell['chosen_on']}" if cell.get("chosen_on") else ""
     return f"{cell['family']} with {cell['optimizer']}, {cell['source']} ({cell['tokenizer']}){chosen}"

@@ -50,7 +50,9 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    cache, inherited = tmp_path_factory.mktemp("cache"), {**os.environ}
+    base, inherited = tmp_path_factory.getbasetemp(), {**os.environ}
+    # What one worker of pytest-xdist has compiled the other need not.
+    cache = base.parent / "cache" if "PYTEST_XDIST_WORKER" in os.environ else tmp_path_factory.mktemp("cache")
     inherited.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)  # the programs that a user runs
     return {**inherited, "FREEZEJAX_CACHE": str(cache), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
