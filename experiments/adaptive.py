@@ -65,9 +65,7 @@ def _variants(config: ConfigDict, model: dict[str, Any], way: str, start: Start 
         yield Variant(f"{way}_{_none(pct)}", model, {**train, "steps": steps}, everything, start=start)
     shapes = models.build(**model).abstract_params()
     layers = model["num_layers"]
-    starts = [
-        config.fixed.first + i * (config.fixed.last - config.fixed.first) / (layers - 1) for i in range(layers - 1)
-    ]
+    starts = [*map(float, np.linspace(config.fixed.first, config.fixed.last, layers - 1))]
     for name in FIXED:
         schedule = layer_by_layer(shapes, starts, order=name.removeprefix("fixed_"))
         yield Variant(f"{way}_{name}", model, train, schedule, start=start)
@@ -81,7 +79,7 @@ def _policy(decide: Callable[[Task], Policy]) -> Decide:
 
 
 def _probe(task: Task) -> dict[str, np.ndarray]:
-    """A batch that no run trains on: the beginning of the validation text is kept for it."""
+    """A batch that no run trains on: of the validation text, by the run's seed. (Some of it is scored in the end.)"""
     return next(TokenBatches(task.corpus.val, task.config))
 
 
@@ -122,7 +120,11 @@ def findings(found: Mapping[str, Any]) -> list[str]:
             if (row := rows.get(f"{way}_{name}")) is None or len(full) < 2:
                 continue
             times = {clock: [_against(run, full, clock) for run in row["runs"]] for clock in CLOCKS}
-            if any(each is None for of_clock in times.values() for each in of_clock):
+            if lacking := sum(None in each for each in zip(*times.values(), strict=True)):
+                whole = len(row["runs"])
+                sentences.append(
+                    f"{row['name']}: not judged, {lacking} of {whole} seeds have no time to compare, as after a stop."
+                )
                 continue
             texts = []
             for clock, of_clock in times.items():

@@ -34,6 +34,7 @@ from freezejax.atomic import write_atomically
 from freezejax.paths import PyTree, by_path
 from freezejax.schedules import FreezeSchedule
 
+_WRITING = ("c_proj", "proj", "o_proj", "down_proj", "out", "down")  # to the residual stream
 FULL, NOTHING, FILE = "full", "nothing", "amplitudes.md"
 # Paper 62's figures: of one matrix PR, first component in percent, largest correlation, kurtosis; of all of them.
 PAPER = {
@@ -139,7 +140,7 @@ def tables(base: Base, config: ConfigDict) -> str:
     for kernel in chosen(model, config.amplitudes.pattern):
         item, values = measure(rows_of[kernel], config)
         items.append({"matrix": name_of(kernel), **item})
-        if rows_of[kernel].shape[0] == width and kernel.split("/")[-2].endswith(("proj", "out")):
+        if rows_of[kernel].shape[0] == width and kernel.split("/")[-2] in _WRITING:
             writing.append((kernel, values))
     together = dict(_together(writing, rows_of, params, corpus, config)) if writing else {}
     headings = [heading for heading in items[0] if heading != "matrix"]
@@ -177,7 +178,8 @@ def _together(
     yield "components for 95 %", analysis.components_for(whole)
     features = corpus_statistics(params, corpus.train, params["tok_emb"]["embedding"].shape[0])
     scores = [np.asarray(values @ analysis.principal_axes(whole, 1).T) for _, values in writing]
-    yield "R2", analysis.cross_validated_r2(np.tile(features, (len(writing), 1)), np.concatenate(scores))
+    tiled, dimension = np.tile(features, (len(writing), 1)), np.tile(np.arange(len(features)), len(writing))
+    yield "R2", analysis.cross_validated_r2(tiled, np.concatenate(scores), groups=dimension)
     # The axes of the rows [out, in] of a matrix that reads the stream lie in the space of E^T E: of those that write to
     # it, the columns do.
     count = min(8, features.shape[0])

@@ -13,7 +13,6 @@ from experiments.engine import cli, study
 from experiments.engine.tasks import Start
 from freezejax import models
 from freezejax.models import FAMILIES
-from freezejax.models.pretrained import CONFIG
 from freezejax.paths import PyTree
 from freezejax.roles import Role, leaves
 
@@ -62,10 +61,9 @@ def of_flags() -> Base:
     if given.dry_run:
         return Base(None, config.data.tokenizer)
     workdir = Path(given.workdir).absolute() / FOLDER
-    if not (workdir / pretrain.MODEL / CONFIG).exists():
-        print("The base model first:")
-        cli.use_compilation_cache()
-        study.run_study(pretrain.make_study, config, workdir)
+    print("The base model first:")
+    cli.use_compilation_cache()
+    study.run_study(pretrain.make_study, config, workdir)  # what is finished is kept, if it is of this config
     path = pretrain.save(config, workdir)
     return Base(path, tokenizer_of(path))
 

@@ -148,7 +148,7 @@ def scan(found: Mapping[str, Any], measured: Diagnostics, earlier: Mapping[str, 
         if form != "kept":
             told = functools.partial(lambda item, form: earlier[item["name"]].get(form), form=form)
             columns.append(Column(f"{form}, before", told, "{:+.2f} %".format))
-        told = functools.partial(lambda item, form: after[f"{form}_{item['name']}"]["delta_pct"], form=form)
+        told = functools.partial(lambda item, form: after.get(f"{form}_{item['name']}", {}).get("delta_pct"), form=form)
         columns.append(Column(f"{form}, after", told, "{:+.2f} %".format))
     return markdown(columns, items) + "\n"
 

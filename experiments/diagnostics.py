@@ -51,11 +51,13 @@ def matrices_of(params: PyTree) -> dict[str, jax.Array]:
 
 def of_base(base: Base, config: ConfigDict, workdir: Path) -> Diagnostics:
     """The measures of a base model's matrices, with gradients on the text to be fine-tuned on; kept in the workdir."""
-    path = workdir / FILE
-    if path.exists():
-        found: Diagnostics = json.loads(path.read_text(encoding="utf-8"))
+    path, corpus = workdir / FILE, study.load_corpus(config, base.tokenizer)
+    fields = (config.train.seq_len, config.train.batch_size, config.diagnostics.batches)
+    of = {"model": str(base.path), "data": corpus.fingerprint, "batches": list(fields)}
+    if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8"))).get("of") == of:
+        found: Diagnostics = kept["matrices"]
         return found
-    params, corpus = base.params(), study.load_corpus(config, base.tokenizer)
+    params = base.params()
     model = models.build(**base.model(config, corpus.tokenizer.vocab_size))
     kernels = bases.kernels(params)
     train_config = TrainConfig.from_mapping(config.train.to_dict())
@@ -74,7 +76,7 @@ def of_base(base: Base, config: ConfigDict, workdir: Path) -> Diagnostics:
         slope = slopes[kernel]
         told[name_of(kernel)] = {**of_weights, "gradient norm": slope.gradient_norm, "Fisher": slope.fisher}
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(told, indent=1) + "\n")
+    write_atomically(path, json.dumps({"of": of, "matrices": told}, indent=1) + "\n")
     return told
 
 

@@ -176,12 +176,13 @@ def _of_another_text(config: ConfigDict) -> dict[str, Any]:
         raise UserError(f"{field}: no such file; give the summary.json of a search, WORKDIR/search/summary.json")
     try:
         found = _read(path)
+        first = all(row["seeds"] == row["base_seeds"] == [0] for row in found["rows"])  # those of a report are others
         rows = {
             row["name"]: (row["model"]["family"], row["packed_bpb_mean"], row["artifact_bytes"])
             for row in found["rows"]
         }
         families, known = {family for family, *_ in rows.values()}, {trial.name for trial in trials(config)}
-        if known & rows.keys() and families == {config.model.family} and found["data"]["source"]:
+        if first and known & rows.keys() and families == {config.model.family} and found["data"]["source"]:
             return found
     except (ValueError, KeyError, TypeError):  # no JSON, or another one
         pass

@@ -2,8 +2,9 @@
 
     python -m experiments.golf --config=experiments/configs/parameter_golf.py:best_tiny --workdir=DIR
 
-Every entry of `config.entries` is a way to build a model (experiments/ways.py), its options, and its steps: a model of
-cheaper steps takes more of them in the same minutes. Each is as wide as the budget of bytes allows.
+Every entry of `config.entries` is a way to build a model (experiments/ways.py), its options, and how many times the
+config's steps it takes: a model of cheaper steps takes more of them in the same minutes. Each is as wide as the budget
+of bytes allows.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ def _variant(name: str, config: ConfigDict, vocab_size: int) -> Variant:
     known = {way.name: way for way in ways()}
     if (way := options.pop("way")) not in known:
         raise UserError(f"config.entries.{name}.way={way!r}: no such way; {nearest(way, known)}")
-    longer = options.pop("steps") / config.train.steps
+    longer = options.pop("longer")
     trial = Trial(known[way], config.budget, 0, options)
     return dataclasses.replace(variant_of(trial, model_of(trial, config, vocab_size), config, longer), name=name)
 

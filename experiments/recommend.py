@@ -65,6 +65,12 @@ def main() -> None:
     cli.use_compilation_cache()
     setup = _Setup(given)
     model, params = models.model_of(given.model), models.load_pretrained(given.model)[1]
+    groups, path = groups_of(model, given.groups), workdir / FILE
+    for other in given.validate:  # before anything is measured
+        if missing := [name for name in groups if name not in groups_of(models.model_of(other), given.groups)]:
+            raise UserError(f"--validate={other}: this model has no group {missing[0]!r}")
+    with cli.writing(f"--workdir={workdir}"):
+        workdir.mkdir(parents=True, exist_ok=True)
     with catch_signals() as stop:
         found = recommendation.recommend(
             model,
@@ -73,7 +79,7 @@ def main() -> None:
             setup.batches,
             setup.config,
             tolerance_pct=tolerance,
-            groups=groups_of(model, given.groups),
+            groups=groups,
             subsets=given.subsets,
             seeds=given.seeds,
             say=print,
@@ -81,13 +87,13 @@ def main() -> None:
         )
         told = {"model": Path(given.model).name, "tolerance_pct": tolerance, **recommendation.describe(found)}
         show(found, tolerance)
-        checked = [validate(path, setup, found, given.groups, stop) for path in given.validate]
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / FILE, json.dumps({**told, "validated": checked}, indent=1) + "\n")
+        write_atomically(path, json.dumps({**told, "validated": []}, indent=1) + "\n")  # what comes may be stopped
+        checked = [validate(other, setup, found, given.groups, stop) for other in given.validate]
+    write_atomically(path, json.dumps({**told, "validated": checked}, indent=1) + "\n")
     inside = [cost for each in checked for cost in each["inside"]]
     if inside:
         print(f"{sum(inside)} of {len(inside)} measured costs lie in the interval predicted for one run")
-    print(f"Written: {workdir / FILE}")
+    print(f"Written: {path}")
 
 
 def groups_of(model: models.Model, kind: str) -> dict[str, str]:
@@ -134,8 +140,6 @@ def validate(
     """Trains a model with the recommended groups frozen and with none, with seeds that nothing was fitted on."""
     model, params = models.model_of(path), models.load_pretrained(path)[1]
     patterns = groups_of(model, kind)
-    if missing := [name for name in found.frozen if name not in patterns]:
-        raise UserError(f"--validate={path}: this model has no group {missing[0]!r}")
     schedules = [FreezeSchedule([(0, recommendation.rules_of(patterns, f))]) for f in ((), found.frozen)]
     costs = []
     for seed in range(setup.seeds, 2 * setup.seeds):

@@ -32,11 +32,11 @@ SECONDS = 600  # of training
 _VARIANTS = ("selective_medium", "selective_large", "trained_at_selective_bytes_same_maps", "trained_medium_same_maps")
 
 
-# Way (experiments/ways.py), layers, heads, bits of trained kernels, adapter, distribution of maps, steps.
+# Way (experiments/ways.py), layers, heads, bits of trained kernels, adapter, distribution of maps, times the steps.
 _ENTRIES = {
-    "best": ("qk", 12, 8, 4, "lora128", "orthogonal_qr", 6_250),
-    "trained": ("low_bits", 9, 8, 2, "none", "normal", 3_650),
-    "narrow": ("narrow", 9, 8, None, "none", "normal", 9_250),
+    "best": ("qk", 12, 8, 4, "lora128", "orthogonal_qr", 0.8929),
+    "trained": ("low_bits", 9, 8, 2, "none", "normal", 0.5215),
+    "narrow": ("narrow", 9, 8, None, "none", "normal", 1.3215),
 }
 
 
@@ -63,10 +63,10 @@ def _enter(config: ConfigDict, tiny: bool) -> None:
     config.model.model_dim = 64 if tiny else 768  # where the search for the width starts
     config.train.draw_maps = "once"  # a decomposition in every step would take longer than the step
     config.entries = ConfigDict()
-    for name, (way, layers, heads, bits, adapter, distribution, steps) in _ENTRIES.items():
+    for name, (way, layers, heads, bits, adapter, distribution, longer) in _ENTRIES.items():
         entry = {"way": way, "layers": 2 if tiny else layers, "uses": 1, "heads": 2 if tiny else heads}
         entry |= {"mlp_mult": 2.0, "few_bits": bits, "adapter": adapter.replace("128", "4") if tiny else adapter}
-        entry |= {"distribution": distribution, "rate": 1.0, "steps": config.train.steps if tiny else steps}
+        entry |= {"distribution": distribution, "rate": 1.0, "longer": longer}
         config.entries[name] = ConfigDict(entry)
 
 

@@ -25,6 +25,7 @@ from freezejax.version import versions
 
 _PACKAGES = ("freezejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _OF_RUNS = ("seed", "base_seed", "seconds", "step_seconds")
+_CONFIG_FILES = {"golf": "parameter_golf"}  # of a study whose config has another name
 _SIZES = ("trainable_params", "frozen_params", "seeded_params", "stored_bytes_predicted")
 
 
@@ -75,13 +76,14 @@ def command(config: ConfigDict) -> str:
     'uv run python -m experiments.progressive --config=...progressive.py:tiny --config.train.steps=30 --workdir=DIR'
     """
     name, scale = config.experiment, config.scale
+    file = _CONFIG_FILES.get(name, name)
     try:
-        defaults = importlib.import_module(f"experiments.configs.{name}").get_config(scale)
+        defaults = importlib.import_module(f"experiments.configs.{file}").get_config(scale)
     except (ImportError, UserError):  # a config file of the user's own, whose path is nobody else's business
         return f"uv run python -m experiments.{name} --config=FILE.py:{scale} --workdir=DIR"
     before, now = (flatten_dict(json.loads(one.to_json()), sep=".") for one in (defaults, config))
     changed = [f"--config.{field}={value}" for field, value in now.items() if before.get(field) != value]
-    start = f"uv run python -m experiments.{name} --config=experiments/configs/{name}.py:{scale}"
+    start = f"uv run python -m experiments.{name} --config=experiments/configs/{file}.py:{scale}"
     return " ".join([start, *map(shlex.quote, changed), "--workdir=DIR"])
 
 

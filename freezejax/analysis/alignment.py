@@ -54,15 +54,22 @@ def chance_alignment(axes: int, others: int, columns: int, *, draws: int = 100, 
 
 
 def cross_validated_r2(
-    features: np.ndarray, targets: np.ndarray, *, folds: int = 5, penalty: float = 1.0, seed: int = 0
+    features: np.ndarray,
+    targets: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    folds: int = 5,
+    penalty: float = 1.0,
+    seed: int = 0,
 ) -> float:
     """Share of the variance of targets [n, k] that ridge regression on features [n, p] predicts out of sample.
 
     Features are standardized on each training part and the penalty is `penalty` per feature. 1 = all, 0 = no better
-    than the mean of the training part, below 0 = worse. The mean over targets of 1 - squared error / variance.
+    than the mean of the training part, below 0 = worse. The mean over targets of 1 - squared error / variance. Rows of
+    one of the `groups` [n] are held out together: those that share their features would tell each other.
 
     Raises:
-      UserError: fewer rows than folds, or rows that do not match.
+      UserError: fewer rows, or groups, than folds, or rows that do not match.
 
     >>> x = np.random.default_rng(0).normal(size=(50, 2))
     >>> round(cross_validated_r2(x, x @ np.array([[1.0], [2.0]]), penalty=1e-6), 3)
@@ -70,9 +77,11 @@ def cross_validated_r2(
     """
     features, targets = np.asarray(features, np.float64), np.asarray(targets, np.float64)
     targets = targets[:, None] if targets.ndim == 1 else targets
-    if len(features) != len(targets) or len(features) < folds or folds < 2:
-        raise UserError(f"{len(features)} rows of features, {len(targets)} of targets, {folds} folds: do not fit")
-    part = np.random.default_rng(seed).permutation(len(features)) % folds
+    names, group = np.unique(np.arange(len(features)) if groups is None else groups, return_inverse=True)
+    if not len(features) == len(targets) == len(group) or len(names) < folds or folds < 2:
+        told = f"{len(features)} rows of features, {len(targets)} of targets, {len(names)} groups, {folds} folds"
+        raise UserError(f"{told}: do not fit")
+    part = (np.random.default_rng(seed).permutation(len(names)) % folds)[group]
     errors, spreads = np.zeros(targets.shape[1]), np.zeros(targets.shape[1])
     for fold in range(folds):
         held = part == fold

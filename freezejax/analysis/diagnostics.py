@@ -81,7 +81,9 @@ def similarities(activations: jax.Array) -> jax.Array:
 
 
 def moved(params: PyTree, before: PyTree) -> dict[str, float]:
-    """How far every leaf has gone, relative to its size before: `|W - W0| / |W0|`, infinite where that was zero.
+    """How far every leaf has gone, relative to its size before: `|W - W0| / |W0|`.
+
+    A leaf that was zero is infinitely far, or 0 where it stayed.
 
     >>> moved({"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([3.0, 0.0])})
     {'w': 1.3333333730697632}
@@ -89,7 +91,7 @@ def moved(params: PyTree, before: PyTree) -> dict[str, float]:
 
     def distance(leaf: jax.Array, start: jax.Array) -> float:
         a, b = (jnp.linalg.norm(x.astype(jnp.float32).ravel()) for x in (leaf - start, start))
-        return float(a / b)
+        return float(a / b) if a else 0.0
 
     now, then = by_path(params), by_path(before)
     return {path: distance(leaf, then[path]) for path, leaf in now.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}

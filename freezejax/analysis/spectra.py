@@ -4,7 +4,8 @@ A matrix is taken as one sample per row. `centered=True` takes the mean row away
 analysis does; False measures the matrix as it multiplies. Columns as samples: give the transpose. Left uncentered, a
 matrix and its transpose have the same eigenvalues, up to a factor and zeros.
 
-All work on the smaller of the two Gram matrices, in float32: a [4096, 14336] matrix needs 64 MiB beside itself.
+All work on the smaller of the two Gram matrices, in float32: a [4096, 14336] matrix needs 64 MiB beside itself, and 224
+more where it is centered first.
 """
 
 import jax

@@ -103,7 +103,9 @@ def recommend(
     say: Say = lambda text: None,
     stop: StopSignal | None = None,
 ) -> Recommendation:
-    """The largest part of a model that may be frozen at no more than a tolerated loss, from short runs of it.
+    """What of a model may be frozen at no more than a tolerated loss, from short runs of it.
+
+    Groups are added one by one, the cheapest per parameter first: some other choice may freeze more.
 
     Args:
       model: what is to be trained.
@@ -123,7 +125,7 @@ def recommend(
       The schedule, with what it is predicted to cost and to save.
 
     Raises:
-      UserError: too few runs for so many groups, or a group that matches nothing.
+      UserError: too few runs for so many groups, a group that matches nothing, an evaluation without the figure.
     """
     patterns = dict(each_block_matrix(model.abstract_params()) if groups is None else groups)
     if not tolerance_pct > 0 or seeds < 1:
@@ -131,9 +133,12 @@ def recommend(
     wanted = subsets or 3 * len(patterns)
     if wanted < len(patterns) + 2:
         raise UserError(f"subsets={wanted}: {len(patterns)} groups need at least {len(patterns) + 2} to be told apart")
-    chosen = draw_subsets(len(patterns), wanted)
+    if figure not in (figures := objective.evaluate(params)):
+        raise UserError(f"figure={figure!r}: the objective's evaluation gives {', '.join(figures) or 'nothing'}")
+    shares = shares_of(model.abstract_params(), patterns)
+    chosen = told_apart(shares, wanted, seeds)
     losses = list(measure(model, params, objective, batches, config, patterns, chosen, seeds, figure, say, stop))
-    found = fit(tuple(patterns), shares_of(model.abstract_params(), patterns), losses)
+    found = fit(tuple(patterns), shares, losses)
     frozen = within(found, tolerance_pct)
     schedule = FreezeSchedule([(0, rules_of(patterns, frozen))])
     before = predict(model, config, FreezeSchedule([(0, [(".*", True)])])).phases[0]
@@ -172,6 +177,23 @@ def draw_subsets(groups: int, count: int, seed: int = 0) -> np.ndarray:
     return found
 
 
+def told_apart(shares: np.ndarray, count: int, seeds: int) -> np.ndarray:
+    """Subsets as of `draw_subsets`, from whose runs the effect of every group follows: bool [count, groups].
+
+    Raises:
+      UserError: none of a hundred draws does.
+
+    >>> told_apart(np.full(5, 0.2), 7, seeds=3).shape
+    (7, 5)
+    """
+    for draw in range(100):
+        found = draw_subsets(len(shares), count, draw)
+        runs = [(seed, row) for seed in range(seeds) for row in (np.zeros(len(shares), bool), *found[seed::seeds])]
+        if _is_determined(_design(runs, shares), len(shares)):
+            return found
+    raise UserError(f"subsets={count}, seeds={seeds}: {len(shares)} groups cannot be told apart; measure more subsets")
+
+
 def measure(
     model: Model,
     params: PyTree,
@@ -206,18 +228,16 @@ def fit(names: Sequence[str], shares: np.ndarray, losses: Sequence[tuple[int, np
     >>> round(found.predict(["b"]).mean, 3)
     4.0
     """
-    seeds = sorted({seed for seed, _, _ in losses})
-    levels = np.array([[seed == own for own in seeds] for seed, _, _ in losses], float)
-    x = np.hstack([levels, _features(np.array([row for _, row, _ in losses], float), shares)])
+    x = _design([(seed, row) for seed, row, _ in losses], shares)
     y = np.array([loss for _, _, loss in losses])
-    freedom = len(y) - np.linalg.matrix_rank(x)
-    if freedom < 1:
+    freedom, levels = len(y) - np.linalg.matrix_rank(x), x.shape[1] - len(names) - 1
+    if freedom < 1 or not _is_determined(x, len(names)):
         raise UserError(f"{len(y)} runs cannot tell {len(names)} groups apart: measure more subsets")
     inverse = np.linalg.pinv(x.T @ x)
     found = inverse @ x.T @ y
     variance = float(np.sum(np.square(y - x @ found)) / freedom)
-    level, effects = float(np.mean(found[: len(seeds)])), found[len(seeds) :]
-    covariance = inverse[len(seeds) :, len(seeds) :]
+    level, effects = float(np.mean(found[:levels])), found[levels:]
+    covariance = inverse[levels:, levels:]
     return Fit(tuple(names), np.asarray(shares), effects, covariance, variance, int(freedom), level)
 
 
@@ -236,6 +256,18 @@ def within(found: Fit, tolerance_pct: float) -> tuple[str, ...]:
         if found.predict([*frozen, name]).high <= tolerance_pct:
             frozen.append(name)
     return tuple(sorted(frozen, key=found.names.index))
+
+
+def _design(runs: Sequence[tuple[int, np.ndarray]], shares: np.ndarray) -> np.ndarray:
+    """A row for each run, of a seed and a subset: levels of the seeds, groups, squared share."""
+    seeds = sorted({seed for seed, _ in runs})
+    levels = np.array([[seed == own for own in seeds] for seed, _ in runs], float)
+    return np.hstack([levels, _features(np.array([row for _, row in runs], float), shares)])
+
+
+def _is_determined(design: np.ndarray, groups: int) -> bool:
+    """Whether every effect follows from the runs; of a single group only the sum with its square can, and need."""
+    return bool(np.linalg.matrix_rank(design) >= design.shape[1] - (groups == 1))
 
 
 def _features(frozen_NxG: np.ndarray, shares_G: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ Decision = dict[str, Any]
 class Policy(abc.ABC):
     """What is measured at the end of every window, and what is then frozen. Subclass it; see `GradientNorm`.
 
-    `groups` are what it freezes and thaws: name -> pattern of leaf paths. All else trains throughout.
+    `groups` are what it freezes and thaws: name -> pattern of leaf paths. All else is as the schedule has it.
     """
 
     every: int  # steps of a window
@@ -56,9 +56,22 @@ class Policy(abc.ABC):
     def frozen(self, history: Sequence[Decision], now: frozenset[str]) -> frozenset[str]:
         """Which groups are frozen from the next boundary on, where `now` are; the last of `history` is this one."""
 
-    def rules(self, frozen: frozenset[str]) -> Rules:
-        """The freeze rules that say so."""
-        return [*((self.groups[name], False) for name in self.groups if name in frozen), (".*", True)]
+    def rules(self, frozen: frozenset[str], otherwise: Rules) -> Rules:
+        """The freeze rules that say so; what no frozen group names is as `otherwise` has it."""
+        return [*((self.groups[name], False) for name in self.groups if name in frozen), *otherwise]
+
+    def check(self, params: PyTree) -> None:
+        """Refuses, before the first step, a group that holds nothing that could be measured. Takes shapes, too."""
+        for name, pattern in self.groups.items():
+            found = [leaf for path, leaf in by_path(params).items() if re.fullmatch(pattern, path)]
+            if not any(map(self.is_measured, found)):
+                raise UserError(
+                    f"policy: group {name!r}: {pattern!r} names nothing that {type(self).__name__} measures"
+                )
+
+    def is_measured(self, leaf: Any) -> bool:
+        """Whether a leaf counts in the measure of its group: the seed of a random map does not."""
+        return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
     def describe(self) -> str:
         """What tells it from others, for the record of a run."""
@@ -150,15 +163,18 @@ class LowParticipation(Policy):
     share: float = 0.1  # of the groups, per window
     most: float = 0.9  # of the groups, in the end
 
+    def is_measured(self, leaf: Any) -> bool:
+        """Whether a leaf is a matrix."""
+        return super().is_measured(leaf) and leaf.ndim == 2
+
     def measure(self, params: PyTree, before: Sequence[Decision]) -> tuple[dict[str, float], Any]:
         """Participation ratio of every group, a matrix: that of the first boundary for ever."""
         if before:
             return dict(before[0]["measured"]), None
         found = {}
         for name, pattern in self.groups.items():
-            matrices = [
-                leaf for path, leaf in by_path(params).items() if re.fullmatch(pattern, path) and leaf.ndim == 2
-            ]
+            leaves = by_path(params).items()
+            matrices = [leaf for path, leaf in leaves if re.fullmatch(pattern, path) and self.is_measured(leaf)]
             found[name] = float(np.mean([float(participation_ratio(leaf.T)) for leaf in matrices]))
         return found, None
 
@@ -198,9 +214,9 @@ def _similarities(model: Model, params: PyTree, tokens_BxT: jax.Array, blocks: t
 class Decisions:
     """The decisions of one run so far, on disk."""
 
-    def __init__(self, policy: Policy, directory: Path, extend: Callable[[int, Rules], None]) -> None:
-        """`extend(step, rules)` is told what trains from a step on."""
-        self.policy, self.extend, self.directory = policy, extend, directory
+    def __init__(self, policy: Policy, directory: Path, otherwise: Rules, extend: Callable[[int, Rules], None]) -> None:
+        """`extend(step, rules)` is told what trains from a step on; `otherwise` is what the schedule begins with."""
+        self.policy, self.otherwise, self.extend, self.directory = policy, otherwise, extend, directory
         self.history: list[Decision] = []
         self.now: frozenset[str] = frozenset()
 
@@ -231,4 +247,4 @@ class Decisions:
         frozen = frozenset(decision["frozen"])
         if frozen != self.now:
             self.now = frozen
-            self.extend(decision["step"] + self.policy.every, self.policy.rules(frozen))
+            self.extend(decision["step"] + self.policy.every, self.policy.rules(frozen, self.otherwise))

@@ -75,7 +75,7 @@ def train(
         model and schedule must be those of its checkpoints, but for `freezejax.training.checkpoints.MAY_CHANGE`.
       params: weights to start from, in their own dtypes; they are copied. None = `model.init`.
       policy: what decides on the way what is frozen, see `freezejax.training.adaptive`; the schedule is then what
-        trains until its first decision, one entry.
+        trains until its first decision, one entry, and of what no group names for ever.
       mesh: devices to lay the run out over, see `freezejax.sharding`; None = the default device.
       sinks: where records go: steps' every `config.log_every`, evaluations' every `config.eval_every` and at the end.
       stop: when it receives a signal the loop saves a checkpoint and raises.
@@ -91,7 +91,8 @@ def train(
             raise UserError("policy: give a schedule of one entry, and train.restart_schedule=false")
         run = _Run(plan, config, plan.key(), batches, Path(directory), checkpoints, sinks, stop or StopSignal())
         if policy is not None:
-            run.decisions = Decisions(policy, Path(directory), plan.extend)
+            policy.check(model.abstract_params())
+            run.decisions = Decisions(policy, Path(directory), schedule.entries[0][1], plan.extend)
         compiler = BackgroundCompiler(plan.compile, plan.programs())
         try:
             with compiler, BackgroundCompiler(plan.transition, range(len(plan.phases))) as transitions:

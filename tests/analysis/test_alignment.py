@@ -51,7 +51,7 @@ def test_what_is_predictable_is_predicted_and_noise_is_not():
     in_sample = np.linalg.lstsq(np.c_[features, np.ones(200)], noise, rcond=None)[0]
     left = noise - np.c_[features, np.ones(200)] @ in_sample
     assert 1 - left.var() / noise.var() > analysis.cross_validated_r2(features, noise)  # the counterpart
-    with pytest.raises(UserError, match="3 rows of features, 3 of targets, 5 folds"):
+    with pytest.raises(UserError, match="3 rows of features, 3 of targets, 3 groups, 5 folds"):
         analysis.cross_validated_r2(features[:3], signal[:3])
 
 
@@ -86,6 +86,18 @@ def test_plasticity_sees_another_geometry_and_no_turn_of_it():
     assert float(analysis.plasticity(one, other)) == pytest.approx(np.mean((grams[0] - grams[1]) ** 2), rel=1e-4)
 
 
+def test_rows_that_share_their_features_do_not_tell_each_other():
+    """Eight matrices over the same 64 dimensions, targets shared, features of noise: nothing can be predicted."""
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(64, 10)), rng.normal(size=64)
+    tiled, told, dimension = np.tile(features, (8, 1)), np.tile(targets, 8), np.tile(np.arange(64), 8)
+    assert analysis.cross_validated_r2(tiled, told) > 0.0  # the counterpart: each dimension is in every part
+    assert analysis.cross_validated_r2(tiled, told, groups=dimension) < 0.0
+    with pytest.raises(UserError, match="3 groups, 5 folds: do not fit"):
+        analysis.cross_validated_r2(tiled, told, groups=dimension % 3)
+
+
 def test_how_far_weights_have_gone():
-    before = {"w": jnp.array([3.0, 4.0]), "n": jnp.array(1)}
-    assert analysis.moved({"w": jnp.array([3.0, 9.0]), "n": jnp.array(2)}, before) == {"w": 1.0}
+    before = {"w": jnp.array([3.0, 4.0]), "n": jnp.array(1), "zero": jnp.zeros(2), "left": jnp.zeros(1)}
+    after = {"w": jnp.array([3.0, 9.0]), "n": jnp.array(2), "zero": jnp.zeros(2), "left": jnp.ones(1)}
+    assert analysis.moved(after, before) == {"w": 1.0, "zero": 0.0, "left": np.inf}

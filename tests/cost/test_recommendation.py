@@ -73,7 +73,7 @@ def test_the_seeds_levels_are_needed_for_that():
     assert np.median(inside) > 3 * (honest.high - honest.low)
 
 
-def test_what_is_cheap_alone_and_dear_together_is_frozen_in_part():
+def test_what_is_cheap_alone_and_dear_together_is_frozen_in_part(monkeypatch):
     """The paradox of paper 64: without the squared share each would seem to cost what it costs in company."""
     found = fit(NAMES, SHARES, made(np.random.default_rng(3), sd=1e-4))
     for tolerance in (0.5, 2.0, 5.0):
@@ -85,9 +85,12 @@ def test_what_is_cheap_alone_and_dear_together_is_frozen_in_part():
         assert min(left) > tolerance * 0.9  # nothing more would have fitted
     assert within(found, 50.0) == NAMES
     assert within(found, 1e-9) == () or cost_of(np.array([name in within(found, 1e-9) for name in NAMES])) <= 0
-    blind = fit(NAMES, np.zeros(6), made(np.random.default_rng(3), sd=1e-4))
+    noise = lambda rows, _: np.hstack([rows, 1.0 * (np.arange(len(rows)) % 2)[:, None]])  # noqa: E731
     alone = cost_of(np.arange(6) == 0)
-    assert abs(found.predict(["a"]).mean - alone) < 0.1 < 1 < abs(blind.predict(["a"]).mean - alone)  # the counterpart
+    assert abs(found.predict(["a"]).mean - alone) < 0.1
+    monkeypatch.setattr(recommendation, "_features", noise)  # the counterpart: nothing that knows of company
+    blind = fit(NAMES, SHARES, made(np.random.default_rng(3), sd=1e-4))
+    assert abs(blind.predict(["a"]).mean - alone) > 1
 
 
 def test_every_subset_is_run_once_and_sizes_are_even():
@@ -95,6 +98,32 @@ def test_every_subset_is_run_once_and_sizes_are_even():
     assert np.bincount(rows.sum(axis=1)).tolist() == [0, 4, 4, 4, 4, 4]
     assert len({tuple(row) for row in rows}) > 12
     assert np.abs(rows.mean(axis=0) - 0.6).max() < 0.25
+
+
+@pytest.mark.parametrize("groups", [2, 5, 8, 12])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_fewest_subsets_still_tell_the_groups_apart(groups, seeds):
+    """Of some draws only sums of effects follow: the least squares of least norm would deal them out at will."""
+    shares = np.full(groups, 1 / groups)
+    chosen = recommendation.told_apart(shares, groups + 2, seeds)
+    runs = [(seed, row) for seed in range(seeds) for row in [np.zeros(groups, bool), *chosen[seed::seeds]]]
+    true = np.linspace(0.0, 0.25, groups)
+    found = fit(list("abcdefghijkl"[:groups]), shares, [(seed, row, 2.0 + seed + row @ true) for seed, row in runs])
+    np.testing.assert_allclose(found.effects, [*true, 0.0], atol=1e-9)
+
+
+def test_groups_that_are_not_told_apart_are_refused():
+    shares, together = np.full(2, 0.5), np.array([[True, True], [False, False]])
+    losses = [(0, row, 2.0 + noise) for row in together for noise in (0.0, 0.1, 0.2)]
+    with pytest.raises(UserError, match="6 runs cannot tell 2 groups apart"):
+        fit("ab", shares, losses)
+    one = fit("a", np.ones(1), [(0, row[:1], 2.0 + row[0]) for row in together for _ in range(2)])
+    assert one.predict(["a"]).mean == pytest.approx(50.0)  # a group alone is its square: their sum is known
+
+
+def test_an_evaluation_without_the_figure_is_told_before_a_step_is_run(setup):
+    with pytest.raises(UserError, match="figure='val_acc': the objective's evaluation gives val_ce"):
+        freezejax.recommend(*setup, tolerance_pct=1.0, figure="val_acc")
 
 
 @pytest.fixture(scope="module")

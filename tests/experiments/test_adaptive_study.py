@@ -15,7 +15,7 @@ from freezejax.training.adaptive import FILE
 
 
 def run(seconds, loss, seed=0):
-    return {"seed": seed, "seconds": seconds, "step_seconds": seconds / 2, "val_ce": loss}
+    return {"seed": seed, "seconds": seconds, "step_seconds": seconds and seconds / 2, "val_ce": loss}
 
 
 FULL = [{"runs": [run(10.0, 2.0), run(20.0, 9.0, 1)]}, {"runs": [run(5.0, 3.0), run(10.0, 9.5, 1)]}]
@@ -44,6 +44,10 @@ def test_the_claim_is_judged_by_the_interval_alone():
     assert told(9.0, 18.0).count("as fast: not reproduced") == 2
     assert told(3.0, 19.0).count("as fast: inconclusive") == 2
     assert adaptive.findings({"rows": rows[:1]}) == []
+    assert (
+        told(3.0, None)
+        == "scratch_low_participation: not judged, 1 of 2 seeds have no time to compare, as after a stop."
+    )
 
 
 @pytest.fixture(scope="module")

@@ -160,16 +160,20 @@ def test_costs_interactions_and_the_map_of_matrices(ran):
 
 def test_the_measures_of_the_base_are_of_its_matrices_and_are_kept(ran, base):
     folder, config = ran["redundancy"]
-    kept = json.loads((folder / diagnostics.FILE).read_text())
+    file = json.loads((folder / diagnostics.FILE).read_text())
+    kept = file["matrices"]
     kernel = base.params()["blocks"][0]["attn"]["c_proj"]["kernel"]
     assert kept["L0_attn_c_proj"]["participation ratio"] == pytest.approx(
         float(participation_ratio(kernel.T)), rel=1e-4
     )
     assert kept["L0_attn_c_proj"]["norm"] == pytest.approx(float(jnp.linalg.norm(kernel)), rel=1e-4)
     assert all(value > 0 for values in kept.values() for value in values.values())
-    (folder / diagnostics.FILE).write_text(json.dumps({"read": {}}))
+    (folder / diagnostics.FILE).write_text(json.dumps({**file, "matrices": {"read": {}}}))
     assert diagnostics.of_base(base, config, folder) == {"read": {}}
-    (folder / diagnostics.FILE).write_text(json.dumps(kept))
+    other = {**file["of"], "batches": [16, 2, 5]}
+    (folder / diagnostics.FILE).write_text(json.dumps({"of": other, "matrices": {"read": {}}}))
+    assert diagnostics.of_base(base, config, folder).keys() == kept.keys()  # of something else: measured again
+    assert json.loads((folder / diagnostics.FILE).read_text())["of"] == file["of"]
 
 
 def test_a_measure_that_orders_the_costs_is_said_to_predict_and_noise_is_not():
@@ -221,6 +225,9 @@ def test_what_a_replacement_costs_before_and_after_stands_in_one_table(ran, base
     assert f"{earlier['L0_attn_c_proj']['random']:+.2f} %" in text
     assert f"{after['rank_1_L0_attn_c_proj']:+.2f} %" in text
     assert any(told.startswith("random: of 1 matrices") for told in found["findings"])
+    some = {**found, "rows": [row for row in found["rows"] if row["name"] != "random_L0_attn_c_proj"]}
+    part = crystallization.scan(some, diagnostics.of_base(base, config, folder), earlier)  # config.variants named some
+    assert f"{after['rank_1_L0_attn_c_proj']:+.2f} %" in part
 
 
 def test_efficiency_is_the_share_of_what_everything_gains(ran, base):

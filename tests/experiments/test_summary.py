@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.configs import parameter_golf
 from experiments.configs.progressive import get_config
 from experiments.engine import summary
 from experiments.engine.variants import Contrast, Run, Study, Variant
@@ -147,6 +148,13 @@ def test_the_command_makes_the_study_again():
     config.freeze.at, config.data.path = 0.5, "two words"
     expected = f"{start} '--config.data.path=two words' --config.freeze.at=0.5 --workdir=DIR"
     assert summary.command(config) == expected
+
+
+def test_a_study_whose_config_has_another_name_has_a_command_too():
+    config = parameter_golf.get_config("best_tiny")
+    config.train.steps = 5
+    start = "uv run python -m experiments.golf --config=experiments/configs/parameter_golf.py:best_tiny"
+    assert summary.command(config) == f"{start} --config.train.steps=5 --workdir=DIR"
 
 
 def test_a_config_of_the_users_own_has_a_command_too():

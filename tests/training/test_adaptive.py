@@ -1,5 +1,6 @@
 """Policies that decide on the way what is frozen: replayed as a plain schedule, and resumed, with the same bits."""
 
+import dataclasses
 import itertools
 import json
 
@@ -167,6 +168,26 @@ def test_the_gradient_measured_is_that_of_the_loss(policies, model):
     grads = by_path(jax.grad(loss)(params))
     for kernel in MATRICES:
         assert found[kernel] == pytest.approx(float(jnp.linalg.norm(grads[kernel])), rel=1e-4)
+
+
+def test_what_the_schedule_freezes_and_no_group_names_stays_frozen(policies, go, tmp_path):
+    frozen = [("tok_emb/.*", False), (".*", True)]
+    found, _ = go(tmp_path, policies["participation"], FreezeSchedule([(0, frozen)]))
+    assert decisions(tmp_path)[-1]["frozen"]  # it did decide
+    assert all([*map(tuple, rules)][-2:] == frozen for _, rules in found.schedule.entries)
+    for start, _, mask in found.schedule.phases(found.params, STEPS):
+        assert not by_path(mask)["tok_emb/embedding"], start
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("gradient", "blocks/9/.*"), ("participation", r"blocks/0/ln1/scale"), ("gradient", "seeds")]
+)
+def test_a_group_of_which_nothing_can_be_measured_is_refused_before_the_first_step(
+    name, pattern, policies, go, tmp_path
+):
+    policy = dataclasses.replace(policies[name], groups={"one": pattern})
+    with pytest.raises(UserError, match=r"policy: group 'one': .* names nothing that"):
+        go(tmp_path, policy)
 
 
 def test_another_policy_or_a_schedule_of_its_own_is_refused(policies, go, tmp_path):
