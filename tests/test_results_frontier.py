@@ -1,0 +1,35 @@
+"""The frontier's committed picture, page and prediction are what their commands make of its cells."""
+
+import json
+import re
+from pathlib import Path
+
+from experiments.report import fronts, trend
+from experiments.report.table import with_ci
+
+ROOT = Path(__file__).parents[1]
+
+
+def cell_of(name):
+    return json.loads((ROOT / "results" / "frontier" / name / "frontier.json").read_text(encoding="utf-8"))
+
+
+def test_the_readmes_picture_and_the_page_of_the_fronts_are_what_their_commands_print():
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"experiments.fronts --cells=(\S+) --picture=(\S+)\n", text)
+    cells, path = [cell_of(Path(cell).parent.name) for cell in found[1].split(",")], found[2]
+    assert f"--cells={found[1]}\n" in text
+    assert f"]({path})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (ROOT / path).read_text(encoding="utf-8") == fronts.picture(cells)
+    assert (ROOT / "results/frontier/fronts.md").read_text(encoding="utf-8") == fronts.as_markdown(cells) + "\n"
+
+
+def test_what_the_trend_predicts_is_what_its_command_prints():
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    cell, size, narrow = re.search(r"--cells=\S+/(\w+)/frontier.json --at=(\d+) --narrow_bpb=([\d.]+)\n", text).groups()
+    lines = trend.lines([cell_of(cell)], int(size), float(narrow))
+    for line in lines:
+        predicted = with_ci(line["bpb"].mean, line["bpb"].ci95, 4)
+        for page in (text, (ROOT / "docs/preflight.md").read_text(encoding="utf-8")):
+            assert predicted in page
+    assert len(lines) == 2
