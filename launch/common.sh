@@ -49,9 +49,12 @@ check_study() {
   [[ $study =~ ^[a-z][a-z0-9_]*$ && -f $config ]] ||
     refuse "there is no study '$study'; studies: $(basename -s .py -a experiments/configs/[a-z]*.py | paste -sd ' ' -)"
   local scales
-  scales=$(sed -n '/^Scales/,/^"""/s/^  \([a-z0-9]\{1,\}\) .*/\1/p' "$config" | paste -sd ' ' -)
+  scales=$(sed -n '/^Scales/,/^"""/s/^  \([a-z0-9_]\{1,\}\) .*/\1/p' "$config" | paste -sd ' ' -)
   [[ " $scales " == *" $scale "* ]] || refuse "$study has no scale '$scale'; scales: $scales"
-  module=$(sed -n 's/.*python -m \(experiments\.[a-z_]*\) --config.*/\1/p;/^Scales/q' "$config")
+  module=$(sed -n "s/.*python -m \(experiments\.[a-z_]*\) --config=[^ ]*:$scale .*/\1/p;/^Scales/q" "$config")
+  # The command of another scale, where that of this one is not named.
+  [ -n "$module" ] || module=$(sed -n 's/.*python -m \(experiments\.[a-z_]*\) --config.*/\1/p;/^Scales/q' "$config")
+  module=${module%%$'\n'*}
 }
 
 refuse_options() { [ ${#options[@]} -eq 0 ] || refuse "unknown option '${options[0]}' before STUDY: only --print can be there"; }

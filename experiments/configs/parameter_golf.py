@@ -2,6 +2,7 @@
 
     uv run python -m experiments.selective --config=experiments/configs/parameter_golf.py:tiny --workdir=runs/golf
     uv run python -m experiments.golf --config=experiments/configs/parameter_golf.py:best_tiny --workdir=runs/best
+    uv run python -m experiments.golf --config=experiments/configs/parameter_golf.py:best --workdir=runs/best
 
 Scales (after the colon), the first two of `experiments.selective`, the others of `experiments.golf`:
 
