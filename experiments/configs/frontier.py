@@ -6,7 +6,7 @@ Scales (after the colon), each for the GEGLU model with AdamW, and with `_golf` 
 
   tiny   embedded corpus, bytes, one small budget, one trial of six ways: under 2 minutes on 2 CPU cores. Shows that
          everything works.
-  cpu    100 kB, 300 kB and 1 MB, 4 trials of every way, the best of each with 3 new seeds: about 3 hours on one
+  cpu    100 kB, 300 kB and 1 MB, 4 trials of every way, the best of each with 3 new seeds: about 4 hours on one
          core per corpus, half of it with --config.search=FILE; give --config.data.path=FOLDER of FineWeb shards or of
          .txt books.
   h100   1, 4 and 16 MB on one H100.
