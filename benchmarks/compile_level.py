@@ -52,9 +52,11 @@ class Settings:
     batch_size: int = 8
     seq_len: int = 128
     rounds: int = 31
+    programs: tuple[str, ...] = tuple(PROGRAMS)
+    heaps: int = 3  # processes with one heap, and with one for each thread
 
 
-QUICK = Settings(1, 64, 2, 16, 3)
+QUICK = Settings(1, 32, 2, 16, 3, ("float32", "Muon"), 1)
 
 
 class Steps:
@@ -79,15 +81,15 @@ class Steps:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Everything, as it stands in the JSON."""
-    rows = [row for name in PROGRAMS for row in of_program(name, settings)]
+    rows = [row for name in settings.programs for row in of_program(name, settings)]
     heaps = in_heaps(settings)
     return {"settings": dataclasses.asdict(settings), **pages.environment(), "rows": rows, "heaps": heaps}
 
 
-def in_heaps(settings: Settings, rounds: int = 3) -> list[dict[str, Any]]:
+def in_heaps(settings: Settings) -> list[dict[str, Any]]:
     """Seconds to compile the float32 step where all threads share a heap, and where each has its own, by turns."""
     found: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(rounds):
+    for _ in range(settings.heaps):
         for one_heap, seconds in found.items():
             call = f"from benchmarks.compile_level import print_seconds; print_seconds({one_heap}, {vars(settings)})"
             child = subprocess.run([sys.executable, "-c", call], stdout=subprocess.PIPE, text=True, check=True)

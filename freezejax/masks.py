@@ -18,7 +18,7 @@ Rules = Sequence[Rule]
 
 
 def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
-    """Tree of bools like `params`: True where a leaf is trainable. The seed of a random map never is.
+    """Tree of bools like `params`: True where a leaf is trainable. No seed of a map is, nor a balance of experts.
 
     `rules` are ordered `(pattern, trainable)` pairs: `re.fullmatch` is applied to the leaf path, and the first match
     wins. No value of `params` is read, so shapes or tracers do as well as arrays.
@@ -41,7 +41,7 @@ def masks_of(params: PyTree, rule_sets: Sequence[Rules], *, overruled: bool = Fa
     """One mask per rule set, whose rules may come too late if `overruled`; each pattern is tried on the paths once."""
     paths, structure = leaf_paths(params), jax.tree.structure(params)
     _check_no_functions(paths, params)
-    matched, learned = matcher(paths, "rule"), [not leaf.role.constant for leaf in leaves(params)]
+    matched, learned = matcher(paths, "rule"), [leaf.role.learns for leaf in leaves(params)]
 
     def mask_of(rules: Rules) -> PyTree:
         claimed: dict[str, Rule] = {}

@@ -2,10 +2,11 @@
 
 | role | what it is | trains | stored | on a mesh | Muon |
 |---|---|---|---|---|---|
-| kernel | a matrix [in, out] | by rule | yes | in shards by the family's table | yes |
+| kernel | a matrix [in, out], or a stack of them [E, in, out] | by rule | yes | in shards by the family's table | yes |
 | head | the kernel of an untied output head | by rule | yes | in shards | no |
 | embedding | a table [V, D] | by rule | yes | in shards | no |
 | vector | everything else in a model | by rule | yes | whole | no |
+| balance | what steers the loads of experts: no gradient reaches it | never | yes | whole | no |
 | coded | a matrix [in, out], used rounded to a few levels | by rule | yes, as those levels | in shards | yes |
 | adapter | a small matrix beside a kernel | by rule | yes, by a codec of its own | whole | no |
 | gain | a vector beside a kernel | by rule | yes | whole | no |
@@ -30,6 +31,7 @@ class Role(enum.StrEnum):
     HEAD = enum.auto()
     EMBEDDING = enum.auto()
     VECTOR = enum.auto()
+    BALANCE = enum.auto()
     CODED = enum.auto()
     ADAPTER = enum.auto()
     GAIN = enum.auto()
@@ -40,6 +42,11 @@ class Role(enum.StrEnum):
     def constant(self) -> bool:
         """Whether such a leaf never trains and has no place in a checkpoint of what was learned."""
         return self in (Role.SEED, Role.DRAWN)
+
+    @property
+    def learns(self) -> bool:
+        """Whether a rule may let such a leaf train: weight decay would move what has no gradient."""
+        return not self.constant and self is not Role.BALANCE
 
 
 class Weight:
@@ -90,7 +97,7 @@ def leaves(tree: PyTree) -> list[Leaf]:
     """Every leaf of the parameters with its role, in the order in which JAX flattens them.
 
     A leaf outside of any `Weight` has the role its last name says: `kernel` (under `head` or `lm_head`: HEAD;
-    under `correction`: ADAPTER), `embedding`, or else VECTOR.
+    under `correction`: ADAPTER), `embedding`, `balance`, or else VECTOR.
 
     >>> [leaf.role.value for leaf in leaves({"up": {"kernel": 1.0}, "ln": {"scale": 2.0}})]
     ['vector', 'kernel']
@@ -169,4 +176,4 @@ def _role(path: str) -> Role:
         return Role.ADAPTER
     if last == "kernel":
         return Role.HEAD if parents and parents[-1].endswith("head") else Role.KERNEL
-    return Role.EMBEDDING if last == "embedding" else Role.VECTOR
+    return {"embedding": Role.EMBEDDING, "balance": Role.BALANCE}.get(last, Role.VECTOR)

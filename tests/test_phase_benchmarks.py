@@ -1,4 +1,4 @@
-"""Benchmarks of frozen prefixes, phase boundaries, compilation and sweeps run at a toy size; pages quote their data."""
+"""Benchmarks of prefixes, phase boundaries, compilation, sweeps and hybrids at a toy size; pages quote their data."""
 
 import dataclasses
 import json
@@ -6,11 +6,11 @@ import json
 import jax
 import pytest
 
-from benchmarks import compile_level, pages, phase_switch, prefix_cache, sweep
+from benchmarks import compile_level, hybrid, pages, phase_switch, prefix_cache, sweep
 
 BENCHMARKS = {
     **{"compile_level": compile_level, "phase_switch": phase_switch, "prefix_cache": prefix_cache},
-    "sweep": sweep,
+    **{"sweep": sweep, "hybrid": hybrid},
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from freezejax.masks import count_parameters as count
-from freezejax.models import ensemble, geglu, gpt2, importers, llama, parameter_golf
+from freezejax.models import ensemble, geglu, gpt2, importers, llama, nemotron_h, parameter_golf
 from freezejax.models.attention import causal_attention
 from freezejax.models.base import Model, build, family_named
 from freezejax.models.ensemble import EnsembleConfig
@@ -16,6 +16,7 @@ from freezejax.models.generation import generate
 from freezejax.models.gpt2 import Gpt2Config
 from freezejax.models.llama import LlamaConfig
 from freezejax.models.loss import cross_entropy
+from freezejax.models.nemotron_h import NemotronHConfig
 from freezejax.models.parameter_golf import ParameterGolfConfig
 from freezejax.models.peft import adapter_rules, load_adapter, save_adapter
 from freezejax.models.pretrained import load_pretrained, model_of, save_pretrained
@@ -28,6 +29,7 @@ __all__ = [
     "Gpt2Config",
     "LlamaConfig",
     "Model",
+    "NemotronHConfig",
     "ParameterGolfConfig",
     "Params",
     "adapter_rules",
@@ -50,6 +52,7 @@ FAMILIES.update(
     ensemble=ensemble.FAMILY,
     gpt2=gpt2.FAMILY,
     llama=llama.FAMILY,
+    nemotron_h=nemotron_h.FAMILY,
 )
 
 

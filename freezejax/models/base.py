@@ -78,7 +78,7 @@ class Model(NamedTuple):
 
     def abstract_params(self) -> Params:
         """The parameters as `jax.ShapeDtypeStruct`; nothing is allocated."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: leaf, _shapes(self.init))  # a tree of the caller's own
 
     def check(self, params: Params) -> None:
         """Refuses parameters that are not this model's, and names the leaf. Any float dtype will do."""
@@ -112,9 +112,14 @@ class Model(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
+def _shapes(init: Callable[..., Params]) -> Params:
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+@functools.lru_cache(maxsize=64)
 def _reads(init: Callable[..., Params], apply: Callable[..., Any], blocks: int) -> list[int]:
     """Which leaves of the parameters the stream after each block depends on, by the jaxpr: bit i stands for leaf i."""
-    params, tokens = jax.eval_shape(init, jax.random.key(0)), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    params, tokens = _shapes(init), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     streams = jax.make_jaxpr(lambda *args: list(apply(*args, taps=range(blocks))[1].values()), return_shape=True)
     closed, shapes = streams(params, tokens)
     depends = {variable: 1 << i for i, variable in enumerate(closed.jaxpr.invars)}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from freezejax.errors import UserError
@@ -23,19 +23,27 @@ _BY_TYPE: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
     int: (is_count, "an integer of at least 1"),
     float: (is_positive, "a finite number above 0"),
     bool: (lambda value: isinstance(value, bool), "true or false"),
+    str: (lambda value: isinstance(value, str), "text"),
 }
 
 
-def check_sizes(config: Any) -> None:
-    """Refuses a config with a field (by its declared type), head, dropout rate or MLP width that no model can have."""
-    dim, heads, rate, told = config.model_dim, config.num_heads, config.dropout, type(config).__name__
+def check_fields(config: Any, may_be_zero: Collection[str] = ()) -> None:
+    """Refuses a config with a field, by its declared type, or a dropout rate that no model can have."""
+    rate, told = config.dropout, type(config).__name__
     for name, declared in typing.get_type_hints(type(config)).items():
         value, choices = getattr(config, name), typing.get_args(declared)
         is_right, wanted = _BY_TYPE.get(declared, (choices.__contains__, " or ".join(map(repr, choices))))
-        if name != "dropout" and not is_right(value):
-            raise UserError(f"{told}.{name}={value!r} must be {wanted}")
+        zero = name in may_be_zero and value == 0 and not isinstance(value, bool)
+        if name != "dropout" and not (zero or is_right(value)):
+            raise UserError(f"{told}.{name}={value!r} must be {wanted}{' or 0' if name in may_be_zero else ''}")
     if isinstance(rate, bool) or (rate != 0 and not (is_positive(rate) and rate < 1)):
         raise UserError(f"{told}.dropout={rate!r} must be a number in [0, 1)")
+
+
+def check_sizes(config: Any) -> None:
+    """Refuses a config that `check_fields` does, or with a head or MLP width that no model can have."""
+    check_fields(config)
+    dim, heads, told = config.model_dim, config.num_heads, type(config).__name__
     if (head := getattr(config, "head_dim", None)) is None:
         if dim % heads:
             raise UserError(f"{told}.num_heads={heads} must divide model_dim={dim}")

@@ -1,7 +1,7 @@
 """The common form of a language model: embedding, pre-norm blocks of attention and MLP, final norm, head."""
 # ruff: noqa: D107 - what a module is stands in its class docstring
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,22 +32,21 @@ class Block(nnx.Module):
         return x + layers.dropout(self.mlp(self.ln2(x)), self.rate, mlp_key), state
 
 
-class Decoder(nnx.Module):
-    """A family's module, from its norm, attention and MLP; the head is the embedding unless the config unties it."""
+def pre_norm_blocks(
+    config: Any, norm: Callable[[], nnx.Module], attn: Callable[[Any], nnx.Module], mlp: Callable[[Any], nnx.Module]
+) -> list[nnx.Module]:
+    """Blocks that are all alike, of a family's norm, attention and MLP."""
+    return [Block(norm, attn(config), mlp(config), config.dropout) for _ in range(config.num_layers)]
 
-    def __init__(
-        self,
-        config: Any,
-        norm: Callable[[], nnx.Module],
-        attn: Callable[[Any], nnx.Module],
-        mlp: Callable[[Any], nnx.Module],
-    ):
+
+class Decoder(nnx.Module):
+    """A family's module, from its final norm and its blocks; the head is the embedding unless the config unties it."""
+
+    def __init__(self, config: Any, norm: nnx.Module, blocks: Sequence[nnx.Module]):
         self.config = config
         self.tok_emb = layers.Embedding(config.vocab_size, config.model_dim)
-        self.blocks = nnx.List(
-            [Block(norm, attn(config), mlp(config), config.dropout) for _ in range(config.num_layers)]
-        )
-        self.ln_f: Any = norm()
+        self.blocks: Any = nnx.List(blocks)
+        self.ln_f: Any = norm
         if not getattr(config, "tied", True):
             self.lm_head = layers.Linear(config.model_dim, config.vocab_size)
 

@@ -54,7 +54,9 @@ class Family:
     config: type[Any]  # has at least `vocab_size` and `num_layers`
     module: Callable[[Any], nnx.Module]  # of a config
     init_rules: Callable[[Any], InitRules]  # of a config: initial distributions, see `make_init`
-    names: Sequence[tuple[str, str, bool]]  # (our path, torch's with / for ., whether transposed there)
+    # (our path, torch's with / for ., whether transposed there). A * in torch's stands for an index: of a leaf whose
+    # first axis are so many tensors there.
+    names: Sequence[tuple[str, str, bool]]
     sharding: Sequence[tuple[str, PartitionSpec]]  # how leaves lie on the mesh; whole where no pattern matches
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys of foreign configs, with the only value
     hub: Hub | None = None  # for `models.load_pretrained`

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from freezejax.errors import UserError
 from freezejax.models import layers
 from freezejax.models.config import check_sizes, mlp_width
-from freezejax.models.decoder import Decoder
+from freezejax.models.decoder import Decoder, pre_norm_blocks
 from freezejax.models.family import TORCH_NAMES, Family, InitRules
 from freezejax.models.state import State, attend
 
@@ -99,7 +99,8 @@ class Geglu(Decoder):
     """Embedding, blocks, final norm, tied head."""
 
     def __init__(self, config: GegluConfig):
-        super().__init__(config, lambda: layers.RMSNorm(config.model_dim, config.norm_eps), Attention, Mlp)
+        norm = lambda: layers.RMSNorm(config.model_dim, config.norm_eps)  # noqa: E731
+        super().__init__(config, norm(), pre_norm_blocks(config, norm, Attention, Mlp))
 
 
 def _init_rules(config: GegluConfig) -> InitRules:

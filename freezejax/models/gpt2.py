@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from freezejax.models import layers
 from freezejax.models.config import check_sizes, mlp_width
-from freezejax.models.decoder import Decoder
+from freezejax.models.decoder import Decoder, pre_norm_blocks
 from freezejax.models.family import Family, Hub, InitRules
 from freezejax.models.state import State, attend
 
@@ -85,7 +85,8 @@ class Gpt2(Decoder):
     """Token and position embedding, blocks, final norm, head."""
 
     def __init__(self, config: Gpt2Config):
-        super().__init__(config, lambda: layers.LayerNorm(config.model_dim, config.norm_eps), Attention, Mlp)
+        norm = lambda: layers.LayerNorm(config.model_dim, config.norm_eps)  # noqa: E731
+        super().__init__(config, norm(), pre_norm_blocks(config, norm, Attention, Mlp))
         self.pos_emb = layers.Positions(config.positions, config.model_dim)
 
     def embed(self, tokens_BxT: jax.Array, dtype: DTypeLike, positions_BxT: jax.Array | None = None) -> jax.Array:

@@ -31,20 +31,31 @@ def params_from_torch(model: Model, state: Mapping[str, Any], dtype: DTypeLike |
     shapes = model.abstract_params()
     names = torch_names(model, shapes)
 
-    def read(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        name, transposed = names[path]
+    def one(name: str, shape: tuple[int, ...], transposed: bool) -> np.ndarray:
         check_known(name, arrays, f"the state has no {name!r}")
-        wanted = leaf.shape[::-1] if transposed else leaf.shape
-        if (shape := np.shape(arrays[name])) != wanted:
-            raise UserError(f"{name!r} has shape {shape}; the config asks for {wanted}")
+        wanted = shape[::-1] if transposed else shape
+        if (found := np.shape(arrays[name])) != wanted:
+            raise UserError(f"{name!r} has shape {found}; the config asks for {wanted}")
         array = np.asarray(arrays[name])
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UserError(f"{name!r} is {array.dtype}; expected floats")
         array = array if dtype is None else array.astype(dtype, copy=False)
-        return jnp.asarray(np.ascontiguousarray(array.T if transposed else array))
+        return array.T if transposed else array
+
+    def read(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name, transposed = names[path]
+        if _EACH not in name:
+            return jnp.asarray(np.ascontiguousarray(one(name, leaf.shape, transposed)))
+        first, *others = _each(name, leaf.shape[0])
+        array = one(first, leaf.shape[1:], transposed)
+        whole = np.empty(leaf.shape, array.dtype)
+        whole[0] = array
+        for i, other in enumerate(others, start=1):
+            whole[i] = one(other, leaf.shape[1:], transposed)
+        return jnp.asarray(whole)
 
     params: Params = map_with_paths(read, shapes)
-    used = sorted(name for name, _ in names.values())
+    used = sorted(tensor_names(model))
     for name in sorted(arrays):
         check_known(name, used, f"the model has no place for {name!r}")
     return params
@@ -66,13 +77,31 @@ def leaves_to_torch(model: Model, params: Params) -> Iterator[tuple[str, int, Ca
     """Torch's name of every leaf, its bytes, and a function that gives it as torch has it, in its own dtype."""
     names = torch_names(model, params)
 
-    def read(leaf: jax.Array, transposed: bool) -> np.ndarray:
-        array = np.asarray(leaf)
+    def read(leaf: jax.Array, transposed: bool, i: int | None = None) -> np.ndarray:
+        array = np.asarray(leaf if i is None else leaf[i])
         return array.T if transposed else array
 
     for path, leaf in by_path(params).items():
         name, transposed = names[path]
-        yield name, leaf.nbytes, functools.partial(read, leaf, transposed)
+        if _EACH not in name:
+            yield name, leaf.nbytes, functools.partial(read, leaf, transposed)
+            continue
+        for i, part in enumerate(_each(name, len(leaf))):
+            yield part, leaf.nbytes // len(leaf), functools.partial(read, leaf, transposed, i)
+
+
+def tensor_names(model: Model) -> list[str]:
+    """Torch's name of every tensor of a model whose kernels are all arrays."""
+    shapes = by_path(model.abstract_params())
+    found = torch_names(model, model.abstract_params())
+    return [name for path, (name, _) in found.items() for name in _each(name, (*shapes[path].shape, 1)[0])]
+
+
+_EACH = "*"  # in a name: the leaf's first axis is of so many tensors, a number here
+
+
+def _each(name: str, count: int) -> list[str]:
+    return [name.replace(_EACH, str(i)) for i in range(count)] if _EACH in name else [name]
 
 
 def torch_names(model: Model, params: Params) -> dict[str, tuple[str, bool]]:

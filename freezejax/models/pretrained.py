@@ -24,7 +24,6 @@ from freezejax.roles import is_weight
 from freezejax.weights import matrix
 
 CONFIG = "config.json"
-_POSITIONS = ({"rope_theta", "rope_scaling"}, {"rope_parameters"})  # keys of config.json: before version 5, and since
 SHARD = 5 * 10**9  # bytes, about what others put into one file
 
 
@@ -43,8 +42,7 @@ def load_pretrained(
       UserError: an unknown architecture; a tensor that is missing, left over or of another shape; a broken file.
     """
     model, source = _opened(Path(path), {})
-    names = [name for name, _ in importers.torch_names(model, model.abstract_params()).values()]
-    params = importers.params_from_torch(model, _named(source(names), model), dtype)
+    params = importers.params_from_torch(model, _named(source(importers.tensor_names(model)), model), dtype)
     return model.apply, params if adapter is None else peft.load_adapter(adapter, model, params)
 
 
@@ -115,10 +113,11 @@ def save_config(path: str | PathLike[str], model: Model, *, like: str | PathLike
         **own,
         **hub.write(model.config),
     }
-    # Positions are said in two ways, of which a version of transformers may know one alone: both, or as `like` has it.
-    present = [way for way in _POSITIONS if way & kept.keys()] or _POSITIONS
-    absent = {key for way in _POSITIONS if way not in present for key in way}
-    told = {key: value for key, value in told.items() if key not in absent}
+    # The same thing may be said in several ways, of which a version of transformers may know one alone: where `like`
+    # says it all already, as `like` has it.
+    if kept.get("architectures") == [hub.architecture]:
+        rate = {"dropout": model.config.dropout}
+        told = {} if _model_of(Path(like or "") / CONFIG, kept, rate).config == model.config else told
     write_atomically(Path(path) / CONFIG, json.dumps({**kept, **told}, indent=2) + "\n")
 
 

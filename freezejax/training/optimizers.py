@@ -44,8 +44,9 @@ def make_optimizer(config: OptimizerConfig, schedule: Callable[[Any], jax.Array]
 
 
 def _kernels(params: PyTree) -> PyTree:
-    numbers = optax.contrib.MuonDimensionNumbers()
-    return roles.map_leaves(lambda leaf: numbers if leaf.role in (Role.KERNEL, Role.CODED) else None, params)
+    # Of a stack of matrices [E, in, out] each by itself.
+    numbers = lambda leaf: optax.contrib.MuonDimensionNumbers(leaf.value.ndim - 2, leaf.value.ndim - 1)  # noqa: E731
+    return roles.map_leaves(lambda leaf: numbers(leaf) if leaf.role in (Role.KERNEL, Role.CODED) else None, params)
 
 
 def lr_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], jax.Array]:

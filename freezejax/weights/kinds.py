@@ -87,13 +87,16 @@ def attach(init: Init, rules: Any) -> Init:
     kernels = {leaf.path: None for leaf in leaves(shapes) if leaf.role in (Role.KERNEL, Role.HEAD)}
     parsed = [_parse(f"weights[{index}]", rule, kernels) for index, rule in enumerate(rules)]
 
+    def worked_in(params: PyTree, key: jax.Array, base: jax.Array) -> PyTree:
+        at = lambda path, leaf: _at_kernel(parsed, leaf, Site(path, key, base)) if path in kernels else leaf  # noqa: E731
+        return map_with_paths(at, params)
+
     def with_kinds(key: jax.Array, base_key: jax.Array | None = None) -> PyTree:
         base = key if base_key is None else base_key
-        at = lambda path, leaf: _at_kernel(parsed, leaf, Site(path, key, base)) if path in kernels else leaf  # noqa: E731
-        return map_with_paths(at, init(key, base))
+        return worked_in(init(key, base), key, base)
 
     # A bad value of an option is told now, and a block to share with that is not there.
-    warn_above_break_even(untie(jax.eval_shape(with_kinds, jax.random.key(0))))
+    warn_above_break_even(untie(jax.eval_shape(worked_in, shapes, jax.random.key(0), jax.random.key(0))))
     return with_kinds
 
 
@@ -140,6 +143,11 @@ def _at_kernel(rules: Sequence[_Rule], kernel: Any, site: Site) -> Any:
     for rule in rules:
         if rule.kind not in seen and rule.pattern.fullmatch(site.path):
             seen.add(rule.kind)
+            if len(kernel.shape) > 2:
+                raise UserError(
+                    f"{rule.where}: kernel {site.path!r} is a stack of {kernel.shape[0]} matrices, which cannot be of "
+                    "another kind yet; let the pattern name others"
+                )
             try:
                 kernel = KINDS[rule.kind](kernel, site, **rule.options)
             except UserError as error:

@@ -15,6 +15,17 @@ SMALL = {
     "gpt2": {"vocab_size": 13, "num_layers": 2, "model_dim": 24, "num_heads": 2, "positions": 64},
     "llama": {"vocab_size": 13, "num_layers": 2, "model_dim": 24, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
     | {"mlp_mult": 1.5, "tied": False},
+    "nemotron_h": {
+        "vocab_size": 13,
+        "num_layers": 5,
+        "pattern": "ME*-M",
+        "model_dim": 24,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+    }
+    | {"mamba_heads": 4, "mamba_head_dim": 6, "mamba_groups": 2, "state_dim": 5, "chunk": 4, "mlp_width": 32}
+    | {"experts": 6, "expert_choices": 2, "expert_width": 10, "shared_expert_width": 12, "share_scale": 1.5},
 }
 
 

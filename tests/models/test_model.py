@@ -1,5 +1,7 @@
 """Laws of both models: causality, initial values, dropout, dtypes, frozen kernels."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,12 +37,15 @@ def test_a_model_that_looks_ahead_is_caught(family, small, tokens, monkeypatch):
     assert change_of_earlier_logits(models.build(family, **vars(model.config)), params, tokens) > 1e-3
 
 
+OF_DEPTH = {"gpt2": ".*/c_proj/kernel", "nemotron_h": "blocks/.*(out|o|down)_proj/kernel"}
+
+
 def test_another_layer_changes_no_other_leaf(family, small):
     key = jax.random.key(3)
     fewer, more = (by_path(small(family, num_layers=n)[0].init(key)) for n in (2, 3))
     assert fewer.keys() < more.keys()
     for path, leaf in fewer.items():
-        if family == "gpt2" and "c_proj/kernel" in path:  # the same draw, over the root of the depth
+        if re.fullmatch(OF_DEPTH.get(family, ""), path):  # the same draw, over the root of the depth
             leaf, more[path] = leaf * 2**0.5, more[path] * 3**0.5
             np.testing.assert_allclose(leaf, more[path], rtol=1e-6)
         elif path != "skip_weights" and not (family == "parameter_golf" and path.startswith("blocks/2")):
@@ -95,8 +100,9 @@ def test_the_published_baseline_has_its_published_size():
 
 
 def test_published_models_have_their_published_sizes():
-    sizes = {name: models.count(models.build(name).abstract_params()) for name in ("gpt2", "llama")}
-    assert sizes == {"gpt2": 124_439_808, "llama": 134_515_008}  # of GPT-2 small, of SmolLM2-135M
+    sizes = {name: models.count(models.build(name).abstract_params()) for name in ("gpt2", "llama", "nemotron_h")}
+    # Of GPT-2 small, of SmolLM2-135M, of Nemotron 3 Nano 30B-A3B, which does not count the balance of its experts.
+    assert sizes == {"gpt2": 124_439_808, "llama": 134_515_008, "nemotron_h": 31_577_937_344 + 23 * 128}
 
 
 def test_first_matching_rule_wins():
@@ -138,7 +144,7 @@ def test_bfloat16_gradients_are_float32(family, small, tokens):
     half, full = (jax.jit(jax.grad(loss), static_argnums=1)(params, d) for d in (jnp.bfloat16, jnp.float32))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half))
     for (path, a), b in zip(by_path(half).items(), jax.tree.leaves(full), strict=True):
-        assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 0.15, path
+        assert float(jnp.linalg.norm(a - b)) <= 0.15 * float(jnp.linalg.norm(b)), path
 
 
 def test_taps_are_the_streams_after_blocks(family, small, tokens):

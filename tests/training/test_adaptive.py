@@ -1,6 +1,7 @@
 """Policies that decide on the way what is frozen: replayed as a plain schedule, and resumed, with the same bits."""
 
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -46,7 +47,7 @@ def policies(model, tokens):
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def go(model, tokens):
     def run(directory, policy=None, schedule=None, *, stop_at=None, **fields):
         optimizer = OptimizerConfig(learning_rate=1e-2)
@@ -63,14 +64,26 @@ def go(model, tokens):
     return run
 
 
+@pytest.fixture(scope="module")
+def wholes(policies, go, tmp_path_factory):
+    """`wholes(name) -> (result, recorder, directory)` of a run with a policy that nothing interrupts; made once."""
+
+    @functools.cache
+    def whole(name):
+        directory = tmp_path_factory.mktemp(name)
+        return *go(directory, policies[name]), directory
+
+    return whole
+
+
 def decisions(directory):
     return [json.loads(line) for line in (directory / FILE).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", ["gradient", "plasticity", "participation"])
-def test_what_a_policy_decides_is_a_plain_schedule_with_the_same_bits(name, policies, go, tmp_path):
-    found, _ = go(tmp_path / "a", policies[name])
-    taken = decisions(tmp_path / "a")
+def test_what_a_policy_decides_is_a_plain_schedule_with_the_same_bits(name, wholes, go, tmp_path):
+    found, _, directory = wholes(name)
+    taken = decisions(directory)
     assert [decision["step"] for decision in taken] == [2, 4, 6, 8]
     assert any(decision["frozen"] for decision in taken)
     starts = [start for start, _ in found.schedule.entries]
@@ -81,29 +94,35 @@ def test_what_a_policy_decides_is_a_plain_schedule_with_the_same_bits(name, poli
             wanted.append(decision["step"] + EVERY)  # one window later
     assert starts == wanted
     assert len(starts) > 1
-    replayed, _ = go(tmp_path / "b", schedule=found.schedule)
+    replayed, _ = go(tmp_path, schedule=found.schedule)
     chex.assert_trees_all_equal(found.params, replayed.params)
-    free, _ = go(tmp_path / "c")
-    assert any(
-        not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (found.params, free.params)), strict=True)
-    )
 
 
-@pytest.mark.parametrize("name", ["gradient", "plasticity", "participation"])
-@pytest.mark.parametrize("stop_at", [3, 4, 7])
-def test_a_stopped_run_decides_as_the_whole_one(name, stop_at, policies, go, tmp_path):
-    whole, recorder = go(tmp_path / "whole", policies[name])
+def test_counterpart_without_a_policy_the_bits_are_others(wholes, go, tmp_path):
+    free, _ = go(tmp_path)
+    for name in ("gradient", "plasticity", "participation"):
+        pairs = zip(*map(jax.tree.leaves, (wholes(name)[0].params, free.params)), strict=True)
+        assert any(not np.array_equal(*pair) for pair in pairs)
+
+
+# Inside of a window, at its end, and where decisions have come into force.
+STOPS = [("participation", 3), ("participation", 4), ("participation", 7), ("gradient", 4), ("plasticity", 7)]
+
+
+@pytest.mark.parametrize(("name", "stop_at"), STOPS)
+def test_a_stopped_run_decides_as_the_whole_one(name, stop_at, policies, wholes, go, tmp_path):
+    whole, recorder, directory = wholes(name)
     broken, before = go(tmp_path / "broken", policies[name], stop_at=stop_at)
     assert broken is None
     resumed, after = go(tmp_path / "broken", policies[name])
     chex.assert_trees_all_equal(whole.params, resumed.params)
-    assert decisions(tmp_path / "whole") == decisions(tmp_path / "broken")
+    assert decisions(directory) == decisions(tmp_path / "broken")
     assert resumed.schedule == whole.schedule
     assert before.losses() + after.losses() == recorder.losses()
 
 
-def test_decisions_after_the_checkpoint_of_a_killed_run_are_void(policies, go, tmp_path):
-    whole, _ = go(tmp_path / "whole", policies["participation"])
+def test_decisions_after_the_checkpoint_of_a_killed_run_are_void(policies, wholes, go, tmp_path):
+    whole, *_ = wholes("participation")
     go(tmp_path / "killed", policies["participation"], stop_at=3)
     file = tmp_path / "killed" / FILE
     file.write_text(file.read_text() + json.dumps({"step": 4, "measured": {}, "frozen": MATRICES}) + "\n")
@@ -111,15 +130,15 @@ def test_decisions_after_the_checkpoint_of_a_killed_run_are_void(policies, go, t
     chex.assert_trees_all_equal(whole.params, resumed.params)
 
 
-def test_a_frozen_matrix_keeps_its_bits_until_it_thaws(policies, go, tmp_path):
-    _, recorder = go(tmp_path, policies["participation"])
-    order = [decision["frozen"] for decision in decisions(tmp_path)]
+def test_a_frozen_matrix_keeps_its_bits_until_it_thaws(wholes):
+    _, recorder, directory = wholes("participation")
+    order = [decision["frozen"] for decision in decisions(directory)]
     assert [len(frozen) for frozen in order] == [2, 4, 6, 6]
     assert all(set(a) <= set(b) for a, b in itertools.pairwise(order))
     shares = [record["trainable_share"] for record in recorder.records if "loss" in record]
     assert shares[:4] == [1.0] * 4
     assert shares[4] > shares[6] > shares[8] == shares[11]
-    measured = decisions(tmp_path)[0]["measured"]
+    measured = decisions(directory)[0]["measured"]
     assert order[0] == sorted(sorted(measured, key=measured.get)[:2])  # fewest dimensions first
 
 
@@ -205,9 +224,9 @@ def test_another_policy_or_a_schedule_of_its_own_is_refused(policies, go, tmp_pa
         Plasticity(2, BLOCKS, None, np.zeros((1, 8), np.int32))
 
 
-def test_counterpart_a_decision_that_depends_on_when_it_is_taken_is_seen(policies, go, tmp_path, monkeypatch):
+def test_counterpart_a_decision_that_depends_on_when_it_is_taken_is_seen(policies, wholes, go, tmp_path, monkeypatch):
     """As if the measure were of the steps since the process began: then a resumed run decides otherwise."""
-    whole, _ = go(tmp_path / "whole", policies["participation"])
+    whole, *_ = wholes("participation")
     monkeypatch.setattr(Decisions, "resume", lambda self, step: None)
     go(tmp_path / "broken", policies["participation"], stop_at=7)
     try:

@@ -1,0 +1,110 @@
+"""A mixture of experts: a router that sends every token to a few of many MLPs, beside one that all tokens pass."""
+# ruff: noqa: D107 - what a module is stands in its class docstring
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from freezejax.models import layers
+from freezejax.models.grouped import blocks, grouped
+
+
+class Mlp(nnx.Module):
+    """`down_proj(relu(up_proj(x))^2)`. Source: So et al. 2021, arXiv:2109.08668."""
+
+    def __init__(self, dim: int, width: int, bias: bool):
+        self.up_proj = layers.Linear(dim, width, bias)
+        self.down_proj = layers.Linear(width, dim, bias)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        return self.down_proj(jnp.square(jax.nn.relu(self.up_proj(x))))
+
+
+class Router(nnx.Module):
+    """Which experts a token is sent to, and how much each of them counts.
+
+    A token's affinity to an expert is the sigmoid of a logit. The largest `config.expert_choices` count, by affinity
+    plus `balance`: what is added there steers loads during pretraining, and has no gradient. With groups of experts
+    only the best groups are looked at, a group being as good as its two best experts. Source: DeepSeek-V3,
+    arXiv:2412.19437, section 2.1.2; Wang et al. 2024, arXiv:2408.15664.
+    """
+
+    def __init__(self, config: Any):
+        self.config = config
+        self.kernel = layers.parameter(config.model_dim, config.experts)
+        self.balance = layers.parameter(config.experts)
+
+    def __call__(self, x_NxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[N, D] -> int32 experts [N, k] and their shares, float32 [N, k]."""
+        c = self.config
+        # In float32 whatever the rest is in: a token that is sent elsewhere is another model.
+        logits_NxE = layers.linear(x_NxD.astype(jnp.float32), self.kernel.get_value())
+        affinity_NxE = jax.nn.sigmoid(logits_NxE)
+        choice_NxE = jax.lax.stop_gradient(affinity_NxE + self.balance[...].astype(jnp.float32)[None])
+        _, expert_Nxk = jax.lax.top_k(_of_best_groups(choice_NxE, c.expert_groups, c.group_choices), c.expert_choices)
+        share_Nxk = jnp.take_along_axis(affinity_NxE, expert_Nxk, axis=1)
+        if c.shares_add_to_one:
+            share_Nxk = share_Nxk / (share_Nxk.sum(axis=1, keepdims=True) + 1e-20)
+        return expert_Nxk, share_Nxk * c.share_scale
+
+
+def _of_best_groups(choice_NxE: jax.Array, groups: int, chosen: int) -> jax.Array:
+    """What counts for each expert, 0 for those of groups that are not among the best."""
+    if groups == chosen:
+        return choice_NxE
+    by_group = choice_NxE.reshape(len(choice_NxE), groups, -1)
+    best_NxG = jax.lax.top_k(by_group, 2)[0].sum(axis=-1)
+    least_Nx1 = jax.lax.top_k(best_NxG, chosen)[0][:, -1:]
+    return jnp.where((best_NxG >= least_Nx1)[..., None], by_group, 0).reshape(choice_NxE.shape)
+
+
+class Stack(nnx.Module):
+    """One matrix for each of so many experts: `kernel` [E, in, out]."""
+
+    def __init__(self, experts: int, width_in: int, width_out: int):
+        self.kernel = layers.parameter(experts, width_in, width_out)
+
+
+class Experts(nnx.Module):
+    """The MLPs of all experts; no token is dropped, and none is multiplied with an expert that is not its own."""
+
+    def __init__(self, config: Any):
+        dim = config.latent_dim or config.model_dim
+        self.up_proj = Stack(config.experts, dim, config.expert_width)
+        self.down_proj = Stack(config.experts, config.expert_width, dim)
+
+    def __call__(self, x_NxD: jax.Array, expert_Nxk: jax.Array, share_Nxk: jax.Array) -> jax.Array:
+        """The sum over each token's experts of share times MLP: [N, D] -> [N, D]."""
+        N, k = expert_Nxk.shape
+        up, down = self.up_proj.kernel[...], self.down_proj.kernel[...]
+        sent = blocks(expert_Nxk.reshape(-1), len(up))
+        x = sent.put(jnp.repeat(x_NxD, k, axis=0))
+        hidden = jnp.square(jax.nn.relu(grouped(x, up, sent.group_K)))
+        y_NxkxD = sent.taken(grouped(hidden, down, sent.group_K)).reshape(N, k, -1)
+        return jnp.einsum("nkd,nk->nd", y_NxkxD, share_Nxk.astype(y_NxkxD.dtype))
+
+
+class MixtureOfExperts(nnx.Module):
+    """Routed experts beside one shared by all; routed ones may work on fewer dims (`config.latent_dim`)."""
+
+    def __init__(self, config: Any):
+        dim, latent, bias = config.model_dim, config.latent_dim, config.mlp_bias
+        self.router = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = Mlp(dim, config.shared_expert_width, bias)
+        if latent:
+            self.latent_in = layers.Linear(dim, latent, bias)
+            self.latent_out = layers.Linear(latent, dim, bias)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        x_NxD = x.reshape(-1, x.shape[-1])
+        sent = self.router(x_NxD)
+        if hasattr(self, "latent_in"):
+            routed = self.latent_out(self.experts(self.latent_in(x_NxD), *sent))
+        else:
+            routed = self.experts(x_NxD, *sent)
+        return routed.reshape(x.shape) + self.shared_experts(x)
