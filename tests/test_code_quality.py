@@ -30,6 +30,7 @@ FOLDERS = {
     "freezejax/weights": "weights",
     "freezejax/analysis": "weights",
     "freezejax/data": "data",
+    "freezejax/data/puzzles": "data",
     "freezejax/models": "models",
     "freezejax/artifact": "artifact",
     "freezejax/training": "training",
