@@ -5,12 +5,12 @@ import string
 
 from freezejax.data.puzzles.base import Drawn
 
-_WORDS = (
+_WORDS = (  # noqa: SIM905 - sixty words in quotes are not easier to read
     "anchor basket candle dragon engine forest garden hammer island jacket kitten lantern marble needle orange "
     "pencil quartz rabbit saddle temple umbrella violin window yellow zebra bridge castle desert eagle flute grape "
     "honey iron jungle kettle lemon mirror noble ocean piano queen river stone tiger under village water turtle "
     "watches winter silver follow gentle hidden little purple sudden tender wooden "
-).split()  # noqa: SIM905 - sixty words in quotes are not easier to read
+).split()
 
 
 def encryption(rng: random.Random, level: int, examples: int) -> Drawn | None:
