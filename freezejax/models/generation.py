@@ -25,6 +25,7 @@ def generate(
     top_k: int = 0,
     key: jax.Array | None = None,
     stop: int | None = None,
+    length: int = 0,
     compute_dtype: DTypeLike = jnp.float32,
 ) -> list[list[int]]:
     """The tokens that a model puts after each prompt, of which there may be several lengths.
@@ -35,6 +36,7 @@ def generate(
       temperature: 0 takes the most likely token, above 0 one is drawn by the logits over it, with `key`.
       top_k: draw from so many of the likeliest; 0 = from all.
       stop: a token that ends a text; it is not returned.
+      length: prompts are padded to so many tokens at least; calls of one length, and as many prompts, are one program.
 
     Raises:
       UserError: an empty prompt, a token that the model does not have, no key, or a family that keeps nothing.
@@ -48,7 +50,7 @@ def generate(
         raise UserError("generate: a temperature above 0 needs a key")
     if temperature < 0 or top_k < 0 or tokens < 1:
         raise UserError(f"generate: {temperature=}, {top_k=} and {tokens=}: expected at least 0, 0 and 1")
-    tokens_BxT, starts_B = left_padded(prompts, model.config.vocab_size)
+    tokens_BxT, starts_B = left_padded(prompts, model.config.vocab_size, length)
     room = getattr(model.config, "positions", math.inf)
     if (longest := tokens_BxT.shape[1] + tokens) > room:
         raise UserError(f"generate: {longest} tokens with the longest prompt; this model has positions for {room}")
@@ -69,7 +71,7 @@ def generate(
     return [row[: row.index(stop)] if stop in row else row for row in found]
 
 
-def left_padded(prompts: Sequence[Sequence[int]], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+def left_padded(prompts: Sequence[Sequence[int]], vocab_size: int, length: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Prompts that end together, int32 [B, T], and how much padding each begins with, int32 [B].
 
     >>> left_padded([[5, 6], [7]], 10)
@@ -77,7 +79,7 @@ def left_padded(prompts: Sequence[Sequence[int]], vocab_size: int) -> tuple[np.n
     """
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise UserError("generate: expected prompts of at least one token each")
-    longest = max(map(len, prompts))
+    longest = max(length, *map(len, prompts))
     starts_B = np.array([longest - len(prompt) for prompt in prompts], np.int32)
     tokens_BxT = np.array([[0] * start + list(row) for start, row in zip(starts_B, prompts, strict=True)], np.int32)
     if tokens_BxT.min() < 0 or tokens_BxT.max() >= vocab_size:
