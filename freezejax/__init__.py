@@ -11,6 +11,7 @@ from freezejax.optimizer import freeze, migrate, scheduled_freeze
 from freezejax.partition import apply_updates, combine, partition, value_and_grad
 from freezejax.rows import join_rows, rows
 from freezejax.schedules import FreezeSchedule, Phase, by_groups, layer_by_layer
+from freezejax.selection import matches, module_types, only
 from freezejax.ties import tie, untie
 from freezejax.version import __version__ as __version__
 from freezejax.weights import RandomMap
@@ -28,7 +29,10 @@ __all__ = [
     "frozen_modules",
     "join_rows",
     "layer_by_layer",
+    "matches",
     "migrate",
+    "module_types",
+    "only",
     "partition",
     "rows",
     "scheduled_freeze",
