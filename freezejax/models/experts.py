@@ -9,6 +9,7 @@ from flax import nnx
 
 from freezejax.models import layers
 from freezejax.models.grouped import blocks, grouped
+from freezejax.weights.linear import whole
 
 
 class Mlp(nnx.Module):
@@ -79,7 +80,7 @@ class Experts(nnx.Module):
     def __call__(self, x_NxD: jax.Array, expert_Nxk: jax.Array, share_Nxk: jax.Array) -> jax.Array:
         """The sum over each token's experts of share times MLP: [N, D] -> [N, D]."""
         N, k = expert_Nxk.shape
-        up, down = self.up_proj.kernel[...], self.down_proj.kernel[...]
+        up, down = (whole(stack.kernel.get_value()) for stack in (self.up_proj, self.down_proj))
         sent = blocks(expert_Nxk.reshape(-1), len(up))
         x = sent.put(jnp.repeat(x_NxD, k, axis=0))
         hidden = jnp.square(jax.nn.relu(grouped(x, up, sent.group_K)))

@@ -267,11 +267,11 @@ FAMILY = Family(
         (r"blocks/(\d+)/norm/scale", r"backbone/layers/\1/norm/weight", False),
         *((rf"blocks/(\d+)/mixer/{ours}", rf"backbone/layers/\1/mixer/{theirs}", t) for ours, theirs, t in _OF_MIXER),
     ],
-    # Columns of what reads the residual stream, rows of what writes to it; the parts of Mamba-2's `in_proj` are not
-    # of one size, so that it is not cut into columns.
+    # Columns of what reads the residual stream, rows of what writes to it; the parts of Mamba-2's `in_proj` are not of
+    # one size, so that it is not cut into columns. Of the experts each device keeps some, and gathers all for use.
     sharding=[
-        (r".*/experts/up_proj/kernel", P("expert", "fsdp", "tensor")),
-        (r".*/experts/down_proj/kernel", P("expert", "tensor", "fsdp")),
+        (r".*/experts/up_proj/kernel", P("fsdp", None, "tensor")),
+        (r".*/experts/down_proj/kernel", P("fsdp", "tensor", None)),
         (r".*/(q|k|v|up)_proj/kernel", P("fsdp", "tensor")),
         (r".*/(o|down)_proj/kernel", P("tensor", "fsdp")),
         (r".*/in_proj/kernel", P("fsdp", None)),

@@ -16,6 +16,7 @@ from freezejax.weights.scalar import ScalarWeight, betas_of
 from freezejax.weights.scale_shift import ScaleShiftWeight
 from freezejax.weights.seeded import MapWeight, as_matrices, count_seeded, draw_maps, drop_maps, maps_of
 from freezejax.weights.shared import share
+from freezejax.weights.stack import Stack, each
 from freezejax.weights.supermask import SupermaskWeight
 from freezejax.weights.vera import VeraWeight
 
@@ -32,6 +33,7 @@ KINDS.update(
     vera=VeraWeight.make,
     randlora=RandLoraWeight.make,
     supermask=SupermaskWeight.make,
+    each=each,
 )
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "ScalarWeight",
     "ScaleShiftWeight",
     "Site",
+    "Stack",
     "SupermaskWeight",
     "VeraWeight",
     "Weight",

@@ -53,7 +53,7 @@ def merge(params: PyTree) -> PyTree:
     >>> merge({"up": GainWeight(jnp.ones((1, 2)), jnp.array([1.0, 3.0]))})["up"]
     Array([[1., 3.]], dtype=float32)
     """
-    return jax.tree.map(lambda node: _merged(node) if _is_adapted(node) else node, params, is_leaf=is_weight)
+    return jax.tree.map(lambda node: _merged(node) if _is_adapted(node) else node, params, is_leaf=_is_adapted)
 
 
 def unmerge(params: PyTree, like: PyTree) -> PyTree:
@@ -74,7 +74,7 @@ def unmerge(params: PyTree, like: PyTree) -> PyTree:
     """
     inverse = lambda weight, node: _unmerged(weight, node) if _is_adapted(weight) else node  # noqa: E731
     try:
-        return jax.tree.map(inverse, like, params, is_leaf=is_weight)
+        return jax.tree.map(inverse, like, params, is_leaf=_is_adapted)
     except ValueError as error:
         raise UserError(f"unmerge: the parameters are not those of `like`, merged: {error}") from None
 

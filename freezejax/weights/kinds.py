@@ -24,6 +24,7 @@ from freezejax.masks import compile_pattern
 from freezejax.paths import PyTree, check_known, map_with_paths, nearest
 from freezejax.roles import Role, leaves, weights
 from freezejax.ties import untie
+from freezejax.weights.stack import Stack
 
 Rules = Sequence[Mapping[str, Any]]
 Init = Callable[..., PyTree]
@@ -69,6 +70,8 @@ def attach(init: Init, rules: Any) -> Init:
     A rule is a mapping: `pattern` (of whole kernel paths), `kind` (of `KINDS`) and the options of that kind. What is
     drawn from the base seed takes the second argument of the `init(key, base_key=None)` that is returned, or the key;
     the `init` that is given gets both.
+
+    A kernel that is a stack of matrices [E, in, out] becomes a `Stack` of such weights.
 
     Raises:
       UserError: a rule with an unknown kind, option or value, or a pattern that matches no kernel.
@@ -139,15 +142,18 @@ class _Rule(NamedTuple):
 
 
 def _at_kernel(rules: Sequence[_Rule], kernel: Any, site: Site) -> Any:
+    rules = [rule for rule in rules if rule.pattern.fullmatch(site.path)]
+    if rules and len(kernel.shape) > 2:  # of each matrix by itself
+        parts = (site._replace(path=f"{site.path}/{i}") for i in range(kernel.shape[0]))
+        return Stack(tuple(_at_matrix(rules, kernel[i], part) for i, part in enumerate(parts)))
+    return _at_matrix(rules, kernel, site)
+
+
+def _at_matrix(rules: Sequence[_Rule], kernel: Any, site: Site) -> Any:
     seen: set[str] = set()
     for rule in rules:
-        if rule.kind not in seen and rule.pattern.fullmatch(site.path):
+        if rule.kind not in seen:
             seen.add(rule.kind)
-            if len(kernel.shape) > 2:
-                raise UserError(
-                    f"{rule.where}: kernel {site.path!r} is a stack of {kernel.shape[0]} matrices, which cannot be of "
-                    "another kind yet; let the pattern name others"
-                )
             try:
                 kernel = KINDS[rule.kind](kernel, site, **rule.options)
             except UserError as error:

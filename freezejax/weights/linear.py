@@ -28,6 +28,11 @@ def matrix(weight: Any) -> jax.Array:
     return (weight.materialize() if hasattr(weight, "materialize") else weight).astype(jnp.float32)
 
 
+def whole(weight: Any) -> jax.Array:
+    """The array that a kernel is, gathered where it lies in shards; in its own dtype."""
+    return weight.materialize() if hasattr(weight, "materialize") else weight
+
+
 def scaled(x: jax.Array, vector_D: jax.Array) -> jax.Array:
     """`x` [..., D] times a vector [D], in the dtype of `x`."""
     return x * jnp.expand_dims(vector_D.astype(x.dtype), range(x.ndim - 1))

@@ -171,8 +171,3 @@ def test_the_balance_of_experts_does_not_move_whatever_the_rules_say():
         (after["blocks"][0]["mixer"]["router"]["kernel"] != params["blocks"][0]["mixer"]["router"]["kernel"]).all()
     )
     assert bool((plain["blocks"][0]["mixer"]["router"]["balance"] != 0).any())
-
-
-def test_a_weight_kind_over_all_experts_is_refused_by_name():
-    with pytest.raises(freezejax.UserError, match=r"down_proj/kernel' is a stack of 6 matrices"):
-        models.build("nemotron_h", **CONFIG, weights=[{"pattern": ".*/experts/.*", "kind": "map"}])

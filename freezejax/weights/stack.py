@@ -1,0 +1,51 @@
+"""A stack of matrices, such as those of all experts, each of which is a weight of its own."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from freezejax.errors import UserError
+from freezejax.roles import Role, Weight
+from freezejax.weights.linear import matrix
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class Stack(Weight):
+    """What stands in the parameters where a kernel is [E, in, out] and its matrices are weights of any kind.
+
+    Leaves are those of its parts, under their numbers: `experts/up_proj/kernel/3/a`; rules of masks so tell single
+    experts apart. It is used whole, [E, in, out], drawn and put together in each pass.
+
+    >>> Stack((jnp.ones((2, 3)), jnp.zeros((2, 3)))).shape
+    (2, 2, 3)
+    """
+
+    parts: tuple[Any, ...]  # arrays [in, out] or weights
+
+    @property
+    def roles(self) -> dict[str, Role]:  # type: ignore[override]
+        """Every array is the kernel of its part."""
+        return {str(i): Role.KERNEL for i in range(len(self.parts))}
+
+    def materialize(self) -> jax.Array:
+        """All matrices, float32 [E, in, out]."""
+        return jnp.stack([matrix(part) for part in self.parts])
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], None]:
+        """For JAX."""
+        return [(jax.tree_util.SequenceKey(i), part) for i, part in enumerate(self.parts)], None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, parts: Any) -> "Stack":
+        """For JAX."""
+        return cls(tuple(parts))
+
+
+def each(kernel: Any, site: Any) -> Any:
+    """Kind "each": every matrix of a stack is a leaf of its own, which rules of masks can name by its number."""
+    if not site.path.rpartition("/")[2].isdigit():
+        raise UserError("there is one matrix here, and no stack to be taken apart")
+    return kernel
