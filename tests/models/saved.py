@@ -28,6 +28,12 @@ CASES: dict[str, dict[str, Any]] = {
         **{"rope_scaling": "linear", "rope_factor": 2.0},
     },
     "llama_tied": {"family": "llama", **SIZES, "num_kv_heads": 1, "head_dim": 8, "mlp_mult": 3, "tied": True},
+    "nemotron_h": {
+        **{"family": "nemotron_h", **SIZES, "num_layers": 5, "pattern": "ME*-M", "num_kv_heads": 2, "head_dim": 8},
+        **{"mamba_heads": 4, "mamba_head_dim": 6, "mamba_groups": 2, "state_dim": 5, "chunk": 4, "mlp_width": 24},
+        **{"experts": 6, "expert_choices": 3, "expert_width": 12, "shared_expert_width": 12, "share_scale": 1.5},
+        **{"expert_groups": 3, "group_choices": 2},
+    },
 }
 LORA = [{"pattern": r"blocks/\d+/attn/(q|v)_proj/kernel", "kind": "lora", "rank": 2, "alpha": 3.0}]
 

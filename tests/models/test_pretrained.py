@@ -10,10 +10,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import freezejax
 from freezejax import models
 from freezejax.errors import UserError
 from freezejax.models import importers
@@ -37,7 +39,7 @@ def golden(request):
 def test_logits_loss_and_gradients_are_those_of_transformers(golden):
     path, expected = golden
     # What computed this file limits the steps of Mamba-2 from below by `time_step_min`, a range of initial values;
-    # the kernels that models are trained with by `time_step_limit`, which is what load_pretrained reads.
+    # models are trained with `time_step_limit`, which is what load_pretrained reads.
     model = models.model_of(path, **({"dt_min": 0.001} if "nemotron" in path.name else {}))
     apply, (_, params) = model.apply, models.load_pretrained(path)
     tokens = expected["input_ids"]
@@ -265,3 +267,24 @@ def test_a_family_without_such_a_layout_says_which_have_one(small, tmp_path):
     model, params = small("geglu")
     with pytest.raises(UserError, match="those that have: gpt2, llama"):
         models.save_pretrained(tmp_path / "out", model, params)
+
+
+@pytest.mark.parametrize("trained", ["out_proj", "shared_experts", "v_proj"])
+def test_what_is_trained_alone_is_all_that_changes_in_a_hybrid_folder(trained, small, tmp_path):
+    """Load, train one type of module, save: every other tensor keeps its bits, in transformers' layout."""
+    model, params = small("nemotron_h")
+    models.save_pretrained(tmp_path / "base", model, params)
+    apply, params = models.load_pretrained(tmp_path / "base")
+    mask = freezejax.trainable_mask(params, freezejax.only(params, trained))
+    tx = freezejax.freeze(optax.sgd(0.1, momentum=0.9), mask)
+    tokens = np.arange(20, dtype=np.int32).reshape(2, 10) % 13
+    gradient = jax.jit(freezejax.value_and_grad(lambda params: apply(params, tokens, targets_BxT=tokens).mean(), mask))
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(gradient(params)[1], state, params)
+        params = freezejax.apply_updates(params, updates)
+    models.save_pretrained(tmp_path / "tuned", model, params, like=tmp_path / "base")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "tuned"))
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {name for name in before if f".{trained}." in name}
+    assert changed
