@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.engine.variants import paper_corpus, paper_of
+from experiments.engine.variants import CORPORA, paper_corpus, paper_of
 from experiments.report.page import picture
 from experiments.report.statistics import SAME_BYTES_PCT, Interval, verdict
 from experiments.report.table import with_ci
@@ -49,6 +49,23 @@ def study(path):
 
 def test_tables_are_those_of_the_summary(path, found):
     assert path.with_name("tables.md").read_text(encoding="utf-8") == as_markdown(found) + "\n"
+
+
+EIGHT_BOOKS = "adapters/gutenberg"  # as its section says: four more than the paper's
+
+
+@pytest.mark.parametrize("path", [*SUMMARIES, *sorted(ROOT.glob("results/frontier/*/*.json"))], ids=str)
+def test_a_folder_is_of_the_text_that_it_is_called_after(path):
+    """By fingerprint: a folder of other books, of the same name, would pass for the paper's."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if "fingerprint" not in found.get("data", {}):
+        pytest.skip("it says nothing of its text; the summaries beside it do")
+    study, corpus = path.parts[-3:-1]
+    if f"{study}/{corpus}" == EIGHT_BOOKS:
+        assert found["data"]["train_tokens"] == 5_148_965
+        assert "The books of this section are eight" in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    else:
+        assert CORPORA[found["data"]["fingerprint"]] == corpus.rpartition("_")[2]
 
 
 EFFECT = r"[+-]\d+\.\d ±\d+\.\d ?%"

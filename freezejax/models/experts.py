@@ -1,14 +1,19 @@
 """A mixture of experts: a router that sends every token to a few of many MLPs, beside one that all tokens pass."""
 # ruff: noqa: D107 - what a module is stands in its class docstring
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from freezejax.models import layers
 from freezejax.models.grouped import blocks, grouped
+from freezejax.sharding import BATCH, ShardedKernel, used_spec
 from freezejax.weights.linear import whole
 
 
@@ -25,40 +30,42 @@ class Mlp(nnx.Module):
 
 
 class Router(nnx.Module):
-    """Which experts a token is sent to, and how much each of them counts.
+    """How well each expert suits a token: logits, of which `chosen` makes a choice; `balance` [E] has a part in it."""
+
+    def __init__(self, config: Any):
+        self.kernel = layers.parameter(config.model_dim, config.experts)
+        self.balance = layers.parameter(config.experts)
+
+    def __call__(self, x_NxD: jax.Array) -> jax.Array:
+        """[N, D] -> float32 [N, E], whatever the rest is in: a token that is sent elsewhere is another model."""
+        return layers.linear(x_NxD.astype(jnp.float32), self.kernel.get_value())
+
+
+def chosen(config: Any, logits_NxE: jax.Array, balance_E: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which experts a token is sent to, int32 [N, k], and how much each of them counts, float32 [N, k].
 
     A token's affinity to an expert is the sigmoid of a logit. The largest `config.expert_choices` count, by affinity
     plus `balance`: what is added there steers loads during pretraining, and has no gradient. With groups of experts
     only the best groups are looked at, a group being as good as its two best experts. Source: DeepSeek-V3,
     arXiv:2412.19437, section 2.1.2; Wang et al. 2024, arXiv:2408.15664.
     """
-
-    def __init__(self, config: Any):
-        self.config = config
-        self.kernel = layers.parameter(config.model_dim, config.experts)
-        self.balance = layers.parameter(config.experts)
-
-    def __call__(self, x_NxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[N, D] -> int32 experts [N, k] and their shares, float32 [N, k]."""
-        c = self.config
-        # In float32 whatever the rest is in: a token that is sent elsewhere is another model.
-        logits_NxE = layers.linear(x_NxD.astype(jnp.float32), self.kernel.get_value())
-        affinity_NxE = jax.nn.sigmoid(logits_NxE)
-        choice_NxE = jax.lax.stop_gradient(affinity_NxE + self.balance[...].astype(jnp.float32)[None])
-        _, expert_Nxk = jax.lax.top_k(_of_best_groups(choice_NxE, c.expert_groups, c.group_choices), c.expert_choices)
-        share_Nxk = jnp.take_along_axis(affinity_NxE, expert_Nxk, axis=1)
-        if c.shares_add_to_one:
-            share_Nxk = share_Nxk / (share_Nxk.sum(axis=1, keepdims=True) + 1e-20)
-        return expert_Nxk, share_Nxk * c.share_scale
+    affinity_NxE = jax.nn.sigmoid(logits_NxE)
+    choice_NxE = jax.lax.stop_gradient(affinity_NxE + balance_E.astype(jnp.float32)[None])
+    open_NxE = _of_best_groups(choice_NxE, config.expert_groups, config.group_choices)
+    _, expert_Nxk = jax.lax.top_k(open_NxE, config.expert_choices)
+    share_Nxk = jnp.take_along_axis(affinity_NxE, expert_Nxk, axis=1)
+    if config.shares_add_to_one:
+        share_Nxk = share_Nxk / (share_Nxk.sum(axis=1, keepdims=True) + 1e-20)
+    return expert_Nxk, share_Nxk * config.share_scale
 
 
-def _of_best_groups(choice_NxE: jax.Array, groups: int, chosen: int) -> jax.Array:
+def _of_best_groups(choice_NxE: jax.Array, groups: int, best: int) -> jax.Array:
     """What counts for each expert, 0 for those of groups that are not among the best."""
-    if groups == chosen:
+    if groups == best:
         return choice_NxE
     by_group = choice_NxE.reshape(len(choice_NxE), groups, -1)
     best_NxG = jax.lax.top_k(by_group, 2)[0].sum(axis=-1)
-    least_Nx1 = jax.lax.top_k(best_NxG, chosen)[0][:, -1:]
+    least_Nx1 = jax.lax.top_k(best_NxG, best)[0][:, -1:]
     return jnp.where((best_NxG >= least_Nx1)[..., None], by_group, 0).reshape(choice_NxE.shape)
 
 
@@ -73,19 +80,47 @@ class Experts(nnx.Module):
     """The MLPs of all experts; no token is dropped, and none is multiplied with an expert that is not its own."""
 
     def __init__(self, config: Any):
-        dim = config.latent_dim or config.model_dim
+        self.config, dim = config, config.latent_dim or config.model_dim
         self.up_proj = Stack(config.experts, dim, config.expert_width)
         self.down_proj = Stack(config.experts, config.expert_width, dim)
 
-    def __call__(self, x_NxD: jax.Array, expert_Nxk: jax.Array, share_Nxk: jax.Array) -> jax.Array:
+    def __call__(self, x_NxD: jax.Array, logits_NxE: jax.Array, balance_E: jax.Array) -> jax.Array:
         """The sum over each token's experts of share times MLP: [N, D] -> [N, D]."""
-        N, k = expert_Nxk.shape
-        up, down = (whole(stack.kernel.get_value()) for stack in (self.up_proj, self.down_proj))
-        sent = blocks(expert_Nxk.reshape(-1), len(up))
-        x = sent.put(jnp.repeat(x_NxD, k, axis=0))
-        hidden = jnp.square(jax.nn.relu(grouped(x, up, sent.group_K)))
-        y_NxkxD = sent.taken(grouped(hidden, down, sent.group_K)).reshape(N, k, -1)
-        return jnp.einsum("nkd,nk->nd", y_NxkxD, share_Nxk.astype(y_NxkxD.dtype))
+        up, down = (stack.kernel.get_value() for stack in (self.up_proj, self.down_proj))
+        compute: Callable[..., jax.Array] = functools.partial(_sum_of_experts, self.config)
+        if isinstance(up, ShardedKernel) and isinstance(down, ShardedKernel):
+            compute = _on_mesh(compute, up.stored, down.stored)
+        return compute(x_NxD, logits_NxE, balance_E, whole(up), whole(down))
+
+
+def _sum_of_experts(
+    config: Any,
+    x_NxD: jax.Array,
+    logits_NxE: jax.Array,
+    balance_E: jax.Array,
+    up_ExDxW: jax.Array,
+    down_ExWxD: jax.Array,
+) -> jax.Array:
+    expert_Nxk, share_Nxk = chosen(config, logits_NxE, balance_E)
+    N, k = expert_Nxk.shape
+    sent = blocks(expert_Nxk.reshape(-1), len(up_ExDxW))
+    x = sent.put(jnp.repeat(x_NxD, k, axis=0))
+    hidden = jnp.square(jax.nn.relu(grouped(x, up_ExDxW, sent.group_K)))
+    y_NxkxD = sent.taken(grouped(hidden, down_ExWxD, sent.group_K)).reshape(N, k, -1)
+    return jnp.einsum("nkd,nk->nd", y_NxkxD, share_Nxk.astype(y_NxkxD.dtype))
+
+
+def _on_mesh(compute: Callable[..., jax.Array], up: NamedSharding, down: NamedSharding) -> Callable[..., jax.Array]:
+    """Every device chooses for its own tokens and sorts them, with all experts at hand, or a share of their width."""
+    kernels, rows = [used_spec(stored.spec) for stored in (up, down)], P(BATCH)
+    apart = "tensor" in kernels[0]
+
+    def local(*args: jax.Array) -> jax.Array:
+        y_NxD = compute(*args)
+        return jax.lax.psum(y_NxD, "tensor") if apart else y_NxD
+
+    specs = (rows, rows, P(), *kernels)
+    return jax.shard_map(local, mesh=up.mesh, in_specs=specs, out_specs=rows, check_vma=False)
 
 
 class MixtureOfExperts(nnx.Module):
@@ -103,9 +138,9 @@ class MixtureOfExperts(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
         x_NxD = x.reshape(-1, x.shape[-1])
-        sent = self.router(x_NxD)
+        how = self.router(x_NxD), self.router.balance[...]
         if hasattr(self, "latent_in"):
-            routed = self.latent_out(self.experts(self.latent_in(x_NxD), *sent))
+            routed = self.latent_out(self.experts(self.latent_in(x_NxD), *how))
         else:
-            routed = self.experts(x_NxD, *sent)
+            routed = self.experts(x_NxD, *how)
         return routed.reshape(x.shape) + self.shared_experts(x)

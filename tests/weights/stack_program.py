@@ -20,7 +20,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Prints of every way and mesh the loss alone and together, and the largest difference of a gradient."""
+    """Prints of every way and mesh the loss alone and together, the largest difference of a gradient, and gathers."""
     import jax
 
     from freezejax import models
@@ -40,10 +40,11 @@ def main() -> None:
             layout = Layout(make_mesh(*sizes), model.abstract_params(), model.sharding)
             spread = jax.device_put(params, layout.shardings(params))
             at_use = jax.value_and_grad(lambda p, t, of=layout: loss(of.at_use(p), t), allow_int=True)
-            together, gradients = jax.jit(at_use)(spread, jax.device_put(TOKENS, layout.batch))
+            program = jax.jit(at_use).lower(spread, jax.device_put(TOKENS, layout.batch)).compile()
+            together, gradients = program(spread, jax.device_put(TOKENS, layout.batch))
             pairs = zip(jax.tree.leaves(wanted), jax.tree.leaves(gradients), strict=True)
             apart = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs if a.dtype == np.float32)
-            found[f"{name}, {sizes}"] = float(alone), float(together), apart
+            found[f"{name}, {sizes}"] = float(alone), float(together), apart, program.as_text().count(" all-gather(")
     print(json.dumps(found))
 
 

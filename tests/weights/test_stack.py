@@ -88,6 +88,10 @@ def test_one_matrix_is_no_stack():
 
 
 def test_eight_devices_compute_what_one_does(run_alone):
-    for name, (alone, together, apart) in run_alone(stack_program).items():
+    """Where the batch alone is split every device sorts its own tokens, and gathers nothing."""
+    found = run_alone(stack_program)
+    for name, (alone, together, apart, _) in found.items():
         assert together == pytest.approx(alone, rel=1e-5), name
         assert apart < 1e-5, name
+    assert found["plain, (8, 1, 1)"][3] == 0
+    assert found["maps with LoRA, (8, 1, 1)"][3] > 0  # the counterpart: left to the partitioner
