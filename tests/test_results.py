@@ -85,30 +85,30 @@ def placed(place, usual):
     return [*both("selective", frozen, f"trained_{place}"), *both("selective", frozen, usual)]
 
 
-CELLS = ("geglu_gutenberg", "golf_fineweb")
+BUDGETS = (100_000, 300_000, 1_000_000)
 
 
-def at_budget(budget):
-    """Of both cells of the frontier: the sides at equal bytes, then at equal FLOPs, too."""
-    return [("frontier", cell, budget, field) for cell in CELLS for field in ("effect", "effect_at_flops")]
+def of_cell(cell, field="effect"):
+    """Of a cell of the frontier: the sides at equal bytes, or at equal FLOPs, too, at every budget."""
+    return [("frontier", cell, budget, field) for budget in BUDGETS]
 
 
 def at_random(place):
-    return [("frontier", "golf_fineweb", budget, place) for budget in (100_000, 300_000, 1_000_000)]
+    return [("frontier", "golf_fineweb", budget, place) for budget in BUDGETS]
 
 
 P = "progressive"
 # How a row, a paragraph or an item of a list begins -> what its effects are, in their order.
 QUOTES = {
-    "- **Do random maps win at equal bytes?": [
-        ("frontier", cell, budget, field)
-        for field in ("effect", "effect_at_flops")
-        for cell in CELLS
-        for budget in (100_000, 300_000, 1_000_000)
+    "| GEGLU, books |": of_cell("geglu_gutenberg"),
+    "| GEGLU, FineWeb, as chosen on the books |": of_cell("geglu_fineweb"),
+    "| Parameter Golf block, FineWeb |": of_cell("golf_fineweb"),
+    "| GEGLU, books, same FLOPs |": of_cell("geglu_gutenberg", "effect_at_flops"),
+    "| GEGLU, FineWeb, as chosen on the books, same FLOPs |": of_cell("geglu_fineweb", "effect_at_flops"),
+    "| Parameter Golf block, FineWeb, same FLOPs |": of_cell("golf_fineweb", "effect_at_flops"),
+    "- **A choice made on one text": [
+        ("frontier", "geglu_fineweb", 300_000, what) for what in ("effect", "gate_up", "mlp")
     ],
-    "| 100 kB |": at_budget(100_000),
-    "| 300 kB |": at_budget(300_000),
-    "| 1 MB |": at_budget(1_000_000),
     "| gate and up |": at_random("gate_up"),
     "| whole MLP |": at_random("mlp"),
     "| queries and keys |": at_random("qk"),

@@ -24,6 +24,26 @@ def test_the_readmes_picture_and_the_page_of_the_fronts_are_what_their_commands_
     assert (ROOT / "results/frontier/fronts.md").read_text(encoding="utf-8") == fronts.as_markdown(cells) + "\n"
 
 
+def test_who_wins_how_often_is_counted_from_the_cells():
+    """On both pages, by the rule that an interval lies wholly on one side of zero."""
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    named = re.search(r"experiments.fronts --cells=(\S+)\n", text)[1].split(",")
+    assert {Path(cell).parent.name for cell in named} == {
+        p.parent.name for p in ROOT.glob("results/frontier/*/frontier.json")
+    }
+    budgets = [budget for cell in named for budget in cell_of(Path(cell).parent.name)["budgets"]]
+    won = {
+        field: [sum(sign * at[field]["pct"] > at[field]["ci95"] for at in budgets) for sign in (-1, 1)]
+        for field in ("effect", "effect_at_flops")
+    }
+    (maps, whole), (maps_too, whole_too), count = won["effect"], won["effect_at_flops"], len(budgets)
+    told = " ".join(text.split()), " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"of {count} comparisons random maps win {maps} and models that train whole {whole};" in told[0]
+    assert f"random maps win {maps_too} of {count}, models that train whole {whole_too}." in told[0]
+    assert f"random maps win {maps} of {count} comparisons and models that train whole {whole};" in told[1]
+    assert f"For the same FLOPs of training as well: {maps_too} and {whole_too} of {count}." in told[1]
+
+
 def test_what_the_trend_predicts_is_what_its_command_prints():
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     cell, size, narrow = re.search(r"--cells=\S+/(\w+)/frontier.json --at=(\d+) --narrow_bpb=([\d.]+)\n", text).groups()
