@@ -40,6 +40,15 @@ OWN_ERRORS = [
     ("parameter_golf", {"logit_softcap": 0}, "logit_softcap=0"),
     ("parameter_golf", {"qk_gain_init": 0}, "qk_gain_init=0"),
     ("parameter_golf", {"tied_embed_init_std": -1}, "tied_embed_init_std=-1"),
+    ("nemotron_h", {"pattern": "MEX"}, r"pattern='MEX' must be letters of 'ME\*-': M Mamba-2, E experts"),
+    ("nemotron_h", {"pattern": ""}, "pattern='' must be letters"),
+    ("nemotron_h", {"pattern": 3}, "pattern=3 must be text"),
+    ("nemotron_h", {"num_kv_heads": 3}, "num_kv_heads=3 must divide num_heads=32"),
+    ("nemotron_h", {"mamba_groups": 5}, "mamba_groups=5 must divide mamba_heads=64"),
+    ("nemotron_h", {"experts": 4}, "expert_choices=6 of 4 experts"),
+    ("nemotron_h", {"expert_groups": 4, "group_choices": 5}, "group_choices=5 of expert_groups=4 cannot be"),
+    ("nemotron_h", {"latent_dim": -1}, "latent_dim=-1 must be an integer of at least 1 or 0"),
+    ("nemotron_h", {"dt_min": 0.2, "dt_max": 0.1}, r"dt_max=0\.1 must be above dt_min=0\.2, or 0: no limit"),
 ]
 
 
