@@ -56,7 +56,7 @@ class Settings:
     heaps: int = 3  # processes with one heap, and with one for each thread
 
 
-QUICK = Settings(1, 32, 2, 16, 3, ("float32", "Muon"), 1)
+QUICK = Settings(1, 64, 2, 16, 3, ("float32", "Muon"), 1)
 
 
 class Steps:

@@ -9,6 +9,7 @@ from freezejax.errors import UserError
 from freezejax.paths import PyTree
 from freezejax.roles import Role, Weight, is_weight, leaves
 from freezejax.weights.linear import linear, matrix
+from freezejax.weights.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ def merge(params: PyTree) -> PyTree:
     >>> merge({"up": GainWeight(jnp.ones((1, 2)), jnp.array([1.0, 3.0]))})["up"]
     Array([[1., 3.]], dtype=float32)
     """
-    return jax.tree.map(lambda node: _merged(node) if _is_adapted(node) else node, params, is_leaf=_is_adapted)
+    return jax.tree.map(lambda node: _merged(node) if _is_adapted(node) else node, params, is_leaf=_is_one)
 
 
 def unmerge(params: PyTree, like: PyTree) -> PyTree:
@@ -74,9 +75,14 @@ def unmerge(params: PyTree, like: PyTree) -> PyTree:
     """
     inverse = lambda weight, node: _unmerged(weight, node) if _is_adapted(weight) else node  # noqa: E731
     try:
-        return jax.tree.map(inverse, like, params, is_leaf=_is_adapted)
+        return jax.tree.map(inverse, like, params, is_leaf=_is_one)
     except ValueError as error:
         raise UserError(f"unmerge: the parameters are not those of `like`, merged: {error}") from None
+
+
+def _is_one(node: Any) -> bool:
+    """Whether a node is a weight of one matrix: a stack is taken apart."""
+    return is_weight(node) and not isinstance(node, Stack)
 
 
 def _is_adapted(node: Any) -> bool:

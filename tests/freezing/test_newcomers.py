@@ -295,7 +295,7 @@ def test_a_later_event_of_groups_may_overrule_all_of_an_earlier_one():
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
-        ({}, r"weights\[0\]: kind is missing: expected one of map, lowbit, .*, supermask$"),
+        ({}, r"weights\[0\]: kind is missing: expected one of map, lowbit, .*, each$"),
         ({"kind": "lora", "rank": 385}, r"rank=385 must be at most 384, the larger side of the kernel"),
     ],
 )

@@ -1,0 +1,127 @@
+"""Which comparison every effect is that the pages quote: what `tests/test_results.py` holds them to."""
+
+
+def both(study, variant, reference, corpora=("gutenberg", "fineweb")):
+    """A comparison on the books, then on FineWeb; the tables of the selective study have them the other way round."""
+    return [(study, corpus, variant, reference) for corpus in corpora]
+
+
+def of_paper(variant, reference):
+    return both("selective", variant, reference, ("fineweb", "gutenberg"))
+
+
+def placed(place, usual):
+    frozen = f"frozen_{place}"
+    return [*both("selective", frozen, f"trained_{place}"), *both("selective", frozen, usual)]
+
+
+BUDGETS = (100_000, 300_000, 1_000_000)
+
+
+def of_cell(cell, field="effect"):
+    """Of a cell of the frontier: the sides at equal bytes, or at equal FLOPs, too, at every budget."""
+    return [("frontier", cell, budget, field) for budget in BUDGETS]
+
+
+def at_random(place):
+    return [("frontier", "golf_fineweb", budget, place) for budget in BUDGETS]
+
+
+P = "progressive"
+# How a row, a paragraph or an item of a list begins -> what its effects are, in their order.
+QUOTES = {
+    "| GEGLU, books |": of_cell("geglu_gutenberg"),
+    "| GEGLU, FineWeb, as chosen on the books |": of_cell("geglu_fineweb"),
+    "| Parameter Golf block, FineWeb |": of_cell("golf_fineweb"),
+    "| GEGLU, books, same FLOPs |": of_cell("geglu_gutenberg", "effect_at_flops"),
+    "| GEGLU, FineWeb, as chosen on the books, same FLOPs |": of_cell("geglu_fineweb", "effect_at_flops"),
+    "| Parameter Golf block, FineWeb, same FLOPs |": of_cell("golf_fineweb", "effect_at_flops"),
+    "- **A choice made on one text": [
+        ("frontier", "geglu_fineweb", 300_000, what) for what in ("effect", "gate_up", "mlp")
+    ],
+    "| gate and up |": at_random("gate_up"),
+    "| whole MLP |": at_random("mlp"),
+    "| queries and keys |": at_random("qk"),
+    "| attention |": at_random("attention"),
+    "| everything |": at_random("everything"),
+    "| selective 8L 256d beats the baseline 6L 192d | FineWeb": [(P, "fineweb", "selective_medium", "baseline")],
+    "| | books | -1.5 %": [(P, "gutenberg", "selective_medium", "baseline")],
+    "| progressive 8L 256d beats the baseline | FineWeb": [(P, "fineweb", "progressive_medium", "baseline")],
+    "| progressive 8L 256d loses to the baseline | books": [(P, "gutenberg", "progressive_medium", "baseline")],
+    "| progressive 12L 384d beats the baseline | FineWeb": [(P, "fineweb", "progressive_large", "baseline")],
+    "| progressive beats selective at the same size": [(P, "fineweb", "progressive_medium", "selective_medium")],
+    "| progressive loses to selective at the same size": [(P, "gutenberg", "progressive_medium", "selective_medium")],
+    "- **The initial scale.**": both(P, "baseline_same_scale", "baseline"),
+    "- **At the same size and initial scale, freezing costs.**": [
+        *both(P, "selective_medium", "trained_medium_same_scale"),
+        *both(P, "progressive_medium_same_scale", "trained_medium_same_scale"),
+    ],
+    "- **Trained against random frozen weights**": both(P, "progressive_medium_same_scale", "selective_medium"),
+    "- **At the same stored bytes**, against a smaller model": both(
+        P, "selective_medium", "trained_at_selective_bytes_same_scale"
+    ),
+    "- **Restarting the learning rate**": [
+        *both(P, "progressive_medium_rate_restart", "progressive_medium"),
+        *both(P, "progressive_medium_full_restart", "progressive_medium"),
+    ],
+    "- **Dropout 0.2 on both sides**": [
+        *both(P, "selective_medium_dropout", "trained_medium_dropout_same_scale"),
+        *both(P, "progressive_medium_dropout", "trained_medium_dropout"),
+    ],
+    # Figures of an earlier version of two variants, as is said beside them.
+    "Both folders are those of commit": ["-2.5 ±2.4%", "-0.7 ±1.2%"],
+    "| gate and up frozen, 6L 192d | baseline |": of_paper("selective_small", "baseline"),
+    "| ... with dropout | baseline_dropout |": of_paper("selective_small_dropout", "baseline_dropout"),
+    "| gate and up frozen, 8L 256d |": of_paper("selective_medium", "baseline_dropout"),
+    "| gate and up frozen with dropout, 12L 384d |": of_paper("selective_large_dropout", "baseline_dropout"),
+    "| trained, 12L 384d | baseline_dropout |": of_paper("trained_large", "baseline_dropout"),
+    "| everything frozen, LoRA of rank 16, 6L 192d |": of_paper("full_freeze_lora", "baseline"),
+    "| frozen against trained, 12L 384d |": of_paper("selective_large_dropout", "trained_large"),
+    "| the same model trained, small |": both("selective", "selective_small", "baseline_same_maps"),
+    "| medium |": both("selective", "selective_medium", "trained_medium_same_maps"),
+    "| large |": both("selective", "selective_large", "trained_large_same_maps"),
+    "| small, dropout on both sides |": both("selective", "selective_small_dropout", "baseline_dropout_same_maps"),
+    "| large, dropout on both sides |": both("selective", "selective_large_dropout", "trained_large_dropout_same_maps"),
+    "| a model trained whole that stores the same bytes (medium) |": both(
+        "selective", "selective_medium", "trained_at_selective_bytes_same_maps"
+    ),
+    "| a model trained whole whose step takes the same FLOPs (medium) |": both(
+        "selective", "selective_medium", "trained_at_selective_step_same_maps"
+    ),
+    "| *trained from the maps against trained": both("selective", "baseline_same_maps", "baseline"),
+    "| MLP down |": placed("down", "baseline"),
+    **{f"| attention {place} |": placed(place, "baseline") for place in ("q", "k", "v", "out")},
+    "| all matrices of the first half of the layers |": placed("first_half", "trained_medium_same_maps"),
+    "| of the second half |": placed("second_half", "trained_medium_same_maps"),
+    **{
+        f"| {kind} |": both("selective", f"selective_small_{kind}", "selective_small")
+        for kind in ("rademacher", "uniform", "hadamard", "normal_f32", "orthogonal_qr", "gain")
+    },
+    "| everything at random, LoRA of rank 16 |": both("adapters", "lora_r16", "trained_at_lora_r16_bytes"),
+    "| the MLP, LoRA (as PR 2058) |": both("adapters", "pr_2058", "trained_at_pr_2058_bytes"),
+    "| attention, LoRA (as PR 974) |": both("adapters", "pr_974", "trained_at_pr_974_bytes"),
+    "| up of the first layers, a gain (as PR 1228) |": both("adapters", "pr_1228", "trained_at_pr_1228_bytes"),
+    "| gate and up, middle blocks run twice (as PR 1710) |": both("adapters", "pr_1710", "trained_at_pr_1710_bytes"),
+    "| everything under a trained mask (as PR 1753) |": both("adapters", "pr_1753", "trained_at_pr_1753_bytes"),
+    "| LoRA of rank 1 |": both("adapters", "lora_r1", "trained_same_maps"),
+    "| LoRA of rank 4 |": both("adapters", "lora_r4", "trained_same_maps"),
+    "| LoRA of rank 16 |": both("adapters", "lora_r16", "trained_same_maps"),
+    "| LoRA of rank 64 |": both("adapters", "pr_1549", "trained_same_maps"),
+    "| no adapter |": both("adapters", "frozen", "trained_same_maps"),
+    "| DoRA |": both("adapters", "dora", "lora_r16"),
+    "| LoRA and a learned scale |": both("adapters", "scalar_lora", "lora_r16"),
+    "| LoRA, rank-stabilised |": both("adapters", "rank_stabilised", "lora_r16"),
+    "| a gain per feature |": both("adapters", "gain", "lora_r16"),
+    "| VeRA |": both("adapters", "vera", "lora_r16"),
+    "| RandLoRA |": both("adapters", "randlora", "lora_r16"),
+    "- **Random and frozen costs a little.**": both("selective", "selective_small", "baseline_same_maps"),
+    "- **The paper's gain is its initial scale.**": both("selective", "baseline_same_maps", "baseline"),
+    "- **At the same stored bytes it pays": both(
+        "selective", "selective_medium", "trained_at_selective_bytes_same_maps"
+    ),
+    "- **The distribution does not matter.**": both("selective", "selective_small_rademacher", "selective_small"),
+    "- **Freezing everything, with LoRA of rank 16": both("selective", "full_freeze_lora", "baseline"),
+    "- **At the same stored bytes** freezing is ahead": both(
+        "selective", "selective_medium", "trained_at_selective_bytes_same_maps"
+    ),
+}
