@@ -124,4 +124,71 @@ QUOTES = {
     "- **At the same stored bytes** freezing is ahead": both(
         "selective", "selective_medium", "trained_at_selective_bytes_same_maps"
     ),
+    # of correction, distillation and ensembles
+    "| frozen MLP, no correction, against trained |": both("correction", "frozen_mlp", "trained_same_maps"),
+    "| a correction of rank 32 beside it |": both("correction", "gelu_r32", "trained_same_maps"),
+    "| a correction of rank 64 |": both("correction", "gelu_r64", "trained_same_maps"),
+    "| a correction of rank 128 |": both("correction", "gelu_r128", "trained_same_maps"),
+    "| rank 64 against no correction |": both("correction", "gelu_r64", "frozen_mlp"),
+    "| rank 64 against LoRA of as many numbers |": both("correction", "gelu_r64", "lora_as_r64"),
+    "| rank 64 against the correction without an MLP |": both("correction", "gelu_r64", "gelu_r64_alone"),
+    "| rank 64, linear as the text has it, against the script's |": both("correction", "linear_r64", "gelu_r64"),
+    "| correction of rank 32 |": both("correction", "gelu_r32", "trained_at_r32_bytes"),
+    "| correction of rank 64 |": both("correction", "gelu_r64", "trained_at_r64_bytes"),
+    "| correction of rank 128 |": both("correction", "gelu_r128", "trained_at_r128_bytes"),
+    "| correction of rank 64, large |": both("correction", "large_gelu_r64", "trained_at_large_r64_bytes"),
+    "| frozen MLP and a correction of rank 32, small |": [("correction", "gutenberg", "gelu_r32", "baseline")],
+    "| frozen MLP and a correction of rank 64, small |": [("correction", "gutenberg", "gelu_r64", "baseline")],
+    "| frozen MLP and a correction of rank 128, small |": [("correction", "gutenberg", "gelu_r128", "baseline")],
+    "| frozen MLP and a correction of rank 64, large |": [("correction", "gutenberg", "large_gelu_r64", "baseline")],
+    "| a frozen student, in the same steps |": both(
+        "distillation", "student_distilled", "student_text", ("gutenberg",)
+    ),
+    "| a frozen student, against the teacher's steps on the student |": both(
+        "distillation", "student_distilled", "selective_medium", ("gutenberg",)
+    ),
+    "| a student that trains whole, in the same steps |": both(
+        "distillation", "student_trained_distilled", "student_trained_text", ("gutenberg",)
+    ),
+    "| a teacher of the student's size, in the same steps |": both(
+        "distillation", "student_of_its_architecture", "student_text", ("gutenberg",)
+    ),
+    "| oneself as the teacher, in the same chain of runs |": both(
+        "distillation", "chain_distilled", "chain_text", ("gutenberg",)
+    ),
+    "| a larger teacher, in the same steps |": both("distillation", "small_of_large", "baseline", ("gutenberg",)),
+    "| a larger teacher, against twice the steps without |": both(
+        "distillation", "small_of_large", "baseline_twice", ("gutenberg",)
+    ),
+    "| that teacher without the text |": both(
+        "distillation", "small_of_large_share_1", "small_of_large", ("gutenberg",)
+    ),
+    "| temperature 1 instead of 2 |": both(
+        "distillation", "small_of_large_temperature_1", "small_of_large", ("gutenberg",)
+    ),
+    "| temperature 4 instead of 2 |": both(
+        "distillation", "small_of_large_temperature_4", "small_of_large", ("gutenberg",)
+    ),
+    "| frozen against trained, same maps, same teacher |": both(
+        "distillation", "student_distilled", "student_trained_distilled", ("gutenberg",)
+    ),
+    "| frozen student against a model trained whole, same bytes and steps |": both(
+        "distillation", "student_distilled", "trained_at_student_bytes", ("gutenberg",)
+    ),
+    "| the last third frozen against never |": both(
+        "distillation", "chain_distilled", "chain_never_frozen", ("gutenberg",)
+    ),
+    "| the chain against one run that trains whole, same bytes |": both(
+        "distillation", "chain_distilled", "trained_medium", ("gutenberg",)
+    ),
+    "| a small teacher, then a larger frozen student |": [
+        ("distillation", "gutenberg", "student_distilled", "baseline")
+    ],
+    "| that student against random maps alone |": [
+        ("distillation", "gutenberg", "student_distilled", "selective_medium")
+    ],
+    "| train, learn from oneself, freeze |": [("distillation", "gutenberg", "chain_distilled", "baseline")],
+    "| that chain against freezing at a third |": [
+        ("distillation", "gutenberg", "chain_distilled", "progressive_medium")
+    ],
 }
