@@ -26,7 +26,7 @@ class Dequantized:
 
         try:
             values = dequantize(self._tensor.data, self._tensor.tensor_type)
-        except NotImplementedError:  # raised by package gguf: a kind of quantization that it names but cannot undo
+        except RuntimeError:  # package gguf names more kinds of quantization than it can undo
             kind = self._tensor.tensor_type.name
             raise UserError(f"tensor {self._tensor.name!r}: package gguf cannot dequantize {kind}") from None
         array = self._rearrange(values.reshape(self._tensor.shape[::-1].tolist()))

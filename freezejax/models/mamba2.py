@@ -33,7 +33,7 @@ class Conv(nnx.Module):
         x = jnp.concatenate([earlier_BxWxC.astype(x_BxTxC.dtype), x_BxTxC], axis=1)
         filter_WxC = self.filter[...][:, 0].astype(x.dtype)
         T = x_BxTxC.shape[1]
-        # A sum of shifted products: XLA's convolution of single channels is many times slower on a CPU.
+        # A sum of shifted products: elementwise, so that it fuses with the silu that follows.
         y = sum(x[:, w : w + T] * filter_WxC[w][None, None] for w in range(len(filter_WxC)))
         return y + self.bias[...].astype(x.dtype)[None, None] if hasattr(self, "bias") else jnp.asarray(y)
 

@@ -112,6 +112,16 @@ def test_rows_of_the_source_and_those_that_ask_further():
     assert (steps["out_proj"], steps["out_proj_longer"]) == (50, 500)
 
 
+def test_a_share_of_the_others_is_mixed_in_and_the_target_stays_whole():
+    found = freeze_except.puzzles_of(small())
+    mixed = freeze_except._mixed(found, 0.5, seed=0)
+    assert mixed[:8] == found.tune
+    assert len(mixed) == 16
+    assert set(mixed[8:]) <= set(found.train)
+    assert freeze_except._mixed(found, 0.0, seed=0) == found.tune
+    assert freeze_except._mixed(found, 0.5, seed=1) != mixed
+
+
 def test_a_type_a_family_or_a_share_that_is_none_is_told(tmp_path):
     with pytest.raises(UserError, match=r"no module type 'gate_proj'; this model has .*out_proj"):
         freeze_except.make_study(small(types="gate_proj"), 256)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import jax
@@ -12,6 +13,7 @@ from freezejax import models
 from freezejax.data import tokenizer_at
 from freezejax.errors import UserError
 from freezejax.models import importers
+from freezejax.models.gguf import Dequantized
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(os.environ.get("FREEZEJAX_SHARED", ROOT.parent / "shared")) / "golden"
@@ -130,6 +132,20 @@ def test_quantized_blocks_are_dequantized(tmp_path):
     assert any(
         (ours != theirs).any() for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True)
     )
+
+
+def test_a_kind_of_quantization_that_the_package_cannot_undo_is_named():
+    """Q8_1, which it lists; the counterpart Q8_0 it undoes."""
+
+    def tensor(kind):
+        data = np.zeros(gguf.GGML_QUANT_SIZES[kind][1], np.uint8)
+        return Dequantized(
+            SimpleNamespace(name="w", data=data, tensor_type=kind, shape=np.array([32])), np.asarray, (32,)
+        )
+
+    assert np.asarray(tensor(gguf.GGMLQuantizationType.Q8_0)).shape == (32,)
+    with pytest.raises(UserError, match="tensor 'w': package gguf cannot dequantize Q8_1"):
+        np.asarray(tensor(gguf.GGMLQuantizationType.Q8_1))
 
 
 def _file(tmp_path, small):
