@@ -9,30 +9,27 @@ freeze-except ablation of the sources (nine families, 450 samples). experiments/
 """
 
 import functools
+import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import bases
+from experiments import bases, parts
 from experiments.engine import cli, study
 from experiments.engine.tasks import Evaluate, Minimize, Start, Task
 from experiments.engine.variants import Evaluators, Figure, Study, Variant
-from experiments.report import forgetting
+from experiments.parts import ALL, BASE, EVERYTHING, Part
+from experiments.report.forgetting import ACCURACY, Items
 from freezejax import models
-from freezejax.atomic import write_atomically
 from freezejax.data import Corpus
 from freezejax.data.puzzles import FAMILIES, Puzzle, draw, read_jsonl
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, check_known
-from freezejax.schedules import FreezeSchedule
-from freezejax.selection import only
 from freezejax.sharding import Layout
 from freezejax.training import processes
 from freezejax.training.answers import AnswerBatches, Scores, by_family, encoded, make_scorer
@@ -41,10 +38,10 @@ from freezejax.training.evaluation import Apply
 from freezejax.training.objectives.base import Objective
 from freezejax.training.objectives.language_modelling import LanguageModelling
 
-BASE, ALL = "base", "all"
 # Of the source: percentage points of accuracy over all nine families against its baseline of 68.0 %.
 CLAIMS = {"shared_experts": 0.0, "out_proj": 0.0, "lm_head": -0.4, "v_proj": -2.9, "q_proj": -10.4, "down_proj": -35.6}
 CLAIMS |= {"up_proj": -35.8, "in_proj": -38.4, "o_proj": -42.9, ALL: -40.9}
+FILES = ("train", "target", "test")  # of a folder of the user's, with .jsonl
 FIGURES = (Figure("error", "wrong answers", "share"), Figure("answer_ce", "CE of answers", "nats/token"))
 
 
@@ -62,7 +59,7 @@ def _drawn(told: str) -> Puzzles:
     c = ConfigDict(json.loads(told))
     target = [name.strip() for name in c.target.split(",")]
     if c.path:
-        train, tune, test = (read_jsonl(Path(c.path) / f"{name}.jsonl") for name in ("train", "target", "test"))
+        train, tune, test = (read_jsonl(Path(c.path) / f"{name}.jsonl") for name in FILES)
         known = {puzzle.family for puzzle in test}
         for name in sorted({puzzle.family for puzzle in tune}):
             check_known(name, known, f"{c.path}/target.jsonl: test.jsonl has no family {name!r}")
@@ -87,22 +84,24 @@ def puzzles_of(config: ConfigDict) -> Puzzles:
 
 
 class Scored:
-    """Figures of parameters: over all test puzzles, and of each family (`error/FAMILY`, `answer_ce/FAMILY`)."""
+    """Figures of parameters, over all test puzzles and of each family (`error/FAMILY`, `answer_ce/FAMILY`)."""
 
     def __init__(self, puzzles: Sequence[Puzzle], scores: Callable[[PyTree], Scores]):  # noqa: D107
         self.puzzles, self.scores = puzzles, scores
 
-    def __call__(self, params: PyTree) -> dict[str, float]:
+    def __call__(self, params: PyTree) -> Mapping[str, float]:
         """As an evaluation of the engine."""
-        return self.figures(self.scores(params))
+        return self.items(params)[0]
 
-    def figures(self, scores: Scores) -> dict[str, float]:
-        """Of what was scored."""
+    def items(self, params: PyTree) -> parts.Scored:
+        """And 100 for every puzzle that is answered, 0 for every other."""
+        scores = self.scores(params)
         families = by_family(self.puzzles, scores)
         each = {f"answer_ce/{name}": nats for name, (nats, _) in families.items()}
         each |= {f"error/{name}": 1.0 - share for name, (_, share) in families.items()}
         ce = float(scores.nats_N.sum() / scores.tokens_N.sum())
-        return {"val_error": 1.0 - float(scores.right_N.mean()), "val_answer_ce": ce, **each}
+        figures = {"val_error": 1.0 - float(scores.right_N.mean()), "val_answer_ce": ce, **each}
+        return figures, 100.0 * scores.right_N
 
 
 class PuzzleEvaluators(Evaluators):
@@ -131,82 +130,38 @@ def make_study(config: ConfigDict, vocab_size: int, base: bases.Base | None = No
     """A base, one row for each type, and the rows that ask further; refuses a type that the model does not have."""
     size = config.model.vocab_size or vocab_size
     model = {**config.model.to_dict(), "vocab_size": size} if base is None else base.model(config, vocab_size)
-    params = models.build(**model).abstract_params()
-    train = config.train.to_dict()
-    everything, nothing = ([(0, [(".*", trains)])] for trains in (True, False))
-    variants = [Variant(BASE, model, train, FreezeSchedule(everything), minimize=on_answers(config, tuned=False))]
+    if base is None:
+        first = Variant(BASE, model, config.train.to_dict(), EVERYTHING, minimize=on_answers(config))
+    else:
+        first = parts.base_row(model, config, base.start(), on_answers(config))
     start: Start = lambda task: task.trained(BASE).params  # noqa: E731
-    if base is not None:  # one step in which nothing trains: only to be scored
-        still = FreezeSchedule(nothing)
-        once = {**train, "steps": 1}
-        variants = [Variant(BASE, model, once, still, minimize=on_answers(config, tuned=False), start=base.start())]
-    for name, types, changes, mixed in rows(config):
-        schedule = FreezeSchedule(everything if types is None else [(0, only(params, types))])
-        tuned = _tuned(config, changes)
-        how = on_answers(config, tuned=True, mixed=mixed)
-        variants.append(Variant(name, model, tuned, schedule, minimize=how, start=start, needs=[BASE]))
+    rows = parts.variants(config, model, start, functools.partial(on_answers, config), needs=[BASE])
     return Study(
         "freeze_except",
-        variants,
+        [first, *rows],
         figures=FIGURES,
         evaluators=PuzzleEvaluators,
         check=functools.partial(_check, config),
+        inputs={"puzzles": _digest(config)} if config.puzzles.path else {},
     )
 
 
-def rows(config: ConfigDict) -> list[tuple[str, list[str] | None, dict[str, float], float]]:
-    """Name, types (None: all), factors of the config's steps and learning rate, and share of other families."""
-    singles: dict[str, list[str] | None] = {name.strip(): [name.strip()] for name in config.types.split(",")}
-    singles[ALL] = None
-    pairs = {"_and_".join(pair.split()): pair.split() for pair in config.pairs.split(",") if pair.strip()}
-    found: list[tuple[str, list[str] | None, dict[str, float], float]] = []
-    found += [(name, types, {}, 0.0) for name, types in {**singles, **pairs}.items()]
-    if config.longer > 1:
-        found += [(f"{name}_longer", types, {"steps": config.longer}, 0.0) for name, types in singles.items()]
-    for rate in config.rates:
-        if rate != 1:
-            found += [(f"{n}_rate_{rate:g}", types, {"learning_rate": rate}, 0.0) for n, types in singles.items()]
-    if config.mixed:
-        found += [(f"{name}_mixed", types, {}, config.mixed) for name, types in singles.items()]
-    return found
+def on_answers(config: ConfigDict, part: Part | None = None, few: int = 0) -> Minimize:
+    """Answers of the puzzles of the base or, of a `part`, of the target with a share of the base's mixed in.
 
-
-def _tuned(config: ConfigDict, changes: Mapping[str, float]) -> dict[str, Any]:
-    train, tune = config.train.to_dict(), config.tune
-    factor = changes.get("steps", 1)
-    rate = tune.learning_rate * changes.get("learning_rate", 1.0)
-    optimizer = {**train["optimizer"], "learning_rate": rate, "adam_learning_rate": rate, "warmup_steps": 0}
-    return {
-        **train,
-        "steps": int(tune.steps * factor),
-        "batch_size": tune.batch_size,
-        "eval_every": int(tune.eval_every * factor),
-        "checkpoint_every": 0,
-        "optimizer": {**optimizer, "weight_decay": 0.0},
-    }
-
-
-def on_answers(config: ConfigDict, *, tuned: bool, mixed: float = 0.0) -> Minimize:
-    """Answers of the puzzles of the base or, `tuned`, of the target with a share of the base's mixed in.
-
-    Every evaluation leaves beside the run which test puzzles were right (`answers.json`); of a tuned run it also says
-    how far the weights are from those of the base: the norm of the difference.
+    Every evaluation leaves beside the run which test puzzles were right.
     """
 
     def minimize(task: Task) -> tuple[Objective, BatchSource]:
         puzzles, evaluate = puzzles_of(config), task.evaluate
         assert isinstance(evaluate, Scored)
-        before = task.trained(BASE).params if tuned else None
-
-        def score(params: PyTree) -> dict[str, float]:
-            scores = evaluate.scores(params)
-            processes.on_main(lambda: forgetting.write_answers(task.directory, scores.right_N, scores.nats_N))
-            moved = {} if before is None else {"moved": float(_distance(params, before))}
-            return {**evaluate.figures(scores), **moved}
-
-        chosen = _mixed(puzzles, mixed, task.config.seed) if tuned else puzzles.train
-        objective = LanguageModelling(task.model, task.config.compute_dtype, score, task.config.remat)
-        return objective, AnswerBatches(chosen, task.corpus.tokenizer, task.config, task.mesh)
+        score = parts.scorer(task, evaluate.items, None if part is None else task.trained(BASE).params)
+        chosen = puzzles.train if part is None else _mixed(puzzles, part.mixed, task.config.seed)
+        objective: Objective = LanguageModelling(task.model, task.config.compute_dtype, score, task.config.remat)
+        if part is not None:
+            objective = parts.few_of(objective, task, part, few)
+        shown = part is None and config.puzzles.shown
+        return objective, AnswerBatches(chosen, task.corpus.tokenizer, task.config, task.mesh, shown=shown)
 
     return minimize
 
@@ -217,10 +172,13 @@ def _mixed(puzzles: Puzzles, share: float, seed: int) -> list[Puzzle]:
     return [*puzzles.tune, *random.Random(seed).sample(puzzles.train, count)]
 
 
-@jax.jit
-def _distance(params: PyTree, before: PyTree) -> jax.Array:
-    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(jnp.float32(a) - jnp.float32(b))), params, before)
-    return jnp.sqrt(sum(jax.tree.leaves(squares)))
+def _digest(config: ConfigDict) -> str:
+    """Of the files of the user's puzzles: other puzzles are another study."""
+    puzzles_of(config)  # refuses files that cannot be read
+    found = hashlib.sha256()
+    for name in FILES:
+        found.update(f"{name} ".encode() + (Path(config.puzzles.path) / f"{name}.jsonl").read_bytes())
+    return found.hexdigest()
 
 
 def _check(config: ConfigDict, corpus: Corpus) -> None:
@@ -239,16 +197,13 @@ def main() -> None:
         models.model_of(base.path)  # refuses what is no model before any text is read
     made = functools.partial(make_study, base=base)
     if (workdir := study.main(made, tokenizer="" if base is None else base.tokenizer)) is not None:
-        processes.on_main(lambda: _tell(workdir, config))
+        processes.on_main(lambda: tell(workdir, config))
 
 
-def _tell(workdir: Path, config: ConfigDict) -> None:
-    puzzles, summary = puzzles_of(config), json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-    found = forgetting.measure(workdir, summary["rows"], [p.family for p in puzzles.test], puzzles.target, CLAIMS)
-    write_atomically(workdir / "forgetting.json", json.dumps(found, indent=1) + "\n")
-    write_atomically(workdir / "forgetting.md", text := forgetting.as_markdown(found))
-    write_atomically(workdir / "forgetting.svg", forgetting.picture(found))
-    print(f"\n{text}\nWritten: {workdir / 'forgetting.md'}, .json and .svg")
+def tell(workdir: Path, config: ConfigDict) -> None:
+    """Writes and prints what a finished study says."""
+    puzzles = puzzles_of(config)
+    parts.tell(workdir, Items([puzzle.family for puzzle in puzzles.test], puzzles.target, ACCURACY), CLAIMS)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A GPT-2 from scratch, as the base of the studies of pretrained models.
+"""A GPT-2 or a Llama from scratch, as the base of the studies of pretrained models.
 
     uv run python -m experiments.pretrain --config=experiments/configs/pretrain.py:tiny --workdir=DIR
 
-Scales (after the colon):
+Scales (after the colon), each with `_llama` for a Llama:
 
   tiny   2 layers of width 64 over bytes, embedded corpus: under a minute on 2 CPU cores.
   cpu    papers 62 to 64: 8 layers of width 256, about 10.2 M parameters with a vocabulary of 14,592 pieces learned from
@@ -21,18 +21,21 @@ _SIZES = {"tiny": (2, 64, 2), "cpu": (8, 256, 8), "h100": (12, 768, 12)}  # laye
 
 def get_config(scale: str = "cpu") -> ConfigDict:
     """Config of one scale; every field may be set as --config.FIELD=VALUE."""
-    progressive.check_scale(scale, _SIZES)
+    progressive.check_scale(scale, [size + family for size in _SIZES for family in ("", "_llama")])
+    llama, scale = scale.endswith("_llama"), scale.removesuffix("_llama")
     config = progressive.get_config(scale)
     config.experiment = "pretrain"
     config.seeds = 1
     config.paper = "none"
     for field in ("sizes", "freeze", "model"):
         del config[field]
-    config.model = ConfigDict()
-    config.model.family = "gpt2"  # or llama
-    config.model.vocab_size = 0  # 0 = the tokenizer's
+    config.model = ConfigDict({"family": "llama" if llama else "gpt2", "vocab_size": 0})  # 0 = the tokenizer's
     config.model.num_layers, config.model.model_dim, config.model.num_heads = _SIZES[scale]
-    config.model.positions = {"tiny": 64, "cpu": 256, "h100": 1024}[scale]  # the longest sequence
+    if llama:
+        config.model.head_dim = config.model.model_dim // config.model.num_heads
+        config.model.num_kv_heads, config.model.mlp_mult = config.model.num_heads // 2, 3.0
+    else:
+        config.model.positions = {"tiny": 64, "cpu": 256, "h100": 1024}[scale]  # the longest sequence
     config.data.tokenizer = "bpe:14592" if scale == "cpu" else ""
     config.train.steps = {"tiny": 300, "cpu": 1_000, "h100": 20_000}[scale]
     config.train.batch_size = {"tiny": 8, "cpu": 16, "h100": 256}[scale]  # sequences

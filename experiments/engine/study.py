@@ -134,7 +134,9 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, study:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
-    now, path = {"config": json.loads(config.to_json()), "data_fingerprint": corpus.fingerprint}, workdir / CONFIG
+    now: dict[str, Any] = {"config": json.loads(config.to_json()), "data_fingerprint": corpus.fingerprint}
+    now |= {f"{name}_fingerprint": digest for name, digest in study.inputs.items()}
+    path = workdir / CONFIG
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         open_for_writing(workdir, study.fields)

@@ -201,6 +201,7 @@ class Study:
     measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)  # what else is told of trained weights
     findings: Findings = lambda found: ()  # what else its summary says
     files: bool = True  # whether a run leaves its weights, and packed into a file, which is scored again
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # digests of what it reads beside the corpus
     # How many runs that differ in their schedule alone train at a time: 0 = as many as fit, None = each by itself.
     sweep: int | None = None
 

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
@@ -24,19 +25,37 @@ def picture(rows: Sequence[Mapping[str, Any]], unit: str = "%") -> str:
     blocks = sorted({block for block, _ in costs})
     kinds = list(dict.fromkeys(kind for _, kind in costs))
     table = [[costs.get((block, kind), float("nan")) for kind in kinds] for block in blocks]
-    far = max(0.01, max(map(abs, costs.values())))
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        image = axes.imshow(table, cmap="RdBu_r", norm=TwoSlopeNorm(0.0, -far, far), aspect="auto")
-        axes.set_xticks(range(len(kinds)), kinds)
-        axes.set_yticks(range(len(blocks)), [str(block) for block in blocks])
-        axes.set_ylabel("block")
-        axes.grid(visible=False)
-        for y, row in enumerate(table):
-            for x, cost in enumerate(row):
-                axes.text(x, y, f"{cost:+.2f}", ha="center", va="center", fontsize=7)
-        figure.colorbar(image, label=f"loss against everything trained, {unit}")
-
     told = ", ".join(f"block {block} {kind} {cost:+.2f} {unit}" for (block, kind), cost in sorted(costs.items()))
-    return page.alone(plots.render("matrices", f"Cost of freezing one matrix: {told}", 1.0 + 0.3 * len(blocks), draw))
+    cells = Cells("matrices", f"Cost of freezing one matrix: {told}", f"loss against everything trained, {unit}")
+    return cells.draw(np.array(table), [str(block) for block in blocks], kinds, rows_are="block")
+
+
+class Cells(NamedTuple):
+    """How a table of changes is drawn: what is better is blue, what is worse red."""
+
+    name: str
+    alt: str
+    label: str  # of the colours
+    digits: int = 2
+    better: int = -1  # 1: more is better
+    least: float = 0.01  # the change of the deepest colour is this at least
+
+    def draw(
+        self, table: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, rows_are: str = "", slant: int = 0
+    ) -> str:
+        """An SVG that stands alone, of `table`, [rows, columns]; a cell of NaN stays empty."""
+        far = max(self.least, float(np.nanmax(np.abs(table))))
+
+        def draw(figure: Figure) -> None:
+            axes = figure.subplots()
+            colors = "RdBu" if self.better > 0 else "RdBu_r"
+            image = axes.imshow(table, cmap=colors, norm=TwoSlopeNorm(0.0, -far, far), aspect="auto")
+            axes.set_xticks(range(len(columns)), columns, rotation=slant, ha="right" if slant else "center")
+            axes.set_yticks(range(len(rows)), rows)
+            axes.set_ylabel(rows_are)
+            axes.grid(visible=False)
+            for y, x in np.ndindex(*table.shape):
+                axes.text(x, y, f"{table[y, x]:+.{self.digits}f}", ha="center", va="center", fontsize=7)
+            figure.colorbar(image, label=self.label)
+
+        return page.alone(plots.render(self.name, self.alt, 1.0 + 0.3 * len(rows), draw))

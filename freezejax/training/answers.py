@@ -22,11 +22,16 @@ from freezejax.training.config import TrainConfig
 from freezejax.training.programs.compiler import compiler_options
 from freezejax.training.programs.tracing import OneTrace
 
+SHOWN = " -> "  # between question and answer of an example
 END = "\n"  # what an answer ends with; it is learned and scored, too
 
 
-def encoded(puzzles: Sequence[Puzzle], tokenizer: Tokenizer, seq_len: int) -> dict[str, np.ndarray]:
+def encoded(
+    puzzles: Sequence[Puzzle], tokenizer: Tokenizer, seq_len: int, *, shown: bool = False
+) -> dict[str, np.ndarray]:
     """Puzzles as rows: `inputs` and `targets`, int32 [N, T], and `weights`, float32 [N, T], 1 at tokens of an answer.
+
+    With `shown` the answers of the examples in the prompt, what follows " -> " in a line, weigh as well.
 
     Raises:
       UserError: a puzzle of more than `seq_len + 1` tokens, or a tokenizer that has no line's end.
@@ -48,7 +53,19 @@ def encoded(puzzles: Sequence[Puzzle], tokenizer: Tokenizer, seq_len: int) -> di
         rows["inputs"][row, : len(tokens) - 1] = tokens[:-1]
         rows["targets"][row, : len(tokens) - 1] = tokens[1:]
         rows["weights"][row, len(prompt) - 1 : len(tokens) - 1] = 1
+        if shown:
+            rows["weights"][row, : len(prompt) - 1] = _in_examples(puzzle.prompt, prompt, tokenizer)[1:]
     return rows
+
+
+def _in_examples(prompt: str, tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Which tokens of a prompt are of an example's answer or its end."""
+    *lines, last = prompt.splitlines(keepends=True)
+    parts = [part for line in lines for part in (line.partition(SHOWN)[:2], line.partition(SHOWN)[2:])]
+    pieces = [tokenizer.encode("".join(part)) for part in [*parts, (last,)]]
+    if not np.array_equal(np.concatenate(pieces), tokens):
+        raise UserError(f"the tokenizer {tokenizer.name} joins a question and its answer: learn the last answers alone")
+    return np.concatenate([np.full(len(piece), i % 2 == 1 and i < len(parts)) for i, piece in enumerate(pieces)])
 
 
 def _end_of(tokenizer: Tokenizer) -> int:
@@ -69,12 +86,18 @@ class AnswerBatches:
     """
 
     def __init__(
-        self, puzzles: Sequence[Puzzle], tokenizer: Tokenizer, config: TrainConfig, mesh: Mesh | None = None
+        self,
+        puzzles: Sequence[Puzzle],
+        tokenizer: Tokenizer,
+        config: TrainConfig,
+        mesh: Mesh | None = None,
+        *,
+        shown: bool = False,
     ) -> None:
         """Encodes all of them."""
         if len(puzzles) < config.batch_size:
             raise UserError(f"{len(puzzles)} puzzles are too few for batches of {config.batch_size}")
-        self._rows = encoded(puzzles, tokenizer, config.seq_len)
+        self._rows = encoded(puzzles, tokenizer, config.seq_len, shown=shown)
         self._size, self._seed, self._at = config.batch_size, config.seed, 0
         weights = jax.ShapeDtypeStruct((config.batch_size, config.seq_len), jnp.float32)
         self.abstract: dict[str, Any] = {**token_batch(config), "weights": weights}

@@ -24,6 +24,14 @@ Batch = dict[str, np.ndarray]
 IN_FLIGHT = 8  # batches handed to the device before the score of the first is waited for
 
 
+class Windows(NamedTuple):
+    """Of every window, in order."""
+
+    nats_N: np.ndarray  # float64, of all its scored targets
+    tokens_N: np.ndarray  # int64, how many these are
+    bytes_N: np.ndarray  # int64, UTF-8 bytes that they stand for
+
+
 class Evaluation(NamedTuple):
     """Figures over every scored target."""
 
@@ -64,10 +72,37 @@ def make_evaluator(
     >>> round(found.val_bpb, 6), found.tokens, found.bytes
     (1.0, 8, 8)
     """
+    sizes = {"batch_size": batch_size, "seq_len": seq_len, "every": every}
+    score = make_window_scorer(apply, tokens, table, **sizes, compute_dtype=compute_dtype, layout=layout)
+    return lambda params: total(score(params))
+
+
+def make_window_scorer(
+    apply: Apply,
+    tokens: Tokens,
+    table: ByteTable,
+    *,
+    batch_size: int,
+    seq_len: int,
+    every: int = 1,
+    compute_dtype: DTypeLike = jnp.float32,
+    layout: Layout | None = None,
+) -> Callable[[PyTree], Windows]:
+    """As `make_evaluator`, each window by itself: for intervals over text. `total` makes one evaluation of them."""
     batches = functools.partial(eval_batches, tokens, batch_size=batch_size, seq_len=seq_len, every=every)
     batches()  # a bad size is told now
     processes.check_batch(batch_size, None if layout is None else layout.mesh, "data.eval_batch_size")
-    return _evaluator(apply, table, batches, compute_dtype, layout)
+    return _scorer(apply, table, batches, compute_dtype, layout)
+
+
+def total(windows: Windows) -> Evaluation:
+    """The figures of all windows together.
+
+    >>> total(Windows(np.log([2.0, 8.0]), np.array([1, 1]), np.array([2, 2])))
+    Evaluation(val_ce=1.3862943611198906, val_bpb=1.0, tokens=2, bytes=4)
+    """
+    nats, tokens, size = (float(windows.nats_N.sum()), int(windows.tokens_N.sum()), int(windows.bytes_N.sum()))
+    return Evaluation(nats / tokens, bits_per_byte(nats, size), tokens, size)
 
 
 def evaluate_sliding(
@@ -100,7 +135,7 @@ def evaluate_sliding(
     if scored < 1:
         raise UserError(f"validation has {len(tokens)} tokens; seq_len={seq_len} needs {seq_len + 1}")
     batches = functools.partial(_sliding_batches, np.asarray(tokens), scored, batch_size, seq_len, stride)
-    return _evaluator(apply, table, batches, compute_dtype, None)(params)
+    return total(_scorer(apply, table, batches, compute_dtype, None)(params))
 
 
 def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: int, stride: int) -> Iterator[Batch]:
@@ -115,10 +150,10 @@ def _sliding_batches(tokens: np.ndarray, scored: int, batch_size: int, seq_len: 
         yield {"inputs": window[:, :-1], "targets": window[:, 1:], "weights": weights}
 
 
-def _evaluator(
+def _scorer(
     apply: Apply, table: ByteTable, batches: Callable[[], Iterable[Batch]], dtype: DTypeLike, layout: Layout | None
-) -> Callable[[PyTree], Evaluation]:
-    """Evaluation over batches that can be read again and again; their targets and bytes are counted once."""
+) -> Callable[[PyTree], Windows]:
+    """Scores of batches that can be read again and again; their targets and bytes are counted once."""
 
     def score_B(params: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
         if layout is not None:
@@ -128,27 +163,28 @@ def _evaluator(
 
     replicated = None if layout is None else layout.replicated
     score = OneTrace(score_B, "evaluation", out_shardings=replicated, compiler_options=compiler_options())
-    counts = functools.cache(lambda: _count(batches(), table))
+    counts = functools.cache(lambda: _counts(batches(), table))
 
-    def evaluate(params: PyTree) -> Evaluation:
+    def scored(params: PyTree) -> Windows:
         under_way, scores = deque[jax.Array](), []
         for batch in batches():
             placed = batch if layout is None else processes.place(batch, dict.fromkeys(batch, layout.batch))
             under_way.append(score(params, placed))
             if len(under_way) > IN_FLIGHT:  # neither does the device wait, nor does it hold all batches
                 scores.append(jax.device_get(under_way.popleft()))
-        nats = float(np.sum([*scores, *jax.device_get(list(under_way))], dtype=np.float64))
-        count, n_bytes = counts()
-        return Evaluation(nats / count, bits_per_byte(nats, n_bytes), count, n_bytes)
+        nats_N = np.concatenate([*scores, *jax.device_get(list(under_way))], dtype=np.float64)
+        tokens_N, bytes_N = counts()
+        real = tokens_N > 0  # the other rows fill the last batch up
+        return Windows(nats_N[real], tokens_N[real], bytes_N[real])
 
-    return evaluate
+    return scored
 
 
-def _count(batches: Iterable[Batch], table: ByteTable) -> tuple[int, int]:
-    """Scored targets, and the bytes that they stand for."""
-    count = n_bytes = 0
+def _counts(batches: Iterable[Batch], table: ByteTable) -> tuple[np.ndarray, np.ndarray]:
+    """Scored targets of every row, and the bytes that they stand for."""
+    tokens, sizes = [], []
     for batch in batches:
         scored = batch["weights"] > 0
-        count += int(scored.sum())
-        n_bytes += int(byte_counts(table, batch["inputs"], batch["targets"])[scored].sum())
-    return count, n_bytes
+        tokens.append(scored.sum(axis=1))
+        sizes.append(np.where(scored, byte_counts(table, batch["inputs"], batch["targets"]), 0).sum(axis=1))
+    return np.concatenate(tokens), np.concatenate(sizes)

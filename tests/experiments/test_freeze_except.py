@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import freeze_except
+from experiments import freeze_except, parts
 from experiments.bases import Base
 from experiments.configs import freeze_except as configs
 from experiments.engine import lock
@@ -23,7 +23,7 @@ def small(**changes):
     config.model.num_layers, config.model.pattern, config.model.model_dim = 2, "M*", 16
     config.model.num_heads, config.model.num_kv_heads, config.model.head_dim = 2, 1, 8
     config.model.mamba_heads, config.model.mamba_head_dim, config.model.state_dim = 2, 8, 4
-    config.types, config.pairs, config.mixed = "out_proj", "", 0.0
+    config.types, config.pairs, config.mixed, config.few = "out_proj", "", 0.0, True
     config.puzzles.train, config.puzzles.tune, config.puzzles.test = 6, 8, 2
     config.train.steps, config.train.eval_every, config.train.optimizer.warmup_steps = 4, 4, 0
     config.tune.steps, config.tune.eval_every, config.data.eval_batch_size = 4, 2, 8
@@ -42,7 +42,7 @@ def ran(tmp_path_factory):
             run_study(freeze_except.make_study, config, folder)
         finally:
             jax.config.update("jax_numpy_dtype_promotion", "strict")
-    freeze_except._tell(folder, config)
+    freeze_except.tell(folder, config)
     return folder, config
 
 
@@ -65,7 +65,8 @@ def test_what_moved_is_the_distance_from_the_base(ran):
     wanted = np.sqrt(sum(np.square(np.asarray(base[p]) - np.asarray(row[p])).sum() for p in base))
     found = json.loads((ran[0] / "forgetting.json").read_text())
     assert found["rows"][0]["curve"][-1]["moved"] == pytest.approx(float(wanted), rel=1e-4)
-    assert [point["step"] for point in found["rows"][0]["curve"]] == [2, 4]
+    assert [point["step"] for point in found["rows"][0]["curve"]] == [0, 2, 4]
+    assert found["rows"][0]["curve"][0]["moved"] == 0.0
 
 
 def test_the_tables_say_all_rows_and_the_source(ran):
@@ -73,17 +74,17 @@ def test_the_tables_say_all_rows_and_the_source(ran):
     assert text.count("| out_proj |") == text.count("| all |") == 2
     found = json.loads((ran[0] / "forgetting.json").read_text())
     assert found["rows"][0]["claim"]["points"] == 0.0
-    assert found["puzzles"] == 18
+    assert found["items"] == 18
     assert list(found["rows"][0]["families"]) == list(puzzles.FAMILIES)
-    assert "<svg" in (ran[0] / "forgetting.svg").read_text()
+    assert all("<svg" in (ran[0] / f"{name}.svg").read_text() for name in ("forgetting", "gain"))
 
 
 def test_changes_are_paired_and_their_interval_is_mcnemars():
-    changes = np.array([1.0] * 6 + [-1.0] * 2 + [0.0] * 92)
-    found = forgetting.points(changes)
+    changes = 100 * np.array([1.0] * 6 + [-1.0] * 2 + [0.0] * 92)
+    found = forgetting.paired(changes, 100.0)
     assert found.mean == pytest.approx(4.0)
     assert found.ci95 == pytest.approx(196 * np.sqrt(6 + 2 - (6 - 2) ** 2 / 100) / 100, rel=1e-6)
-    assert forgetting.points(np.zeros(100)).ci95 == 3.0  # never none
+    assert forgetting.paired(np.zeros(100), 100.0).ci95 == 3.0  # never none
 
 
 def curve(*points):
@@ -103,13 +104,13 @@ def test_rows_are_compared_where_all_have_gone_as_far():
 
 
 def test_rows_of_the_source_and_those_that_ask_further():
-    found = [name for name, *_ in freeze_except.rows(configs.get_config("cpu"))]
+    found = [part.name for part in parts.parts(configs.get_config("cpu"))]
     assert set(freeze_except.CLAIMS) <= set(found)
-    for name in ("shared_experts_and_out_proj", "out_proj_longer", "q_proj_rate_10", "all_mixed"):
+    for name in ("shared_experts_and_out_proj", "out_proj_longer", "q_proj_rate_10", "all_mixed", "all_few"):
         assert name in found
     study = freeze_except.make_study(configs.get_config("cpu"), 256)
     steps = {variant.name: variant.train["steps"] for variant in study.variants}
-    assert (steps["out_proj"], steps["out_proj_longer"]) == (50, 500)
+    assert (steps["out_proj"], steps["out_proj_longer"]) == (50, 200)
 
 
 def test_a_share_of_the_others_is_mixed_in_and_the_target_stays_whole():
@@ -158,5 +159,5 @@ def test_your_model_and_your_puzzles(ran, tmp_path):
         jax.config.update("jax_numpy_dtype_promotion", "strict")
     after = load_params(tmp_path / "out/runs/base/seed_0/params", model.abstract_params())
     jax.tree.map(np.testing.assert_array_equal, after, params)
-    freeze_except._tell(tmp_path / "out", own)
+    freeze_except.tell(tmp_path / "out", own)
     assert json.loads((tmp_path / "out/forgetting.json").read_text())["target"] == ["mine"]

@@ -30,6 +30,16 @@ def test_what_weighs_is_the_answer_and_its_end():
         assert TOKENIZER.decode(rows["inputs"][i][:length]) == puzzle.prompt + puzzle.answer
 
 
+def test_what_examples_show_weighs_too_where_that_is_asked_for():
+    rows = encoded(MIXED, TOKENIZER, SEQ_LEN, shown=True)
+    for i, puzzle in enumerate(MIXED):
+        chosen = TOKENIZER.decode(rows["targets"][i][rows["weights"][i] > 0])
+        shown = [line.split(" -> ")[1] for line in puzzle.prompt.splitlines()[:-1]]
+        assert chosen == "".join(f"{answer}\n" for answer in [*shown, puzzle.answer])
+    plain = encoded(MIXED, TOKENIZER, SEQ_LEN)
+    assert all(np.array_equal(plain[name], rows[name]) for name in ("inputs", "targets"))
+
+
 def test_the_prompt_has_no_part_in_the_loss(model):
     params, rows = model.init(jax.random.key(0)), encoded(MIXED[:4], TOKENIZER, SEQ_LEN)
     objective = LanguageModelling(model)

@@ -48,7 +48,8 @@ def draw(
     """Different puzzles of a family, the same for the same arguments.
 
     What is asked, rule and query together, belongs to one split by its hash, whatever the seed: no puzzle of one is in
-    the other, nor with other examples. The families are described as rule induction from a few examples with
+    the other, nor with other examples (of gravity and units at level 1, which ask for products of a small table: nor
+    with the same examples in another order). The families are described as rule induction from a few examples with
     exact answers, after the NVIDIA Nemotron Model Reasoning Challenge (2026); none is among the generators of
     `reasoning-gym`, whose puzzles of like names state their rule.
 

@@ -32,8 +32,8 @@ def numerals(rng: random.Random, level: int, examples: int) -> Drawn:
 def gravity(rng: random.Random, level: int, examples: int) -> Drawn | None:
     """How far a body falls in a time, `g t^2 / 2`, where g is to be found: in whole numbers, or one or two decimals."""
     rates = _grid(2, 24, level)[:: 2 if level == 1 else 1]  # even, so that whole numbers give whole numbers
-    times = _grid(1, 5, level)
-    return _measured(rng, level, examples, rates, times, lambda g, t: g * t * t / 2, "t = {} s", "{} m")
+    times = _grid(1, 9 if level == 1 else 5, level)
+    return _measured(rng, level, examples, rates, times, lambda g, t: g * t * t / 2, "{} s", "{} m")
 
 
 def units(rng: random.Random, level: int, examples: int) -> Drawn | None:
@@ -66,4 +66,6 @@ def _measured(
     if len({rounded(other, asked) for other in allowed}) > 1:
         return None
     told = [(given.format(x), found.format(y)) for x, y in pairs]
-    return Drawn(f"{rate}", told, given.format(asked), found.format(rounded(rate, asked)))
+    # Whole numbers are a table of about a hundred products, to be known by heart: there the examples are held out too.
+    rule = f"{rate}" if level > 1 else f"{rate}, of {sorted(shown)}"
+    return Drawn(rule, told, given.format(asked), found.format(rounded(rate, asked)))

@@ -1,0 +1,209 @@
+"""Fine-tuning parts of a base: which rows a study has, and what their runs say beside a loss.
+
+What `freeze_except` does with puzzles and `domains` with text. A config has `types`, `pairs`, `longer`, `rates`,
+`mixed`, `few` and `tune`; see experiments/configs/freeze_except.py.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.engine.tasks import Minimize, Start, Task
+from experiments.engine.variants import Variant
+from experiments.report import forgetting, forgotten
+from freezejax import models
+from freezejax.atomic import write_atomically
+from freezejax.errors import UserError
+from freezejax.paths import PyTree, leaf_paths, named_key
+from freezejax.roles import leaves, parameter_count
+from freezejax.schedules import FreezeSchedule
+from freezejax.selection import only
+from freezejax.training import processes
+from freezejax.training.objectives.base import Batch, Objective
+
+BASE, ALL = "base", "all"
+EVERYTHING, NOTHING = (FreezeSchedule([(0, [(".*", trains)])]) for trains in (True, False))
+
+
+class Part(NamedTuple):
+    """A row: the types of module that train (None: everything), and how it differs from the config."""
+
+    name: str
+    types: tuple[str, ...] | None
+    steps: float = 1.0  # times those of `config.tune`
+    rate: float = 1.0  # times its learning rate
+    mixed: float = 0.0  # share of what the base was trained on in the batches
+    few: bool = False  # only as many parameters, chosen at random, as the type has that has fewest
+
+    def schedule(self, params: PyTree) -> FreezeSchedule:
+        """It trains, nothing else does. Raises UserError for a type that the model does not have."""
+        return EVERYTHING if self.types is None else FreezeSchedule([(0, only(params, self.types))])
+
+
+def parts(config: ConfigDict) -> list[Part]:
+    """The single types and everything, then pairs, and each single again in every other way that the config asks for.
+
+    >>> asked = {"types": "up,down", "pairs": "up down", "longer": 1, "rates": (1.0,), "mixed": 0.0, "few": True}
+    >>> [part.name for part in parts(ConfigDict(asked))]
+    ['up', 'down', 'all', 'up_and_down', 'up_few', 'down_few', 'all_few']
+    """
+    singles = [Part("_and_".join(names), names) for names in _names(config.types)] + [Part(ALL, None)]
+    found = [*singles, *(Part("_and_".join(names), names) for names in _names(config.pairs))]
+    ways: list[tuple[str, dict[str, Any]]] = []
+    ways += [("longer", {"steps": config.longer})] * (config.longer > 1)
+    ways += [(f"rate_{rate:g}", {"rate": rate}) for rate in config.rates if rate != 1]
+    ways += [("mixed", {"mixed": config.mixed})] * (config.mixed > 0)
+    ways += [("few", {"few": True})] * config.few
+    return found + [single._replace(name=f"{single.name}_{way}", **how) for way, how in ways for single in singles]
+
+
+def _names(text: str) -> list[tuple[str, ...]]:
+    """Names with a space between them, groups with a comma: "up down, out" -> [("up", "down"), ("out",)]."""
+    return [tuple(group.split()) for group in text.split(",") if group.strip()]
+
+
+def tuned(config: ConfigDict, part: Part) -> dict[str, Any]:
+    """How a row trains, as fields of TrainConfig."""
+    train, tune = config.train.to_dict(), config.tune
+    rate = tune.learning_rate * part.rate
+    optimizer = {**train["optimizer"], "learning_rate": rate, "adam_learning_rate": rate, "warmup_steps": 0}
+    return {
+        **train,
+        "steps": int(tune.steps * part.steps),
+        "batch_size": tune.batch_size,
+        "eval_every": int(tune.eval_every * part.steps),
+        "checkpoint_every": 0,
+        "optimizer": {**optimizer, "weight_decay": 0.0},
+    }
+
+
+def base_row(model: Mapping[str, Any], config: ConfigDict, start: Start, minimize: Minimize) -> Variant:
+    """A base that is only scored: one step in which nothing trains."""
+    once = {**config.train.to_dict(), "steps": 1}
+    return Variant(BASE, model, once, NOTHING, minimize=minimize, start=start)
+
+
+def variants(
+    config: ConfigDict,
+    model: Mapping[str, Any],
+    start: Start,
+    minimize: Callable[[Part, int], Minimize],
+    needs: Sequence[str] = (),
+) -> list[Variant]:
+    """A row of the study for each part; `minimize` gets how many parameters train on average, 0 = all that may."""
+    params = models.build(**model).abstract_params()
+    sizes = {part: sum(size_of(params, part).values()) for part in parts(config)}
+    fewest = min(sizes.values())
+    if config.few and config.train.optimizer.name == "muon":
+        raise UserError("config.few: muon moves all of a matrix; use adamw, or --config.few=False")
+    return [
+        Variant(
+            part.name,
+            model,
+            tuned(config, part),
+            part.schedule(params),
+            minimize=minimize(part, fewest if part.few else 0),
+            start=start,
+            needs=needs,
+        )
+        for part, size in sizes.items()
+        if not (part.few and size == fewest)  # that is the row itself
+    ]
+
+
+def size_of(params: PyTree, part: Part) -> dict[str, int]:
+    """Parameters of each leaf that a row trains. Takes parameters or their shapes."""
+    mask = part.schedule(params).mask_at(params, 0)
+    trains = zip(leaf_paths(params), leaves(params), jax.tree.leaves(mask), strict=True)
+    return {path: parameter_count(leaf) for path, leaf, on in trains if on}
+
+
+@dataclasses.dataclass(frozen=True)
+class Few(Objective):
+    """An objective of which only some of the parameters train, chosen at random from a seed, the others by no bit.
+
+    Each parameter is chosen with the same probability, so that their number is `count` on average, whatever leaves they
+    lie in. The control for "it forgets less because it is small": every type with as many parameters as the smallest.
+    """
+
+    inner: Objective
+    sizes: Mapping[str, int]  # of the leaves that train
+    count: int
+    seed: int
+
+    def chosen(self, path: str, leaf: jax.Array) -> jax.Array:
+        """Which parameters of a leaf train: bools of its shape, the same in every step."""
+        share = min(1.0, self.count / sum(self.sizes.values()))
+        return jax.random.uniform(named_key(jax.random.key(self.seed), path), leaf.shape) < share
+
+    def number(self, params: PyTree) -> int:
+        """How many train."""
+        of_leaf = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
+        return sum(int(self.chosen(path, leaf).sum()) for path, leaf in of_leaf if path in self.sizes)
+
+    def loss(self, params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """As the inner one's, with no gradient but to the chosen."""
+        held = [
+            jnp.where(self.chosen(path, leaf), leaf, jax.lax.stop_gradient(leaf)) if path in self.sizes else leaf
+            for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
+        ]
+        return self.inner.loss(jax.tree.unflatten(jax.tree.structure(params), held), batch, key)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """As the inner one."""
+        return self.inner.prepare(batch)
+
+    def check(self, batch: Batch) -> None:
+        """As the inner one."""
+        self.inner.check(batch)
+
+    def evaluate(self, params: PyTree) -> Mapping[str, float]:
+        """As the inner one, and how many parameters train."""
+        return {**self.inner.evaluate(params), forgetting.TRAINED: float(self.number(params))}
+
+
+Scored = tuple[Mapping[str, float], np.ndarray]  # figures of parameters, and the score of every item
+
+
+def scorer(task: Task, scored: Callable[[PyTree], Scored], base: PyTree | None) -> Callable[[PyTree], dict[str, float]]:
+    """What a run reports at every evaluation: the figures; the scores of all items go into its folder.
+
+    Of a run that starts from a `base` also how far the weights are from it: the norm of the difference.
+    """
+
+    def score(params: PyTree) -> dict[str, float]:
+        figures, values_N = scored(params)
+        processes.on_main(lambda: forgetting.write_items(task.directory, values_N))
+        return {**figures, **({} if base is None else {forgetting.MOVED: float(_distance(params, base))})}
+
+    return score
+
+
+def few_of(objective: Objective, task: Task, part: Part, count: int) -> Objective:
+    """The objective with so many parameters; with all where `count` is 0."""
+    sizes = size_of(task.model.abstract_params(), part)
+    return Few(objective, sizes, count, task.config.seed) if count else objective
+
+
+@jax.jit
+def _distance(params: PyTree, before: PyTree) -> jax.Array:
+    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(jnp.float32(a) - jnp.float32(b))), params, before)
+    return jnp.sqrt(sum(jax.tree.leaves(squares)))
+
+
+def tell(workdir: Path, items: forgetting.Items, claims: Mapping[str, float] | None = None) -> None:
+    """Writes and prints what a finished study says of its rows: forgetting.json, .md, and two pictures."""
+    rows = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["rows"]
+    found = forgetting.measure(workdir, rows, items, claims or {})
+    write_atomically(workdir / "forgetting.json", json.dumps(found, indent=1) + "\n")
+    write_atomically(workdir / "forgetting.md", text := forgotten.as_markdown(found))
+    write_atomically(workdir / "forgetting.svg", forgotten.heat_map(found))
+    write_atomically(workdir / "gain.svg", forgotten.gain_against_decay(found))
+    print(f"\n{text}\nWritten: {workdir / 'forgetting.md'}, .json, .svg and {workdir / 'gain.svg'}")
