@@ -105,7 +105,7 @@ def _row(
     families, step = np.asarray(items.families), items.scale.step
     every = paired(changes, step)
     curve = _curve(workdir, row["name"], seeds, items)
-    found = {
+    found: dict[str, Any] = {
         "name": row["name"],
         "trained": int((curve[-1] if curve else {}).get(TRAINED, row["trainable_params"])),
         "change": every._asdict(),
