@@ -107,7 +107,7 @@ def _row(
     curve = _curve(workdir, row["name"], seeds, items)
     found: dict[str, Any] = {
         "name": row["name"],
-        "trained": int((curve[-1] if curve else {}).get(TRAINED, row["trainable_params"])),
+        "trained": int(curve[-1][TRAINED]) if curve and TRAINED in curve[-1] else row["trainable_params"],
         "change": every._asdict(),
         "gain": paired(changes[items.in_target], step)._asdict(),
         "decay": paired(changes[~items.in_target], step)._asdict(),
