@@ -164,7 +164,7 @@ def main() -> None:
     if (workdir := study.main(made, tokenizer=base.tokenizer)) is not None:
         names = [TARGET, *others_of(config)]
         families = [name for name in names for _ in range(config.data.val_sequences)]
-        processes.on_main(lambda: parts.tell(workdir, Items(families, [TARGET], BITS)))
+        processes.on_main(lambda: parts.tell(workdir, parts.rows_of(workdir), Items(families, [TARGET], BITS)))
 
 
 if __name__ == "__main__":

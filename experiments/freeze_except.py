@@ -24,6 +24,7 @@ from experiments.engine import cli, study
 from experiments.engine.tasks import Evaluate, Minimize, Start, Task
 from experiments.engine.variants import Evaluators, Figure, Study, Variant
 from experiments.parts import ALL, BASE, EVERYTHING, Part
+from experiments.report import forgetting
 from experiments.report.forgetting import ACCURACY, Items
 from freezejax import models
 from freezejax.data import Corpus
@@ -34,6 +35,7 @@ from freezejax.sharding import Layout
 from freezejax.training import processes
 from freezejax.training.answers import AnswerBatches, Scores, by_family, encoded, make_scorer
 from freezejax.training.batches import BatchSource
+from freezejax.training.checkpoints import load_params
 from freezejax.training.evaluation import Apply
 from freezejax.training.objectives.base import Objective
 from freezejax.training.objectives.language_modelling import LanguageModelling
@@ -42,6 +44,7 @@ from freezejax.training.objectives.language_modelling import LanguageModelling
 CLAIMS = {"shared_experts": 0.0, "out_proj": 0.0, "lm_head": -0.4, "v_proj": -2.9, "q_proj": -10.4, "down_proj": -35.6}
 CLAIMS |= {"up_proj": -35.8, "in_proj": -38.4, "o_proj": -42.9, ALL: -40.9}
 FILES = ("train", "target", "test")  # of a folder of the user's, with .jsonl
+POWER = "items_power.json"  # in the folder of a run: the scores of more puzzles
 FIGURES = (Figure("error", "wrong answers", "share"), Figure("answer_ce", "CE of answers", "nats/token"))
 
 
@@ -128,8 +131,7 @@ class PuzzleEvaluators(Evaluators):
 
 def make_study(config: ConfigDict, vocab_size: int, base: bases.Base | None = None) -> Study:
     """A base, one row for each type, and the rows that ask further; refuses a type that the model does not have."""
-    size = config.model.vocab_size or vocab_size
-    model = {**config.model.to_dict(), "vocab_size": size} if base is None else base.model(config, vocab_size)
+    model = model_of(config, vocab_size, base)
     if base is None:
         first = Variant(BASE, model, config.train.to_dict(), EVERYTHING, minimize=on_answers(config))
     else:
@@ -144,6 +146,12 @@ def make_study(config: ConfigDict, vocab_size: int, base: bases.Base | None = No
         check=functools.partial(_check, config),
         inputs={"puzzles": _digest(config)} if config.puzzles.path else {},
     )
+
+
+def model_of(config: ConfigDict, vocab_size: int, base: bases.Base | None) -> dict[str, Any]:
+    """Family and config, as for `models.build`."""
+    own = {**config.model.to_dict(), "vocab_size": config.model.vocab_size or vocab_size}
+    return own if base is None else base.model(config, vocab_size)
 
 
 def on_answers(config: ConfigDict, part: Part | None = None, few: int = 0) -> Minimize:
@@ -197,13 +205,38 @@ def main() -> None:
         models.model_of(base.path)  # refuses what is no model before any text is read
     made = functools.partial(make_study, base=base)
     if (workdir := study.main(made, tokenizer="" if base is None else base.tokenizer)) is not None:
-        processes.on_main(lambda: tell(workdir, config))
+        processes.on_main(lambda: tell(workdir, config, base))
 
 
-def tell(workdir: Path, config: ConfigDict) -> None:
-    """Writes and prints what a finished study says."""
-    puzzles = puzzles_of(config)
-    parts.tell(workdir, Items([puzzle.family for puzzle in puzzles.test], puzzles.target, ACCURACY), CLAIMS)
+def tell(workdir: Path, config: ConfigDict, base: bases.Base | None = None) -> None:
+    """Writes and prints what a finished study says, and of its single types the same on more puzzles."""
+    puzzles, rows = puzzles_of(config), parts.rows_of(workdir)
+    items = Items([puzzle.family for puzzle in puzzles.test], puzzles.target, ACCURACY)
+    parts.tell(workdir, rows, items, CLAIMS)
+    if config.puzzles.power and not config.puzzles.path:
+        told = [BASE, *(part.name for part in parts.singles(config))]
+        rows = [row for row in rows if row["name"] in told]
+        more = score_more(workdir, rows, config, base)
+        parts.tell(workdir, rows, more, CLAIMS, "forgetting_power", POWER)
+
+
+def score_more(workdir: Path, rows: Sequence[Mapping[str, Any]], config: ConfigDict, base: bases.Base | None) -> Items:
+    """The weights that rows left, scored on `config.puzzles.power` test puzzles of each family; what is, is kept."""
+    c = config.puzzles
+    how: dict[str, Any] = {"level": c.level, "examples": c.examples, "split": "test"}
+    puzzles = [puzzle for family in FAMILIES for puzzle in draw(family, c.power, **how)]
+    tokenizer = study.load_corpus(config, "" if base is None else base.tokenizer).tokenizer
+    model = models.build(**model_of(config, tokenizer.vocab_size, base))
+    sizes = {"seq_len": config.train.seq_len, "batch_size": config.data.eval_batch_size}
+    score = make_scorer(model, puzzles, tokenizer, **sizes, compute_dtype=config.train.compute_dtype)
+    for row in rows:
+        for seed in row["seeds"]:
+            folder = forgetting.folder(workdir, row["name"], seed)
+            if not (folder / POWER).exists():
+                print(f"{row['name']}, seed {seed}: {len(puzzles):,} puzzles", flush=True)
+                params = load_params(folder / "params", model.abstract_params())
+                forgetting.write_items(folder, Scored(puzzles, score).items(params)[1], POWER)
+    return Items([puzzle.family for puzzle in puzzles], puzzles_of(config).target, ACCURACY)
 
 
 if __name__ == "__main__":

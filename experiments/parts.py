@@ -54,14 +54,18 @@ def parts(config: ConfigDict) -> list[Part]:
     >>> [part.name for part in parts(ConfigDict(asked))]
     ['up', 'down', 'all', 'up_and_down', 'up_few', 'down_few', 'all_few']
     """
-    singles = [Part("_and_".join(names), names) for names in _names(config.types)] + [Part(ALL, None)]
-    found = [*singles, *(Part("_and_".join(names), names) for names in _names(config.pairs))]
+    found = [*singles(config), *(Part("_and_".join(names), names) for names in _names(config.pairs))]
     ways: list[tuple[str, dict[str, Any]]] = []
     ways += [("longer", {"steps": config.longer})] * (config.longer > 1)
     ways += [(f"rate_{rate:g}", {"rate": rate}) for rate in config.rates if rate != 1]
     ways += [("mixed", {"mixed": config.mixed})] * (config.mixed > 0)
     ways += [("few", {"few": True})] * config.few
-    return found + [single._replace(name=f"{single.name}_{way}", **how) for way, how in ways for single in singles]
+    return found + [part._replace(name=f"{part.name}_{way}", **how) for way, how in ways for part in singles(config)]
+
+
+def singles(config: ConfigDict) -> list[Part]:
+    """One row for each type, and everything."""
+    return [*(Part("_and_".join(names), names) for names in _names(config.types)), Part(ALL, None)]
 
 
 def _names(text: str) -> list[tuple[str, ...]]:
@@ -198,12 +202,24 @@ def _distance(params: PyTree, before: PyTree) -> jax.Array:
     return jnp.sqrt(sum(jax.tree.leaves(squares)))
 
 
-def tell(workdir: Path, items: forgetting.Items, claims: Mapping[str, float] | None = None) -> None:
-    """Writes and prints what a finished study says of its rows: forgetting.json, .md, and two pictures."""
-    rows = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["rows"]
-    found = forgetting.measure(workdir, rows, items, claims or {})
-    write_atomically(workdir / "forgetting.json", json.dumps(found, indent=1) + "\n")
-    write_atomically(workdir / "forgetting.md", text := forgotten.as_markdown(found))
-    write_atomically(workdir / "forgetting.svg", forgotten.heat_map(found))
-    write_atomically(workdir / "gain.svg", forgotten.gain_against_decay(found))
-    print(f"\n{text}\nWritten: {workdir / 'forgetting.md'}, .json, .svg and {workdir / 'gain.svg'}")
+def tell(
+    workdir: Path,
+    rows: Sequence[Mapping[str, Any]],
+    items: forgetting.Items,
+    claims: Mapping[str, float] | None = None,
+    name: str = "forgetting",
+    file: str = forgetting.ITEMS,
+) -> None:
+    """Writes and prints what changed in rows of a finished study, of which the base is the first."""
+    found = forgetting.measure(workdir, rows, items, claims or {}, file)
+    write_atomically(workdir / f"{name}.json", json.dumps(found, indent=1) + "\n")
+    write_atomically(workdir / f"{name}.md", text := forgotten.as_markdown(found))
+    write_atomically(workdir / f"{name}.svg", forgotten.heat_map(found))
+    write_atomically(workdir / f"{name}_gain.svg", forgotten.gain_against_decay(found))
+    print(f"\n{text}\nWritten: {workdir / name}.md, .json, .svg and _gain.svg")
+
+
+def rows_of(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of a finished study."""
+    found: list[dict[str, Any]] = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["rows"]
+    return found

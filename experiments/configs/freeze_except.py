@@ -43,9 +43,13 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.puzzles.examples = 4  # shown in each
     config.puzzles.train = 200 if tiny else 20_000  # of each family that the base learns
     config.puzzles.test = 4 if tiny else 500 if large else 50  # of each family
+    # Drawn test puzzles of each family that the single types are scored on once more; 0: not. 500 are 4,500 in all.
+    config.puzzles.power = 0 if tiny or large else 500
     config.puzzles.target = "cryptarithm_deduce,cryptarithm_guess"  # what is fine-tuned on, and not in the base
     config.puzzles.shown = True  # the base learns the answers of the examples, too
     config.puzzles.tune = 40 if tiny else 500  # puzzles of the target, all together
+    if not tiny:
+        config.data.eval_batch_size = 150  # puzzles
     config.types = _ROWS  # one row each, and a last one in which everything trains
     config.pairs = "shared_experts out_proj"  # rows of several types: names with a space between, rows with a comma
     config.longer = 1 if tiny else 4  # also with so many times the steps; 1: not
@@ -62,7 +66,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.tune.steps = 10 if tiny else 50  # the source's
     config.tune.batch_size = 8 if tiny else 16
     config.tune.learning_rate = 1e-3 if tiny else 2e-4
-    config.tune.eval_every = 5 if tiny else 10
+    config.tune.eval_every = 5 if tiny else 25
     return config
 
 

@@ -24,7 +24,7 @@ def small(**changes):
     config.model.num_heads, config.model.num_kv_heads, config.model.head_dim = 2, 1, 8
     config.model.mamba_heads, config.model.mamba_head_dim, config.model.state_dim = 2, 8, 4
     config.types, config.pairs, config.mixed, config.few = "out_proj", "", 0.0, True
-    config.puzzles.train, config.puzzles.tune, config.puzzles.test = 6, 8, 2
+    config.puzzles.train, config.puzzles.tune, config.puzzles.test, config.puzzles.power = 6, 8, 2, 3
     config.train.steps, config.train.eval_every, config.train.optimizer.warmup_steps = 4, 4, 0
     config.tune.steps, config.tune.eval_every, config.data.eval_batch_size = 4, 2, 8
     config.update(changes)
@@ -76,7 +76,29 @@ def test_the_tables_say_all_rows_and_the_source(ran):
     assert found["rows"][0]["claim"]["points"] == 0.0
     assert found["items"] == 18
     assert list(found["rows"][0]["families"]) == list(puzzles.FAMILIES)
-    assert all("<svg" in (ran[0] / f"{name}.svg").read_text() for name in ("forgetting", "gain"))
+    assert all("<svg" in (ran[0] / f"{name}.svg").read_text() for name in ("forgetting", "forgetting_gain"))
+
+
+def test_more_puzzles_are_scored_with_the_weights_that_rows_left(ran, monkeypatch):
+    folder, config = ran
+    found = json.loads((folder / "forgetting_power.json").read_text())
+    assert found["items"] == 27
+    assert [row["name"] for row in found["rows"]] == ["out_proj", "all"]  # not the rows that ask further
+    both = [json.loads((folder / f"runs/all/seed_0/{name}.json").read_text()) for name in ("items", "items_power")]
+    for family in range(9):  # the first puzzles are those of the study
+        assert both[0][2 * family : 2 * family + 2] == both[1][3 * family : 3 * family + 2]
+    monkeypatch.setattr(freeze_except, "load_params", None)
+    freeze_except.tell(folder, config)  # what is scored is not scored again
+
+
+def test_a_few_parameters_train_where_that_is_asked_for(ran):
+    base, few = (weights(*ran, name) for name in ("base", "all_few"))
+    moved = sum(int((np.asarray(base[path]) != np.asarray(few[path])).sum()) for path in base)
+    found = json.loads((ran[0] / "forgetting.json").read_text())
+    trained = {row["name"]: row["trained"] for row in found["rows"]}
+    assert moved <= trained["all_few"]
+    assert trained["all_few"] == pytest.approx(trained["out_proj"], rel=0.2)
+    assert trained["all"] > 2 * trained["out_proj"]
 
 
 def test_changes_are_paired_and_their_interval_is_mcnemars():
