@@ -37,6 +37,9 @@ COLUMNS = [
 
 def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
     """The judged rows and contrasts of a study; a contrast that says the same as a row stands once."""
+    if "items" in summary:
+        yield from _of_parts(summary)
+        return
     study, text = summary["experiment"], summary["data"]["source"]
     baseline, seen = summary["rows"][0]["name"] if summary["rows"] else "", set()
     for item in (item for item in [*summary["rows"], *summary["contrasts"]] if "paper" in item):
@@ -50,6 +53,16 @@ def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
             paper, verdict = item["paper"], item.get("verdict", DASH)
             measured = f"{name} against {reference} ({study}, {text})"
             yield Claim(paper["source"], paper["claim"], with_ci(pct, ci95, 1, " %"), verdict, measured)
+
+
+def _of_parts(found: Mapping[str, Any]) -> Iterator[Claim]:
+    """Of the forgetting.json of `freeze_except`: changes in percentage points over all families."""
+    for row in (row for row in found["rows"] if "claim" in row):
+        claim, change = row["claim"], row["change"]
+        told = f"{row['name']} alone fine-tuned: {claim['points']:+.1f} points over {claim['over']}"
+        ours = with_ci(change["mean"], change["ci95"], 1, " points")
+        measured = f"{row['name']} against base (freeze_except, {found['items']:,} puzzles)"
+        yield Claim(claim["source"], told, ours, claim["verdict"], measured)
 
 
 def as_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -71,11 +84,13 @@ def main(paths: Sequence[str]) -> None:
         if not Path(path).is_file():
             raise UserError(f"--summaries={path}: no such file; give the summary.json of a study")
         found.append(json.loads(Path(path).read_text(encoding="utf-8")))
-        if "contrasts" not in found[-1]:
-            raise UserError(f"--summaries={path}: not the summary.json of a study")
+        if not {"contrasts", "items"} & found[-1].keys():
+            raise UserError(f"--summaries={path}: not the summary.json of a study, nor a forgetting.json")
     print(as_markdown(found))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("summaries", [], "The summary.json files of finished studies.")
+    flags.DEFINE_list(
+        "summaries", [], "The summary.json files of finished studies, and the forgetting.json of freeze_except."
+    )
     cli.run(lambda: main(flags.FLAGS.summaries))

@@ -206,12 +206,12 @@ def tell(
     workdir: Path,
     rows: Sequence[Mapping[str, Any]],
     items: forgetting.Items,
-    claims: Mapping[str, float] | None = None,
+    claims: forgetting.Claims = forgetting.NO_CLAIMS,
     name: str = "forgetting",
     file: str = forgetting.ITEMS,
 ) -> None:
     """Writes and prints what changed in rows of a finished study, of which the base is the first."""
-    found = forgetting.measure(workdir, rows, items, claims or {}, file)
+    found = forgetting.measure(workdir, rows, items, claims, file)
     write_atomically(workdir / f"{name}.json", json.dumps(found, indent=1) + "\n")
     write_atomically(workdir / f"{name}.md", text := forgotten.as_markdown(found))
     write_atomically(workdir / f"{name}.svg", forgotten.heat_map(found))

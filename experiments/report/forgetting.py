@@ -35,6 +35,17 @@ ACCURACY = Scale("% right", "test puzzles", 1, 1, 2.0, 100.0, "answer_ce")
 BITS = Scale("bits/byte", "windows of text", 3, -1, 0.005, 0.0, "ce")
 
 
+class Claims(NamedTuple):
+    """What a source says of rows by their names: changes of all items together, on the scale of the items."""
+
+    source: str
+    over: str  # what the source tested on
+    points: Mapping[str, float]
+
+
+NO_CLAIMS = Claims("", "", {})
+
+
 class Items(NamedTuple):
     """What is tested: the family of each item, which families are the target, and the scale."""
 
@@ -54,9 +65,7 @@ def write_items(directory: Path, values_N: np.ndarray, file: str = ITEMS) -> Non
     write_atomically(directory / file, json.dumps([round(float(x), 6) for x in values_N]) + "\n")
 
 
-def measure(
-    workdir: Path, rows: Sequence[Row], items: Items, claims: Mapping[str, float], file: str = ITEMS
-) -> dict[str, Any]:
+def measure(workdir: Path, rows: Sequence[Row], items: Items, claims: Claims, file: str = ITEMS) -> dict[str, Any]:
     """Of every row but the first, the base, what changed, with 95 % intervals over items.
 
     An item's change is the mean over the seeds that a row has, so that an interval says whether other puzzles, or other
@@ -98,7 +107,7 @@ def folder(workdir: Path, name: str, seed: int) -> Path:
 
 
 def _row(
-    workdir: Path, row: Row, before: Mapping[int, np.ndarray], items: Items, claims: Mapping[str, float], file: str
+    workdir: Path, row: Row, before: Mapping[int, np.ndarray], items: Items, claims: Claims, file: str
 ) -> dict[str, Any]:
     seeds = [seed for seed in row["seeds"] if seed in before]
     changes = np.mean([_values(workdir, row["name"], seed, file) - before[seed] for seed in seeds], axis=0)
@@ -114,8 +123,14 @@ def _row(
         "families": {n: paired(changes[families == n], step)._asdict() for n in dict.fromkeys(items.families)},
         "curve": curve,
     }
-    if row["name"] in claims:
-        found["claim"] = {"points": claims[row["name"]], "verdict": verdict(every, claims[row["name"]])}
+    if row["name"] in claims.points:
+        points = claims.points[row["name"]]
+        found["claim"] = {
+            "points": points,
+            "verdict": verdict(every, points),
+            "source": claims.source,
+            "over": claims.over,
+        }
     return found
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import freeze_except, parts
+from experiments import claims, freeze_except, parts
 from experiments.bases import Base
 from experiments.configs import freeze_except as configs
 from experiments.engine import lock
@@ -74,6 +74,9 @@ def test_the_tables_say_all_rows_and_the_source(ran):
     assert text.count("| out_proj |") == text.count("| all |") == 2
     found = json.loads((ran[0] / "forgetting.json").read_text())
     assert found["rows"][0]["claim"]["points"] == 0.0
+    (told, _) = claims.claims_of(found)
+    assert told.claim == "out_proj alone fine-tuned: +0.0 points over 450 samples of nine families"
+    assert (told.ours, told.verdict) == ("+0.0 ±16.7 points", "inconclusive")
     assert found["items"] == 18
     assert list(found["rows"][0]["families"]) == list(puzzles.FAMILIES)
     assert all("<svg" in (ran[0] / f"{name}.svg").read_text() for name in ("forgetting", "forgetting_gain"))
@@ -127,7 +130,7 @@ def test_rows_are_compared_where_all_have_gone_as_far():
 
 def test_rows_of_the_source_and_those_that_ask_further():
     found = [part.name for part in parts.parts(configs.get_config("cpu"))]
-    assert set(freeze_except.CLAIMS) <= set(found)
+    assert set(freeze_except.CLAIMS.points) <= set(found)
     for name in ("shared_experts_and_out_proj", "out_proj_longer", "q_proj_rate_10", "all_mixed", "all_few"):
         assert name in found
     study = freeze_except.make_study(configs.get_config("cpu"), 256)

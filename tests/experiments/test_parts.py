@@ -221,7 +221,7 @@ def test_an_item_counts_once_whatever_the_number_of_seeds(tmp_path):
             record = {"step": 1, "answer_ce/a": 1.0, "answer_ce/b": 1.0, "moved": 1.0}
             (tmp_path / f"runs/{name}/seed_{seed}/metrics.jsonl").write_text(json.dumps(record) + "\n")
     rows = [{"name": name, "seeds": [0, 1], "trainable_params": 1} for name in ("base", "row")]
-    two = forgetting.measure(tmp_path, rows, items, {})
-    one = forgetting.measure(tmp_path, [{**row, "seeds": [0]} for row in rows], items, {})
+    two = forgetting.measure(tmp_path, rows, items, forgetting.NO_CLAIMS)
+    one = forgetting.measure(tmp_path, [{**row, "seeds": [0]} for row in rows], items, forgetting.NO_CLAIMS)
     assert two["rows"][0]["decay"] == one["rows"][0]["decay"]
     assert two["rows"][0]["gain"]["mean"] == 50.0
