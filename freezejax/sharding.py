@@ -1,8 +1,9 @@
 """How a model lies on a mesh of devices: one table of path patterns, and what a layer does with its shard.
 
 A kernel is stored in shards over `fsdp` and `tensor`. Where it is used it is gathered over `fsdp`, in the forward
-pass and again in the backward pass; the gradient of a trainable one is summed over `data` and `fsdp` and kept as a
-shard. A frozen kernel has no gradient. A random map is drawn where it is needed: never gathered.
+pass and again in the backward pass; the gradient of a trainable one is summed over the axes of the batch and kept as a
+shard. The experts of a mixture are dealt out over `expert` and stay there. A frozen kernel has no gradient. A random
+map is drawn where it is needed: never gathered.
 """
 
 import dataclasses
@@ -24,26 +25,28 @@ from freezejax.paths import PyTree, map_with_paths
 from freezejax.roles import Leaf, Role
 from freezejax.ties import untie
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # axes that split the rows of a batch
+AXES = ("data", "fsdp", "expert", "tensor")
+BATCH = ("data", "fsdp", "expert")  # axes that split the rows of a batch
 
 # Of a model family: patterns of kernel paths (of a leaf that is part of no kernel: its own path); the first match wins.
 Rules = Sequence[tuple[str, P]]
 _IN_SHARDS = (Role.KERNEL, Role.HEAD, Role.CODED, Role.EMBEDDING, Role.DRAWN)  # all else lies whole on every device
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh of the axes data, fsdp and tensor over all devices; -1 is what the other two leave.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, expert: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """Mesh of the axes data, fsdp, expert and tensor over all devices; -1 is what the others leave.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, naming the field.
 
     >>> make_mesh().shape
-    OrderedDict({'data': 1, 'fsdp': 1, 'tensor': 1})
+    OrderedDict({'data': 1, 'fsdp': 1, 'expert': 1, 'tensor': 1})
     """
     if devices is None:  # process after process, so that each has whole rows of the batch
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
     for axis, size in sizes.items():
         if size < 1 and size != -1:
             raise UserError(f"train.mesh.{axis}={size}: expected 1 or more, or -1 for what the others leave")
@@ -58,7 +61,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if open_axes:
         sizes[open_axes[0]] = len(devices) // known
     # Not jax.make_mesh: it knows no devices of a topology description, and its axes are Explicit by default.
-    return Mesh(np.array(devices).reshape(tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(np.array(devices).reshape(tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec_of(kernel: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> P:

@@ -78,6 +78,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.train.mesh.data = -1  # rows of the batch
     config.train.mesh.fsdp = 1  # rows of the batch, and weights, gradients and optimizer state
     config.train.mesh.tensor = 1  # weights, and activations inside a block
+    config.train.mesh.expert = 1  # rows of the batch, and the experts of a mixture
     config.train.ema_decay = 0.0  # 0 = off
     config.train.compute_dtype = "bfloat16" if paper else "float32"
     config.train.remat = False  # the backward pass computes each block again, instead of keeping its activations

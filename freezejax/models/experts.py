@@ -100,10 +100,13 @@ def _sum_of_experts(
     balance_E: jax.Array,
     up_ExDxW: jax.Array,
     down_ExWxD: jax.Array,
+    first: jax.Array | int = 0,
 ) -> jax.Array:
+    """With kernels of the experts from number `first` on: what these give."""
     expert_Nxk, share_Nxk = chosen(config, logits_NxE, balance_E)
-    N, k = expert_Nxk.shape
-    sent = blocks(expert_Nxk.reshape(-1), len(up_ExDxW))
+    (N, k), here = expert_Nxk.shape, len(up_ExDxW)
+    place_M = expert_Nxk.reshape(-1) - first
+    sent = blocks(jnp.where((place_M >= 0) & (place_M < here), place_M, here), here)
     x = sent.put(jnp.repeat(x_NxD, k, axis=0))
     hidden = jnp.square(jax.nn.relu(grouped(x, up_ExDxW, sent.group_K)))
     y_NxkxD = sent.taken(grouped(hidden, down_ExWxD, sent.group_K)).reshape(N, k, -1)
@@ -111,13 +114,21 @@ def _sum_of_experts(
 
 
 def _on_mesh(compute: Callable[..., jax.Array], up: NamedSharding, down: NamedSharding) -> Callable[..., jax.Array]:
-    """Every device chooses for its own tokens and sorts them, with all experts at hand, or a share of their width."""
-    kernels, rows = [used_spec(stored.spec) for stored in (up, down)], P(BATCH)
-    apart = "tensor" in kernels[0]
+    """Every device chooses for its own tokens and sorts them, with all experts at hand, or a share of their width.
 
-    def local(*args: jax.Array) -> jax.Array:
-        y_NxD = compute(*args)
-        return jax.lax.psum(y_NxD, "tensor") if apart else y_NxD
+    Over the axis `expert` each keeps its own experts: it gets the tokens of all, and gives back what its experts make.
+    """
+    kernels, rows = [used_spec(stored.spec) for stored in (up, down)], P(BATCH)
+    apart, spread = "tensor" in kernels[0], "expert" in kernels[0]
+
+    def local(x_NxD: jax.Array, logits_NxE: jax.Array, balance_E: jax.Array, *own: jax.Array) -> jax.Array:
+        if not spread:
+            y_NxD = compute(x_NxD, logits_NxE, balance_E, *own)
+            return jax.lax.psum(y_NxD, "tensor") if apart else y_NxD
+        x_NxD, logits_NxE = (jax.lax.all_gather(part, "expert", tiled=True) for part in (x_NxD, logits_NxE))
+        y_NxD = compute(x_NxD, logits_NxE, balance_E, *own, first=jax.lax.axis_index("expert") * len(own[0]))
+        y_NxD = jax.lax.psum(y_NxD, "tensor") if apart else y_NxD
+        return jax.lax.psum_scatter(y_NxD, "expert", tiled=True)
 
     specs = (rows, rows, P(), *kernels)
     return jax.shard_map(local, mesh=up.mesh, in_specs=specs, out_specs=rows, check_vma=False)

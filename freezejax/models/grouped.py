@@ -1,5 +1,6 @@
 """Matrix products in which every row meets the matrix of its own group: tokens and the experts they are sent to."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,22 +14,25 @@ ROWS = 128  # of a block, at most: enough to keep a matrix unit busy
 class Blocks(NamedTuple):
     """Rows sorted by group and put into blocks, each of one group alone; see `blocks`."""
 
-    place_M: jax.Array  # int32, where each row goes among the rows of all blocks
-    group_K: jax.Array  # int32, the group of each block
+    place_M: jax.Array  # int32, where each row goes among the rows of all blocks; beyond them: nowhere
+    group_K: jax.Array  # int32, the group of each block; the number of groups: the block is empty
     rows: int  # of a block
 
     def put(self, x_MxD: jax.Array) -> jax.Array:
         """Rows [M, D] in their blocks, [K, rows, D], with zeros where a group does not fill its last block."""
         shape = (len(self.group_K) * self.rows, x_MxD.shape[1])
-        return jnp.zeros(shape, x_MxD.dtype).at[self.place_M].set(x_MxD).reshape(-1, self.rows, shape[1])
+        placed = jnp.zeros(shape, x_MxD.dtype).at[self.place_M].set(x_MxD, mode="drop")
+        return placed.reshape(-1, self.rows, shape[1])
 
     def taken(self, x_KxRxD: jax.Array) -> jax.Array:
-        """The inverse of `put`: [M, D]."""
-        return x_KxRxD.reshape(-1, x_KxRxD.shape[-1])[self.place_M]
+        """The inverse of `put`, [M, D], with zeros for rows that have no group."""
+        return x_KxRxD.reshape(-1, x_KxRxD.shape[-1]).at[self.place_M].get(mode="fill", fill_value=0)
 
 
 def blocks(group_M: jax.Array, groups: int) -> Blocks:
     """Blocks for rows of these groups; none is dropped, and there is room for any way in which they may fall.
+
+    A row of group `groups` has no group here: it has no place, and costs nothing.
 
     >>> found = blocks(jnp.array([1, 0, 1], jnp.int32), groups=2)
     >>> found.taken(found.put(jnp.arange(3.0)[:, None])).ravel()
@@ -38,21 +42,23 @@ def blocks(group_M: jax.Array, groups: int) -> Blocks:
     rows = min(ROWS, max(8, 1 << (M // groups // 2).bit_length()))
     count = -(-M // rows) + groups  # every group leaves one block half empty at most
     order_M = jnp.argsort(group_M, stable=True)
-    sizes_G = jnp.zeros(groups, jnp.int32).at[group_M].add(1)
+    here_M, known_M = group_M < groups, jnp.minimum(group_M, groups - 1)
+    sizes_G = jnp.zeros(groups, jnp.int32).at[group_M].add(1, mode="drop")
     last_G = jnp.cumsum(-(-sizes_G // rows), dtype=jnp.int32)  # block after a group's last
     first_G = jnp.concatenate([jnp.zeros(1, jnp.int32), last_G[:-1]])
     start_G = jnp.cumsum(sizes_G, dtype=jnp.int32) - sizes_G
-    rank_M = jnp.zeros(M, jnp.int32).at[order_M].set(jnp.arange(M, dtype=jnp.int32)) - start_G[group_M]
+    rank_M = jnp.zeros(M, jnp.int32).at[order_M].set(jnp.arange(M, dtype=jnp.int32)) - start_G[known_M]
     group_K = jnp.searchsorted(last_G, jnp.arange(count, dtype=jnp.int32), side="right").astype(jnp.int32)
-    return Blocks(first_G[group_M] * rows + rank_M, jnp.minimum(group_K, groups - 1), rows)
+    return Blocks(jnp.where(here_M, first_G[known_M] * rows + rank_M, count * rows), group_K, rows)
 
 
 @jax.custom_vjp
 def grouped(x_KxRxI: jax.Array, kernel_GxIxO: jax.Array, group_K: jax.Array) -> jax.Array:
     """Each block times the matrix of its group: [K, rows, I] -> [K, rows, O], in the dtype of `x`.
 
-    One block after the other, so that no matrix is copied for a block, and no row is multiplied with a matrix that is
-    not its own. Where the kernel is not differentiated its gradient is dead code, and leaves no matmul behind.
+    One block after the other, so that no matrix is copied for a block, no row is multiplied with a matrix that is not
+    its own, and an empty block with none. Where the kernel is not differentiated its gradient is dead code, and leaves
+    no matmul behind.
 
     >>> grouped(jnp.ones((2, 1, 1)), jnp.array([[[3.0]], [[5.0]]]), jnp.array([1, 0])).ravel()
     Array([5., 3.], dtype=float32)
@@ -63,10 +69,19 @@ def grouped(x_KxRxI: jax.Array, kernel_GxIxO: jax.Array, group_K: jax.Array) -> 
 def _products(x_KxRxI: jax.Array, kernel_GxIxO: jax.Array, group_K: jax.Array, transposed: bool) -> jax.Array:
     def one(block: tuple[jax.Array, jax.Array]) -> jax.Array:
         x_RxI, group = block
-        kernel = kernel_GxIxO[group].astype(x_RxI.dtype)
-        return x_RxI @ (kernel.T if transposed else kernel)
+
+        def product() -> jax.Array:
+            kernel = kernel_GxIxO[group].astype(x_RxI.dtype)
+            return x_RxI @ (kernel.T if transposed else kernel)
+
+        return _unless_empty(group, kernel_GxIxO, product)
 
     return jax.lax.map(one, (x_KxRxI, group_K))
+
+
+def _unless_empty(group: jax.Array, kernel_GxIxO: jax.Array, product: Callable[[], jax.Array]) -> jax.Array:
+    shape = jax.eval_shape(product)
+    return jax.lax.cond(group < len(kernel_GxIxO), product, lambda: jnp.zeros(shape.shape, shape.dtype))
 
 
 def _backward(saved, grad_KxRxO):
@@ -74,7 +89,8 @@ def _backward(saved, grad_KxRxO):
 
     def one(total_GxIxO, block):
         x_RxI, grad_RxO, group = block
-        return total_GxIxO.at[group].add(kernel_gradient(x_RxI, grad_RxO)), None
+        added = _unless_empty(group, kernel_GxIxO, lambda: kernel_gradient(x_RxI, grad_RxO))
+        return total_GxIxO.at[group].add(added, mode="drop"), None
 
     zeros = jnp.zeros(kernel_GxIxO.shape, jnp.float32)
     total, _ = jax.lax.scan(one, zeros, (x_KxRxI, grad_KxRxO, group_K))

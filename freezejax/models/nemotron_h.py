@@ -202,10 +202,10 @@ FAMILY = Family(
     init_rules=_init_rules,
     names=NAMES,
     # Columns of what reads the residual stream, rows of what writes to it; the parts of Mamba-2's `in_proj` are not of
-    # one size, so that it is not cut into columns. Of the experts each device keeps some, and gathers all for use.
+    # one size, so that it is not cut into columns. Over `expert` each device keeps its own experts.
     sharding=[
-        (r".*/experts/up_proj/kernel", P("fsdp", None, "tensor")),
-        (r".*/experts/down_proj/kernel", P("fsdp", "tensor", None)),
+        (r".*/experts/up_proj/kernel", P("expert", "fsdp", "tensor")),
+        (r".*/experts/down_proj/kernel", P("expert", "tensor", "fsdp")),
         (r".*/(q|k|v|up)_proj/kernel", P("fsdp", "tensor")),
         (r".*/(o|down)_proj/kernel", P("tensor", "fsdp")),
         (r".*/in_proj/kernel", P("fsdp", None)),

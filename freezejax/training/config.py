@@ -56,9 +56,10 @@ class MeshConfig:
     data: int = -1  # rows of the batch
     fsdp: int = 1  # rows of the batch, and weights, gradients and optimizer state
     tensor: int = 1  # weights, and activations inside a block
+    expert: int = 1  # rows of the batch, and the experts of a mixture
 
     def __post_init__(self) -> None:  # noqa: D105
-        for field in ("data", "fsdp", "tensor"):
+        for field in ("data", "fsdp", "tensor", "expert"):
             size = getattr(self, field)
             _check(f"train.mesh.{field}", size, size >= 1 or size == -1, "1 or more, or -1 for what the others leave")
 

@@ -1,5 +1,6 @@
 """Everything about a run that follows from shapes alone: phases, state, layout, and the program of each phase."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -241,5 +242,5 @@ class RunPlan:
 
 def mesh_of(config: TrainConfig) -> Mesh | None:
     """The mesh of a run over all devices; None where there is only one."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
     return mesh if mesh.size > 1 else None

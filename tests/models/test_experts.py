@@ -101,21 +101,37 @@ def test_every_row_has_a_place_of_its_own_in_a_block_of_its_group(groups, unused
     np.testing.assert_array_equal(found.taken(found.put(x)), x)
 
 
-def test_gradients_are_those_of_single_products():
+@pytest.mark.parametrize("here", [3, 2], ids=["all here", "some elsewhere"])
+def test_products_and_gradients_are_those_of_single_products(here):
+    """Rows of groups that are elsewhere give zeros, and get and leave no gradient."""
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 3, 50).astype(np.int32)
-    x, w, weight = (rng.standard_normal(s).astype(np.float32) for s in ((50, 4), (3, 4, 2), (50, 2)))
-    sent = blocks(jnp.asarray(groups), 3)
+    x, w, weight = (rng.standard_normal(s).astype(np.float32) for s in ((50, 4), (here, 4, 2), (50, 2)))
+    sent = blocks(jnp.asarray(np.minimum(groups, here)), here)
 
     def ours(x, w):
-        return jnp.sum(sent.taken(grouped(sent.put(x), w, sent.group_K)) * weight)
+        y = sent.taken(grouped(sent.put(x), w, sent.group_K))
+        return jnp.sum(y * weight), y
 
     def plain(x, w):
-        return jnp.sum(jnp.einsum("mi,mio->mo", x, w[groups]) * weight)
+        y = jnp.einsum("mi,mio->mo", x, w[np.minimum(groups, here - 1)]) * np.float32(groups < here)[:, None]
+        return jnp.sum(y * weight), y
 
     x, w = jnp.asarray(x), jnp.asarray(w)
-    for found, wanted in zip(jax.grad(ours, (0, 1))(x, w), jax.grad(plain, (0, 1))(x, w), strict=True):
+    both = [jax.grad(way, (0, 1), has_aux=True)(x, w) for way in (ours, plain)]
+    for found, wanted in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_empty_block_is_multiplied_with_nothing():
+    """A matrix of NaN meets no row: the blocks that no group fills are skipped."""
+    groups = jnp.zeros(300, jnp.int32)
+    sent = blocks(groups, 2)
+    w = jnp.stack([jnp.ones((4, 2)), jnp.full((4, 2), jnp.nan)])
+    assert int((sent.group_K == 2).sum()) > 0
+    y = grouped(sent.put(jnp.ones((300, 4))), w, sent.group_K)
+    np.testing.assert_array_equal(sent.taken(y), np.full((300, 2), 4.0))
+    assert bool(jnp.isfinite(y).all())
 
 
 def program(frozen, tokens=512):

@@ -1,10 +1,8 @@
 """Run by test_sharded.py in a process of its own: runs of the real loop on 8 simulated devices. Prints JSON."""
 
-import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from freezejax import FreezeSchedule, models, sharding
+from freezejax import sharding
+from freezejax.aot.hlo import collectives
 from freezejax.data import ByteTable
-from freezejax.models import Model
 from freezejax.sharding import Layout, make_mesh
 from freezejax.training.batches import TokenBatches
 from freezejax.training.checkpoints import load_params, save_params
-from freezejax.training.config import TrainConfig
 from freezejax.training.evaluation import make_evaluator
 from freezejax.training.interrupts import Stopped, StopSignal
 from freezejax.training.loop import train
@@ -29,68 +26,9 @@ from freezejax.training.plan import RunPlan
 from freezejax.training.processes import to_host
 from freezejax.training.state import fingerprint
 from freezejax.weights import maps_of
+from tests.training.sharded_cases import ALL, CASES, GATE_UP, RESUMED, VOCAB, Case
 
-MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
-VOCAB = 64
 TOKENS = np.where(np.arange(4000) % 4 == 0, np.random.default_rng(0).integers(0, 61, 4000), np.arange(4000) * 7 % 61)
-ALL = (".*", True)
-GATE_UP = (r".*/(gate|up|fc)/kernel", False)
-ATTENTION = (r".*/attn/.*", False)
-MAPS = [{"pattern": r".*/(gate|up|fc)/kernel", "kind": kind} for kind in ("map", "gain")]
-LORA = [{"pattern": r".*/(up|out|fc|proj)/kernel", "kind": "lora", "rank": 4}]
-GOLF = {"family": "parameter_golf", "num_kv_heads": 2, "num_layers": 2}
-MUON = {"name": "muon", "learning_rate": 5e-3}
-FREEZE_THAW = ((0, [ALL]), (2, [GATE_UP, ALL]), (4, [ATTENTION, ALL]))
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One run: what the model is, how it trains, what from when on, and the meshes it is held to."""
-
-    model: Mapping[str, Any]
-    train: Mapping[str, Any]
-    schedule: Any = FREEZE_THAW
-    meshes: tuple[tuple[int, int, int], ...] = ((2, 2, 2),)
-
-    def build(self) -> tuple[Model, TrainConfig, FreezeSchedule]:
-        sizes = {"family": "geglu", "vocab_size": VOCAB, "num_layers": 1, "model_dim": 32, "num_heads": 4}
-        rope = {} if "family" in self.model else {"rope_dims": 8}
-        fields = {"steps": 5, "batch_size": 16, "seq_len": 16, "log_every": 1, "eval_every": 2, **self.train}
-        fields["optimizer"] = {"learning_rate": 3e-3, **fields.get("optimizer", {})}
-        model = models.build(**{**sizes, **rope, **self.model})
-        return model, TrainConfig.from_mapping(fields), FreezeSchedule(list(self.schedule))
-
-
-CASES = {
-    "geglu, AdamW": Case({}, {}, ((0, [ALL]), (2, [GATE_UP, ALL])), MESHES),
-    "golf, Muon": Case({**GOLF, "num_layers": 1}, {"optimizer": MUON}, ((0, [GATE_UP, ALL]),), MESHES[2:3]),
-    "golf, parts, dropout, mean weights": Case(
-        {**GOLF, "dropout": 0.2}, {"accumulation": 2, "ema_decay": 0.9}, ((0, [ALL]), (2, [GATE_UP, ALL]))
-    ),
-    "geglu, q k v apart, Muon, kept moments, mean weights": Case(
-        {"separate_qkv": True}, {"optimizer": MUON, "on_thaw": "keep", "ema_decay": 0.9}
-    ),
-    "golf, bfloat16": Case({**GOLF, "num_layers": 1}, {"compute_dtype": "bfloat16"}, ((0, [GATE_UP, ALL]),)),
-    "geglu, sizes that do not divide": Case(
-        {"model_dim": 36, "num_heads": 3, "mlp_mult": 1.75, "rope_dims": 4, "vocab_size": 61},
-        {},
-        ((0, [GATE_UP, ALL]),),
-        ((1, 8, 1), (1, 1, 8)),
-    ),
-    **{
-        f"geglu, maps drawn {mode} under adapters": Case(
-            {"weights": [*MAPS, *LORA], "dropout": 0.1},
-            {"draw_maps": mode, "accumulation": 2 if mode == "per_layer" else 1},
-            ((0, [(r".*/(a|b|gain)", True), (".*", False)]),),
-        )
-        for mode in ("per_layer", "per_step", "once")
-    },
-}
-RESUMED = Case(
-    {},
-    {"steps": 6, "eval_every": 5, "on_thaw": "keep", "ema_decay": 0.9},
-    ((0, [ALL]), (2, [GATE_UP, ALL]), (4, [ALL])),
-)
 
 
 class Records:
@@ -260,6 +198,18 @@ def stored_maps() -> list[jax.Array]:
     return [weight.levels for weight in maps_of(held)]
 
 
+def experts() -> dict[str, Any]:
+    """Whether any program gathers the kernels of experts, which over `expert` or over `fsdp` are in shards."""
+    shape, found = (4, 32, 16), {}
+    for sizes in ((2, 1, 1, 4), (2, 4, 1, 1)):
+        plan = RunPlan(*CASES["nemotron_h, experts on devices of their own"].build(), make_mesh(*sizes))
+        kernel = plan.begin().params["blocks"][1]["mixer"]["experts"]["up_proj"]["kernel"]
+        text = plan.lower(0).compile().as_text()
+        gathers = [one.shape for one in collectives(text) if one.kind == "all-gather"]
+        found[str(sizes)] = {"share": kernel.nbytes / shard_bytes(kernel), "gathers": shape in gathers}
+    return found
+
+
 def shard_bytes(leaf: jax.Array) -> int:
     return max(shard.data.nbytes for shard in leaf.addressable_shards)
 
@@ -307,6 +257,7 @@ def main() -> None:
             "law 10": law_10(directory / "10"),
             "law 9": law_9(directory / "9"),
             "storage": storage(),
+            "experts": experts(),
             "first states": first_states(),
             "counterparts": counterparts(directory),
         }

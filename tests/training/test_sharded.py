@@ -3,7 +3,7 @@
 import pytest
 
 from tests.training import sharded_program
-from tests.training.sharded_program import CASES
+from tests.training.sharded_cases import CASES
 
 LOSSES, PARAMS = 1e-5, 1e-4  # largest differences in float32; Adam divides a rounding error by its own size
 BFLOAT16_LOSSES, BFLOAT16_PARAMS = 1e-3, 5e-3
@@ -84,3 +84,8 @@ def test_what_trains_is_donated_and_what_is_frozen_stays_where_it_is(found):
     assert storage["frozen stay"]
     assert storage["frozen returned"] == 0
     assert storage["aliased"] == storage["step state"]
+
+
+def test_experts_stay_on_their_devices_over_expert_and_are_gathered_over_fsdp(found):
+    assert found["experts"]["(2, 1, 1, 4)"] == {"share": 4.0, "gathers": False}
+    assert found["experts"]["(2, 4, 1, 1)"] == {"share": 4.0, "gathers": True}  # the counterpart

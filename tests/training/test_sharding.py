@@ -151,7 +151,10 @@ DEVICES = list(range(8))
 
 @pytest.mark.parametrize(
     ("sizes", "expected"),
-    [((-1, 1, 1), (8, 1, 1)), ((-1, 2, 2), (2, 2, 2)), ((1, -1, 2), (1, 4, 2)), ((1, 1, -1), (1, 1, 8))],
+    [
+        *(((-1, 1, 1), (8, 1, 1, 1)), ((-1, 2, 2), (2, 2, 1, 2)), ((1, -1, 2), (1, 4, 1, 2))),
+        *(((1, 1, -1), (1, 1, 1, 8)), ((2, 1, 1, -1), (2, 1, 4, 1)), ((-1, 1, 2, 2), (2, 1, 2, 2))),
+    ],
 )
 def test_what_the_others_leave(sizes, expected):
     with mock.patch("freezejax.sharding.Mesh", lambda devices, *_, **__: devices.shape):
@@ -161,12 +164,13 @@ def test_what_the_others_leave(sizes, expected):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((3, 1, 1), r"train\.mesh: data=3 x fsdp=1 x tensor=1 is not the 8 devices"),
-        ((-1, 3, 1), r"train\.mesh: fsdp=3 x tensor=1 does not divide the 8 devices"),
-        ((-1, 16, 1), "fsdp=16 x tensor=1 does not divide the 8 devices"),
+        ((3, 1, 1), r"train\.mesh: data=3 x fsdp=1 x expert=1 x tensor=1 is not the 8 devices"),
+        ((-1, 3, 1), r"train\.mesh: fsdp=3 x expert=1 x tensor=1 does not divide the 8 devices"),
+        ((-1, 16, 1), "fsdp=16 x expert=1 x tensor=1 does not divide the 8 devices"),
         ((-1, -1, 1), r"train\.mesh\.fsdp=-1: only one axis can be what the others leave"),
         ((8, 0, 1), r"train\.mesh\.fsdp=0: expected 1 or more"),
         ((8, 1, -2), r"train\.mesh\.tensor=-2: expected 1 or more"),
+        ((8, 1, 1, 0), r"train\.mesh\.expert=0: expected 1 or more"),
     ],
 )
 def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, message):
