@@ -1,10 +1,12 @@
 """Per-row symmetric integers: a float tensor as small codes and one float16 scale per output feature.
 
-A row is everything that feeds one output feature: for kernels and adapters [..., out] the last axis counts rows,
-for embeddings [V, D] the first. Row weights are `code * scale`, codes in [-qmax, qmax] with qmax = 2^(bits-1) - 1.
-The product of an 8-bit code and a float16 is exact in float32, so dequantizing gives the same bits everywhere.
+A row is everything that feeds one output feature: for kernels and adapters [..., out] the last axis counts rows, for
+embeddings [V, D] the first, for the kernels of experts [E, in, out] both, so that no expert shares a scale. Row
+weights are `code * scale`, codes in [-qmax, qmax] with qmax = 2^(bits-1) - 1. The product of an 8-bit code and a
+float16 is exact in float32, so dequantizing gives the same bits everywhere.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -39,22 +41,35 @@ def count_codes(codec: str) -> int:
     return LEVELS.get(codec, 2 * qmax(codec) + 1)
 
 
-def row_axis(path: str) -> int:
-    """The axis of a tensor of at least two dims that counts rows."""
-    return 0 if path.rpartition("/")[2] == "embedding" else -1
+def row_axes(path: str, rank: int) -> tuple[int, ...]:
+    """The axes of a tensor of at least two dims that count rows.
+
+    >>> row_axes("tok_emb/embedding", 2), row_axes("mlp/up/kernel", 2), row_axes("experts/up_proj/kernel", 3)
+    ((0,), (1,), (0, 2))
+    """
+    *parents, last = path.split("/")
+    if last == "embedding":
+        return (0,)
+    return (0, rank - 1) if rank == 3 and "experts" in parents else (rank - 1,)
 
 
 def to_rows(path: str, weights: np.ndarray) -> np.ndarray:
     """The tensor as float32 [rows, n], contiguous."""
-    rows = np.moveaxis(weights, row_axis(path), 0)
-    return np.ascontiguousarray(rows, np.float32).reshape(len(rows), -1)
+    axes = row_axes(path, weights.ndim)
+    rows = np.moveaxis(weights, axes, range(len(axes)))
+    return np.ascontiguousarray(rows, np.float32).reshape(count_rows(path, weights.shape), -1)
 
 
 def from_rows(path: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `to_rows`."""
-    sides, axis = list(shape), row_axis(path)
-    sides.insert(0, sides.pop(axis))
-    return np.ascontiguousarray(np.moveaxis(rows.reshape(sides), 0, axis))
+    axes = row_axes(path, len(shape))
+    sides = [shape[axis] for axis in axes] + [side for axis, side in enumerate(shape) if axis not in axes]
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(sides), range(len(axes)), axes))
+
+
+def count_rows(path: str, shape: tuple[int, ...]) -> int:
+    """Of a tensor of at least two dims."""
+    return math.prod(shape[axis] for axis in row_axes(path, len(shape)))
 
 
 def quantize_rows(rows_RxN: np.ndarray, codec: str, *, clip: bool = True) -> Rows:

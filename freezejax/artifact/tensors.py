@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from freezejax import roles
-from freezejax.artifact.codecs import BITS, CODECS, LEVELS, row_axis
+from freezejax.artifact.codecs import BITS, CODECS, LEVELS, count_rows
 from freezejax.errors import UserError
 from freezejax.masks import matcher
 from freezejax.paths import PyTree, check_known, nearest
@@ -44,7 +44,7 @@ class Tensor(NamedTuple):
         """Number of scales."""
         if self.codec in LEVELS:
             return 1  # one step for all
-        return 0 if self.codec == "float16" else self.shape[row_axis(self.path)]
+        return 0 if self.codec == "float16" else count_rows(self.path, self.shape)
 
     @property
     def packed_bytes(self) -> int:

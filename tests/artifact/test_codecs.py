@@ -66,14 +66,37 @@ def test_dequantized_weights_are_exact_and_quantize_to_themselves(x, codec):
     assert (rows.scales[~x.any(axis=1)] == 0).all()
 
 
-@pytest.mark.parametrize("path", ["mlp/up/kernel", "tok_emb/embedding", "conv/kernel"])
+ROWS = {  # shape, shape in rows, and the row of number 1
+    "mlp/up/kernel": ((3, 4), (4, 3), np.s_[:, 1]),
+    "tok_emb/embedding": ((3, 4), (3, 4), np.s_[1]),
+    "conv/kernel": ((3, 4, 5), (5, 12), np.s_[..., 1]),
+    "mixer/experts/up_proj/kernel": ((3, 4, 5), (15, 4), np.s_[0, :, 1]),
+    "mixer/experts/up_proj/kernel/2/a": ((4, 5), (5, 4), np.s_[:, 1]),
+}
+
+
+@pytest.mark.parametrize("path", ROWS)
 def test_rows_are_output_features(path):
-    shape = (3, 4, 5) if path.startswith("conv") else (3, 4)
+    shape, in_rows, second = ROWS[path]
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     rows = codecs.to_rows(path, x)
-    assert rows.shape == {"mlp/up/kernel": (4, 3), "tok_emb/embedding": (3, 4), "conv/kernel": (5, 12)}[path]
-    assert rows[1].tolist() == (x[1] if "embedding" in path else x[..., 1]).reshape(-1).tolist()
+    assert rows.shape == in_rows
+    assert codecs.count_rows(path, shape) == len(rows)
+    assert rows[1].tolist() == x[second].reshape(-1).tolist()
     assert (codecs.from_rows(path, rows, shape) == x).all()
+
+
+def test_a_small_expert_beside_a_large_one_keeps_its_precision():
+    """The counterpart: as one tensor [E * in, out], in which they share scales, the small one is lost."""
+    x = np.random.default_rng(0).standard_normal((2, 32, 8)).astype(np.float32) * np.float32([1.0, 1e-3])[:, None, None]
+
+    def small(path, shape):
+        rows = codecs.quantize_rows(codecs.to_rows(path, x.reshape(shape)), "int6")
+        restored = codecs.from_rows(path, codecs.dequantize_rows(rows), shape).reshape(x.shape)
+        return codecs.sqnr_db(x[1], restored[1])
+
+    assert small("experts/up_proj/kernel", (2, 32, 8)) > 25
+    assert small("mlp/up/kernel", (64, 8)) < 1
 
 
 def test_tiny_rows_get_the_smallest_scale_and_large_ones_the_largest():
