@@ -119,7 +119,7 @@ def _on_mesh(compute: Callable[..., jax.Array], up: NamedSharding, down: NamedSh
     Over the axis `expert` each keeps its own experts: it gets the tokens of all, and gives back what its experts make.
     """
     kernels, rows = [used_spec(stored.spec) for stored in (up, down)], P(BATCH)
-    apart, spread = "tensor" in kernels[0], "expert" in kernels[0]
+    apart, spread = (axis in kernels[0] and up.mesh.shape[axis] > 1 for axis in ("tensor", "expert"))
 
     def local(x_NxD: jax.Array, logits_NxE: jax.Array, balance_E: jax.Array, *own: jax.Array) -> jax.Array:
         if not spread:
