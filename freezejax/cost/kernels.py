@@ -7,6 +7,7 @@ several full arrays and one of its readers needs it in memory anyway.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -57,11 +58,13 @@ def simplify(program: FlatProgram) -> FlatProgram:
             free = set(inputs) - pinned if batch else set[Array]()  # XLA reshapes those first, which fuses
             squared = bool(free) and inputs[0] is inputs[1]  # a matrix by its own transpose: XLA makes both
             inputs = tuple(_as_matrix(x, made, seen, x in free, squared and i == 1) for i, x in enumerate(inputs))
-        operands = tuple(array if array.literal is None else array.literal for array in inputs)
-        key = (equation.primitive, operands, repr(sorted(equation.params.items())))
-        if not equation.bodies and key in seen:
-            same.update(zip(equation.outputs, seen[key].outputs, strict=True))
-            continue
+        key: tuple[object, ...] = (equation,)  # a loop is equal to no other
+        if not equation.bodies:
+            operands = tuple(array if array.literal is None else array.literal for array in inputs)
+            key = (equation.primitive, operands, repr(sorted(equation.params.items())))
+            if key in seen:
+                same.update(zip(equation.outputs, seen[key].outputs, strict=True))
+                continue
         seen[key] = dataclasses.replace(equation, inputs=inputs)
         made |= dict.fromkeys(equation.outputs, seen[key])
     return _without_barriers(FlatProgram(program.inputs, program.outputs, tuple(seen.values())).renamed(same).pruned())
@@ -124,7 +127,8 @@ def _as_matrix(
     return found.outputs[0]
 
 
-def fuse(program: FlatProgram) -> list[Kernel]:
+@functools.lru_cache(maxsize=64)  # FLOPs and memory are both read off the kernels
+def fuse(program: FlatProgram) -> tuple[Kernel, ...]:
     """The kernels of a program, see the head of this file.
 
     >>> import jax.numpy as jnp
@@ -148,7 +152,7 @@ def fuse(program: FlatProgram) -> list[Kernel]:
         else:
             computed = _computed_with(equation, made, inlined)
             kernels += [_kernel((array,), computed) for array in equation.outputs if array in stored]
-    return kernels
+    return tuple(kernels)
 
 
 def _kernel(outputs: tuple[Array, ...], equations: Sequence[Equation]) -> Kernel:

@@ -49,9 +49,9 @@ class Equation:
     rounds: int = 1  # how often they run
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FlatProgram:
-    """Equations in an order in which they can run."""
+    """Equations in an order in which they can run; equal to no other."""
 
     inputs: tuple[Array, ...]  # one per leaf of the arguments, read or not
     outputs: tuple[Array, ...]

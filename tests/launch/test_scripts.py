@@ -13,7 +13,7 @@ import yaml
 from freezejax import UserError
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / "benchmarks").glob("*.sh")])
+SCRIPTS = sorted(path for folder in ("launch", "benchmarks", "results") for path in (ROOT / folder).glob("*.sh"))
 FAKES = sorted((ROOT / "tests" / "launch" / "bin").iterdir())
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[a-z]*.py"))
 ODD = r"--config.freeze.pattern=blocks/\d+/.*(a|b) & \"c\" $(X) @X"  # what shells and YAML would change
