@@ -13,7 +13,7 @@ from freezejax.aot.topologies import Topology
 # Which kernel of a matmul is the fastest is decided by timing them, which nothing here can; calls of cuBLAS, chosen
 # without that, compile in half of the time, and what the devices exchange is the same.
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "cuda": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0},
+    "cuda": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0, "xla_gpu_enable_cub_radix_sort": False},
     "tpu": {},
 }
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}

@@ -16,9 +16,9 @@ _WORDS = (  # noqa: SIM905 - sixty words in quotes are not easier to read
 def encryption(rng: random.Random, level: int, examples: int) -> Drawn | None:
     """A text of letters that stand for others, one for one; every letter of the query is in the examples.
 
-    Level 1: three of six letters. Level 2: a word of three to five of twelve letters. Level 3: two English words.
+    Level 1: two of four letters. Level 2: a word of three to five of twelve letters. Level 3: two English words.
     """
-    letters = string.ascii_lowercase[: (6, 12, 26)[level - 1]]
+    letters = string.ascii_lowercase[: (4, 12, 26)[level - 1]]
     mapped = rng.sample(letters, len(letters))
     table = str.maketrans(letters, "".join(mapped))
     plain = [_text(rng, level, letters) for _ in range(examples + 1)]
@@ -32,4 +32,4 @@ def encryption(rng: random.Random, level: int, examples: int) -> Drawn | None:
 def _text(rng: random.Random, level: int, letters: str) -> str:
     if level == 3:
         return " ".join(rng.sample(_WORDS, 2))
-    return "".join(rng.choice(letters) for _ in range(3 if level == 1 else rng.randint(3, 5)))
+    return "".join(rng.choice(letters) for _ in range(2 if level == 1 else rng.randint(3, 5)))
