@@ -14,16 +14,20 @@ _WORDS = (  # noqa: SIM905 - sixty words in quotes are not easier to read
 
 
 def encryption(rng: random.Random, level: int, examples: int) -> Drawn | None:
-    """A text of letters that stand for others, one for one; every letter of the query is in the examples.
+    """A text of letters that stand for others, one for one.
 
-    Level 1: two of four letters. Level 2: a word of three to five of twelve letters. Level 3: two English words.
+    Level 1: two of eight letters, each of which stands for the one so many places on. From level 2 on letters stand for
+    any others, and every letter of the query is in the examples: three to five of twelve, at level 3 two English words.
     """
-    letters = string.ascii_lowercase[: (4, 12, 26)[level - 1]]
-    mapped = rng.sample(letters, len(letters))
+    letters = string.ascii_lowercase[: (8, 12, 26)[level - 1]]
+    if level == 1:
+        by = rng.randrange(1, len(letters))
+        mapped = [*letters[by:], *letters[:by]]
+    else:
+        mapped = rng.sample(letters, len(letters))
     table = str.maketrans(letters, "".join(mapped))
-    plain = [_text(rng, level, letters) for _ in range(examples + 1)]
-    *shown, asked = plain
-    if asked in shown or not set(asked) - {" "} <= set("".join(shown)):
+    *shown, asked = [_text(rng, level, letters) for _ in range(examples + 1)]
+    if asked in shown or not (level == 1 or set(asked) - {" "} <= set("".join(shown))):
         return None
     rule = "".join(mapped[letters.index(letter)] for letter in sorted(set(asked) - {" "}))
     return Drawn(rule, [(text.translate(table), text) for text in shown], asked.translate(table), asked)

@@ -43,9 +43,12 @@ def cryptarithm_guess(rng: random.Random, level: int, examples: int) -> Drawn | 
 
 
 def _drawn_equations(rng: random.Random, level: int, count: int) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
-    """The meaning of each sign, and operand, sign, operand of each equation: of one digit at level 1, else two."""
+    """The meaning of each sign, and operand, sign, operand of each equation.
+
+    Level 1: two signs of three meanings, one digit; then three of seven and of eight, two digits.
+    """
     signs = rng.sample(_SIGNS, min(level + 1, 3))
-    meanings = dict(zip(signs, rng.sample(list(_MEANINGS)[: 3 + 2 * level], len(signs)), strict=True))
+    meanings = dict(zip(signs, rng.sample(list(_MEANINGS)[: (3, 7, 8)[level - 1]], len(signs)), strict=True))
     number = lambda: str(rng.randrange(1, 10) if level == 1 else rng.randrange(10, 100))  # noqa: E731
     return meanings, [(number(), rng.choice(signs), number()) for _ in range(count)]
 
