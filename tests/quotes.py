@@ -36,9 +36,13 @@ QUOTES = {
     "| GEGLU, books, same FLOPs |": of_cell("geglu_gutenberg", "effect_at_flops"),
     "| GEGLU, FineWeb, as chosen on the books, same FLOPs |": of_cell("geglu_fineweb", "effect_at_flops"),
     "| Parameter Golf block, FineWeb, same FLOPs |": of_cell("golf_fineweb", "effect_at_flops"),
+    "| Parameter Golf block, books, as chosen on FineWeb |": of_cell("golf_gutenberg"),
+    "| Parameter Golf block, books, as chosen on FineWeb, same FLOPs |": of_cell("golf_gutenberg", "effect_at_flops"),
     "- **A choice made on one text": [
-        ("frontier", "geglu_fineweb", 300_000, what) for what in ("effect", "gate_up", "mlp")
+        *(("frontier", "geglu_fineweb", 300_000, what) for what in ("effect", "gate_up", "mlp")),
+        *(("frontier", "golf_gutenberg", 100_000, what) for what in ("effect", "gate_up")),
     ],
+    "- **Which part tolerates random?**": of_cell("golf_gutenberg", "mlp"),
     "| gate and up |": at_random("gate_up"),
     "| whole MLP |": at_random("mlp"),
     "| queries and keys |": at_random("qk"),
