@@ -146,19 +146,31 @@ QUOTES = {
     "| frozen MLP and a correction of rank 128, small |": [("correction", "gutenberg", "gelu_r128", "baseline")],
     "| frozen MLP and a correction of rank 64, large |": [("correction", "gutenberg", "large_gelu_r64", "baseline")],
     "| a frozen student, in the same steps |": both("distillation", "student_distilled", "student_text"),
-    "| a frozen student, against the teacher's steps on the student |": both("distillation", "student_distilled", "selective_medium"),
-    "| a student that trains whole, in the same steps |": both("distillation", "student_trained_distilled", "student_trained_text"),
-    "| a teacher of the student's size, in the same steps |": both("distillation", "student_of_its_architecture", "student_text"),
+    "| a frozen student, against the teacher's steps on the student |": both(
+        "distillation", "student_distilled", "selective_medium"
+    ),
+    "| a student that trains whole, in the same steps |": both(
+        "distillation", "student_trained_distilled", "student_trained_text"
+    ),
+    "| a teacher of the student's size, in the same steps |": both(
+        "distillation", "student_of_its_architecture", "student_text"
+    ),
     "| oneself as the teacher, in the same chain of runs |": both("distillation", "chain_distilled", "chain_text"),
     "| a larger teacher, in the same steps |": both("distillation", "small_of_large", "baseline"),
     "| a larger teacher, against twice the steps without |": both("distillation", "small_of_large", "baseline_twice"),
     "| that teacher without the text |": both("distillation", "small_of_large_share_1", "small_of_large"),
     "| temperature 1 instead of 2 |": both("distillation", "small_of_large_temperature_1", "small_of_large"),
     "| temperature 4 instead of 2 |": both("distillation", "small_of_large_temperature_4", "small_of_large"),
-    "| frozen against trained, same maps, same teacher |": both("distillation", "student_distilled", "student_trained_distilled"),
-    "| frozen student against a model trained whole, same bytes and steps |": both("distillation", "student_distilled", "trained_at_student_bytes"),
+    "| frozen against trained, same maps, same teacher |": both(
+        "distillation", "student_distilled", "student_trained_distilled"
+    ),
+    "| frozen student against a model trained whole, same bytes and steps |": both(
+        "distillation", "student_distilled", "trained_at_student_bytes"
+    ),
     "| the last third frozen against never |": both("distillation", "chain_distilled", "chain_never_frozen"),
-    "| the chain against one run that trains whole, same bytes |": both("distillation", "chain_distilled", "trained_medium"),
+    "| the chain against one run that trains whole, same bytes |": both(
+        "distillation", "chain_distilled", "trained_medium"
+    ),
     "| a small teacher, then a larger frozen student |": [
         ("distillation", "gutenberg", "student_distilled", "baseline")
     ],

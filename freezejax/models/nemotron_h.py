@@ -187,13 +187,18 @@ def _init_rules(config: NemotronHConfig) -> InitRules:
 
 def _log_rates(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     """Rates of 1 to 16, as in Mamba-2."""
-    return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
+    return jnp.log(_apart(jax.random.uniform(key, shape, dtype, 1.0, 16.0)))
 
 
 def _steps(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     """What softplus makes a step of 0.001 to 0.1, even in its logarithm."""
-    step = jnp.exp(jax.random.uniform(key, shape, dtype, jnp.log(0.001), jnp.log(0.1)))
-    return step + jnp.log(-jnp.expm1(-step))
+    step = _apart(jnp.exp(_apart(jax.random.uniform(key, shape, dtype, jnp.log(0.001), jnp.log(0.1)))))
+    return step + _apart(jnp.log(_apart(-jnp.expm1(-step))))
+
+
+# One operation of a chain is computed apart from the next: fused they round differently, and the first weights would
+# depend on the program that draws them, so on the mesh.
+_apart = jax.lax.optimization_barrier
 
 
 FAMILY = Family(

@@ -135,7 +135,7 @@ def test_an_error_of_process_0_ends_the_others_too_and_as_what_it_is(error, kind
 
 @pytest.mark.parametrize(("rows", "fits"), [(8, True), (12, False), (0, True)])
 def test_a_batch_is_checked_against_the_parts_of_its_rows(rows, fits):
-    mesh = SimpleNamespace(shape={"data": 4, "fsdp": 2, "tensor": 3})
+    mesh = SimpleNamespace(shape={"data": 4, "fsdp": 2, "expert": 1, "tensor": 3})
     if fits:
         processes.check_batch(rows, mesh, "train.batch_size")
     else:
