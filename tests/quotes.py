@@ -181,34 +181,20 @@ QUOTES = {
     "| that chain against freezing at a third |": [
         ("distillation", "gutenberg", "chain_distilled", "progressive_medium")
     ],
-    "| two half models against a whole one, as the paper compares |": both(
-        "ensemble", "two_halves", "baseline", ("gutenberg",)
-    ),
-    "| two half models against one of them |": both("ensemble", "two_halves", "half", ("gutenberg",)),
-    "| two half models against one of their bytes |": both(
-        "ensemble", "two_halves", "one_at_halves_bytes", ("gutenberg",)
-    ),
-    "| ... that sees as many tokens as both |": both(
-        "ensemble", "two_halves", "one_at_halves_bytes_both_steps", ("gutenberg",)
-    ),
-    "| a trained and a frozen model against the trained one |": both(
-        "ensemble", "trained_and_frozen", "baseline", ("gutenberg",)
-    ),
-    "| a trained and a frozen one against two trained |": both(
-        "ensemble", "trained_and_frozen", "trained_and_trained", ("gutenberg",)
-    ),
+    "| two half models against a whole one, as the paper compares |": both("ensemble", "two_halves", "baseline"),
+    "| two half models against one of them |": both("ensemble", "two_halves", "half"),
+    "| two half models against one of their bytes |": both("ensemble", "two_halves", "one_at_halves_bytes"),
+    "| ... that sees as many tokens as both |": both("ensemble", "two_halves", "one_at_halves_bytes_both_steps"),
+    "| a trained and a frozen model against the trained one |": both("ensemble", "trained_and_frozen", "baseline"),
+    "| a trained and a frozen one against two trained |": both("ensemble", "trained_and_frozen", "trained_and_trained"),
     "| a trained and a frozen one against one of their bytes |": both(
-        "ensemble", "trained_and_frozen", "one_at_mixed_bytes", ("gutenberg",)
+        "ensemble", "trained_and_frozen", "one_at_mixed_bytes"
     ),
-    "| ... on as many tokens as both |": both(
-        "ensemble", "trained_and_frozen", "one_at_mixed_bytes_both_steps", ("gutenberg",)
-    ),
+    "| ... on as many tokens as both |": both("ensemble", "trained_and_frozen", "one_at_mixed_bytes_both_steps"),
     "| two half models, mean of probabilities against that of logits |": both(
-        "ensemble", "two_halves_probabilities", "two_halves", ("gutenberg",)
+        "ensemble", "two_halves_probabilities", "two_halves"
     ),
-    "| two half models, learned weights against equal ones |": both(
-        "ensemble", "two_halves_weighted", "two_halves", ("gutenberg",)
-    ),
+    "| two half models, learned weights against equal ones |": both("ensemble", "two_halves_weighted", "two_halves"),
     "| two models, against one: two half models (as its text says) |": [
         ("ensemble", "gutenberg", "two_halves", "baseline")
     ],
