@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from freezejax.errors import UserError
 from freezejax.paths import check_known, stable_hash
@@ -48,10 +48,12 @@ def draw(
     """Different puzzles of a family, the same for the same arguments.
 
     What is asked, rule and query together, belongs to one split by its hash, whatever the seed: no puzzle of one is in
-    the other, nor with other examples (of gravity and units at level 1, which ask for products of a small table: nor
-    with the same examples in another order). The families are described as rule induction from a few examples with
-    exact answers, after the NVIDIA Nemotron Model Reasoning Challenge (2026); none is among the generators of
-    `reasoning-gym`, whose puzzles of like names state their rule.
+    the other, nor with other examples. At level 1 the answers of gravity, units, encryption and the equations are a
+    small table, to be known by heart; there it is rule, query and examples, in any order.
+
+    The families are described as rule induction from a few examples with exact answers, after the NVIDIA Nemotron
+    Model Reasoning Challenge (2026); none is among the generators of `reasoning-gym`, whose puzzles of like names state
+    their rule.
 
     Args:
       family: one of `FAMILIES`.
@@ -102,6 +104,15 @@ def answered(puzzle: Puzzle, text: str) -> bool:
 def _split(family: str, drawn: Drawn) -> str:
     asked = stable_hash(f"{family}: {drawn.rule}: {drawn.query}")
     return "test" if asked % TEST_SHARE == 0 else "train"
+
+
+def with_examples(rule: str, shown: Sequence[Any]) -> str:
+    """`Drawn.rule` of a puzzle that is held out with its examples.
+
+    >>> with_examples("by 2", ["b", "a"])
+    "by 2, of ['a', 'b']"
+    """
+    return f"{rule}, of {sorted(shown)}"
 
 
 def distinct[T](rng: random.Random, values: Sequence[T], count: int) -> list[T]:

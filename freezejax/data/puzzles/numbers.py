@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from decimal import ROUND_HALF_UP, Decimal
 
-from freezejax.data.puzzles.base import Drawn, distinct
+from freezejax.data.puzzles.base import Drawn, distinct, with_examples
 
 _ROMAN = [(1000, "M"), (900, "CM"), (500, "D"), (400, "CD"), (100, "C"), (90, "XC"), (50, "L"), (40, "XL")]
 _ROMAN += [(10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I")]
@@ -66,6 +66,5 @@ def _measured(
     if len({rounded(other, asked) for other in allowed}) > 1:
         return None
     told = [(given.format(x), found.format(y)) for x, y in pairs]
-    # Whole numbers are a table of about a hundred products, to be known by heart: there the examples are held out too.
-    rule = f"{rate}" if level > 1 else f"{rate}, of {sorted(shown)}"
+    rule = f"{rate}" if level > 1 else with_examples(f"{rate}", shown)
     return Drawn(rule, told, given.format(asked), found.format(rounded(rate, asked)))
