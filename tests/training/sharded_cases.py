@@ -58,9 +58,7 @@ CASES = {
         ((0, [GATE_UP, ALL]),),
         ((1, 8, 1), (1, 1, 8)),
     ),
-    "nemotron_h, experts on devices of their own": Case(
-        HYBRID, {}, ((0, [ALL]), (2, [EXPERTS, ALL])), ((2, 1, 1, 4), (1, 2, 2, 2))
-    ),
+    "nemotron_h, experts on devices of their own": Case(HYBRID, {}, ((0, [ALL]), (2, [EXPERTS, ALL])), ((1, 2, 2, 2),)),
     **{
         f"geglu, maps drawn {mode} under adapters": Case(
             {"weights": [*MAPS, *LORA], "dropout": 0.1},
