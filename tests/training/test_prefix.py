@@ -12,6 +12,7 @@ import pytest
 from freezejax import FreezeSchedule, models
 from freezejax.errors import UserError
 from freezejax.masks import trainable_mask
+from freezejax.sharding import make_mesh
 from freezejax.training.batches import TokenBatches
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import Stopped, StopSignal
@@ -295,7 +296,7 @@ def test_a_device_whose_bits_depend_on_the_company_does_without_the_cache(tokens
 
 def test_on_a_mesh_it_is_refused_in_one_line():
     config = TrainConfig(**FIELDS, prefix_cache="memory")
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = make_mesh()
     with pytest.raises(UserError, match=r"train.prefix_cache='memory' is for one device, and this run has 1"):
         RunPlan(models.build(**GEGLU), config, FreezeSchedule(FROM_START), mesh)
 
