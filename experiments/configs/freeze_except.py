@@ -74,7 +74,7 @@ def _model(scale: str) -> ConfigDict:
     tiny, large = scale == "tiny", scale == "h100"
     width = 64 if tiny else 2048 if large else 128
     model = ConfigDict({"family": "nemotron_h", "vocab_size": 0})  # 0 = the tokenizer's
-    model.num_layers, model.pattern = (4, "ME*-") if tiny else (24, "ME*EMEM-") if large else (8, "ME*-")
+    model.num_layers, model.pattern = (4, "ME*-") if tiny else (24, "ME*EMEM-") if large else (8, "MM*EM*-E")
     model.model_dim = width
     model.num_heads, model.num_kv_heads, model.head_dim = (16, 4, 128) if large else (4, 2, width // 4)
     model.mamba_heads, model.mamba_head_dim = (64, 64) if large else (4, width // 2)
