@@ -50,8 +50,11 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.puzzles.tune = 40 if tiny else 500  # puzzles of the target, all together
     if not tiny:
         config.data.eval_batch_size = 150  # puzzles
-    config.types = _ROWS  # one row each, and a last one in which everything trains
-    config.pairs = "shared_experts out_proj"  # rows of several types: names with a space between, rows with a comma
+    # One row each, and a last one in which everything trains; of the tiny scale some.
+    config.types = "shared_experts,out_proj,q_proj,down_proj" if tiny else _ROWS
+    config.pairs = (
+        "" if tiny else "shared_experts out_proj"
+    )  # rows of several types: names with a space between, rows with a comma
     config.longer = 1 if tiny else 4  # also with so many times the steps; 1: not
     config.rates = (1.0,) if tiny else (1.0, 10.0)  # also with so many times the learning rate
     config.few = not tiny  # also with as few parameters, chosen at random, as the type with fewest has
