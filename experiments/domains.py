@@ -150,8 +150,6 @@ def _mixed(config: ConfigDict, corpus: Corpus, share: float) -> Tokens:
 
 
 def _check(config: ConfigDict, corpus: Corpus) -> None:
-    if not 0 <= config.mixed < 1:
-        raise UserError(f"config.mixed={config.mixed}: expected a share from 0 to below 1")
     texts(config, corpus)
 
 

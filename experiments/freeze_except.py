@@ -191,8 +191,6 @@ def _digest(config: ConfigDict) -> str:
 
 
 def _check(config: ConfigDict, corpus: Corpus) -> None:
-    if not 0 <= config.mixed < 1:
-        raise UserError(f"config.mixed={config.mixed}: expected a share from 0 to below 1")
     found = puzzles_of(config)
     for part in found[:3]:
         encoded(part, corpus.tokenizer, config.train.seq_len)

@@ -102,6 +102,8 @@ def variants(
     needs: Sequence[str] = (),
 ) -> list[Variant]:
     """A row of the study for each part; `minimize` gets how many parameters train on average, 0 = all that may."""
+    if not 0 <= config.mixed < 1:
+        raise UserError(f"config.mixed={config.mixed}: expected a share from 0 to below 1")
     params = models.build(**model).abstract_params()
     sizes = {part: sum(size_of(params, part).values()) for part in parts(config)}
     fewest = min(sizes.values())

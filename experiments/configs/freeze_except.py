@@ -52,9 +52,8 @@ def get_config(scale: str = "cpu") -> ConfigDict:
         config.data.eval_batch_size = 150  # puzzles
     # One row each, and a last one in which everything trains; of the tiny scale some.
     config.types = "shared_experts,out_proj,q_proj,down_proj" if tiny else _ROWS
-    config.pairs = (
-        "" if tiny else "shared_experts out_proj"
-    )  # rows of several types: names with a space between, rows with a comma
+    # Rows of several types: names with a space between, rows with a comma.
+    config.pairs = "" if tiny else "shared_experts out_proj"
     config.longer = 1 if tiny else 4  # also with so many times the steps; 1: not
     config.rates = (1.0,) if tiny else (1.0, 10.0)  # also with so many times the learning rate
     config.few = not tiny  # also with as few parameters, chosen at random, as the type with fewest has

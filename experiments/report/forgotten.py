@@ -21,20 +21,12 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         f"in {scale.unit}, {'more' if scale.better > 0 else 'less'} is better, with 95 % intervals over items.",
         "",
     ]
-    claimed = any("claim" in row for row in found["rows"])
+    rows, claimed = found["rows"], any("claim" in row for row in found["rows"])
     heads = ["trained", "parameters", "on the target", "elsewhere", "which is", "overall"]
-    lines += _table(
-        [*heads, "the source", "verdict"] if claimed else heads, [_first(row, scale, claimed) for row in found["rows"]]
-    )
-    heads = [
-        "trained",
-        "moved",
-        "CE of the target",
-        "CE elsewhere",
-        "... all moved as far",
-        "... the target's CE as low",
-    ]
-    return "\n".join([*lines, "", *_table(heads, [_second(row) for row in found["rows"] if row["curve"]])]) + "\n"
+    lines += _table(heads + ["the source", "verdict"] * claimed, [_first(row, scale, claimed) for row in rows])
+    heads = ["trained", "moved", "CE of the target", "CE elsewhere", "... all moved as far"]
+    heads.append("... the target's CE as low")
+    return "\n".join([*lines, "", *_table(heads, [_second(row) for row in rows if row["curve"]])]) + "\n"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

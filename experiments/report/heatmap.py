@@ -54,7 +54,7 @@ class Cells(NamedTuple):
             axes.set_yticks(range(len(rows)), rows)
             axes.set_ylabel(rows_are)
             axes.grid(visible=False)
-            for y, x in np.ndindex(*table.shape):
+            for y, x in np.argwhere(np.isfinite(table)):
                 axes.text(x, y, f"{table[y, x]:+.{self.digits}f}", ha="center", va="center", fontsize=7)
             figure.colorbar(image, label=self.label)
 

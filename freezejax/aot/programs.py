@@ -11,7 +11,8 @@ from freezejax.aot.hlo import Collective, collectives
 from freezejax.aot.topologies import Topology
 
 # Which kernel of a matmul is the fastest is decided by timing them, which nothing here can; calls of cuBLAS, chosen
-# without that, compile in half of the time, and what the devices exchange is the same.
+# without that, compile in half of the time, and what the devices exchange is the same. The library's sort asks a device
+# how much room it needs, and there is none.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "cuda": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0, "xla_gpu_enable_cub_radix_sort": False},
     "tpu": {},
