@@ -7,7 +7,7 @@
 #
 # In the folder of the checkout there must be `gutenberg`, with Project Gutenberg 11, 84, 1342 and 1661 as .txt, and
 # `fineweb_sample/sp1024`, with shards of FineWeb; git ignores both. Runs go into $RUNS (default: runs), where they go
-# on after a stop. Prose in results/README.md is written by hand; tests hold its figures to the summaries.
+# on after a stop. Prose of README.md and results/README.md is written by hand, the effects and verdicts in it are not.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${RUNS:-runs}
@@ -55,6 +55,7 @@ pages() {
     $python -m $command
   } >results/claims.md.new
   mv results/claims.md.new results/claims.md
+  $python -m experiments.quotes
 }
 
 case $# in

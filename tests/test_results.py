@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from experiments import quotes
 from experiments.engine.variants import CORPORA, paper_corpus, paper_of
 from experiments.report.page import picture
+from experiments.report.quoted import QUOTES
 from experiments.report.statistics import SAME_BYTES_PCT, Interval, verdict
-from experiments.report.table import with_ci
 from experiments.report.tables import as_markdown, is_packed
 from freezejax import models
-from tests.quotes import QUOTES
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ("progressive", "selective", "adapters", "correction", "distillation", "ensemble")
@@ -71,65 +71,18 @@ def test_a_folder_is_of_the_text_that_it_is_called_after(path):
         assert CORPORA[found["data"]["fingerprint"]] == corpus.rpartition("_")[2]
 
 
-EFFECT = r"[+-]\d+\.\d ±\d+\.\d ?%"
-
-
-def cell_of(name):
-    return json.loads((ROOT / "results" / "frontier" / name / "frontier.json").read_text(encoding="utf-8"))
-
-
-def compared(study, corpus, variant, reference):
-    """The summary's item for a comparison: a contrast, or a row against the baseline or the paper's reference.
-
-    Of the frontier: what stands of a cell (`corpus`) at a budget (`variant`) under a name (`reference`).
-    """
-    if study == "frontier":
-        (at,) = (at for at in cell_of(corpus)["budgets"] if at["budget"] == variant)
-        effect = {**at, **at["places"]}[reference]
-        return {"effect_pct": effect["pct"], "effect_pct_ci95": effect["ci95"]}
-    found = json.loads((ROOT / "results" / study / corpus / "summary.json").read_text(encoding="utf-8"))
-    rows = {row["name"]: row for row in found["rows"]}
-    ours = rows[variant].get("judged", {})
-    if reference == "baseline":
-        row = rows[variant]
-        return {**row, "effect_pct": row["delta_pct"], "effect_pct_ci95": row["delta_pct_ci95"]}
-    if ours.get("reference") == reference:
-        return {**rows[variant], **ours}
-    return next(c for c in found["contrasts"] if (c["variant"], c["reference"]) == (variant, reference))
-
-
-def quoted(text):
-    """Rows of tables, items of lists and paragraphs that quote an effect, in one line each."""
-    blocks = [block for part in text.split("\n\n") for block in re.split(r"\n(?=\||- )", part)]
-    return [line for line in (" ".join(block.split()) for block in blocks) if re.search(EFFECT, line)]
-
-
-def written(item):
-    return with_ci(item["effect_pct"], item["effect_pct_ci95"], 1, "%")
-
-
-def check_quote(line):
-    """Every effect that a line quotes is that of its own comparison, and so is its verdict."""
-    (specs,) = [specs for start, specs in QUOTES.items() if line.startswith(start)] or [None]
-    assert specs, f"what comparison is this? {line}"
-    items = [spec if isinstance(spec, str) else compared(*spec) for spec in specs]
-    expected = [
-        item if isinstance(item, str) else with_ci(item["effect_pct"], item["effect_pct_ci95"], 1, "%")
-        for item in items
-    ]
-    assert [effect.replace(" %", "%") for effect in re.findall(EFFECT, line)] == expected, line
-    verdicts = [item["verdict"] for item in items if "verdict" in item]
-    assert re.findall(r"\| (reproduced|not reproduced|inconclusive) \|", line) in ([], verdicts), line
-
-
 PAGES = [page for page in (ROOT / "README.md", ROOT / "results" / "README.md") if page.exists()]
 
 
-def test_every_quoted_effect_is_that_of_its_own_row():
-    lines = [line for page in PAGES for line in quoted(page.read_text(encoding="utf-8"))]
-    for line in lines:
-        check_quote(line)
-    assert len(lines) > 20
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_quoted_effect_and_verdict_is_that_of_its_own_comparison(page):
+    text = page.read_text(encoding="utf-8")
+    assert quotes.rewritten(text, ROOT / "results") == text
+
+
+def test_every_known_comparison_is_quoted():
+    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
+    assert [start for start in QUOTES if not any(line.startswith(start) for line in lines)] == []
 
 
 def test_the_picture_of_bytes_is_what_its_command_draws():
@@ -140,14 +93,19 @@ def test_the_picture_of_bytes_is_what_its_command_draws():
     assert (ROOT / path).read_text(encoding="utf-8") == picture(found, names.split(","))
 
 
-def test_counterpart_a_figure_of_another_row_is_noticed():
-    line = "| gate and up frozen, 6L 192d | baseline | -2.1 % | -0.7 ±0.6 % | reproduced | -4.1 ±1.7 % |"
-    check_quote(line)
-    for wrong in (line.replace("-0.7 ±0.6 %", "-4.1 ±1.7 %"), line.replace("| reproduced", "| inconclusive")):
-        with pytest.raises(AssertionError):
-            check_quote(wrong)
-    with pytest.raises(AssertionError, match="what comparison is this"):
-        check_quote("| a row of nobody's | -0.7 ±0.6 % |")
+def test_counterpart_a_figure_of_another_row_is_written_anew(check_refused):
+    line = "| gate and up frozen, 6L 192d | baseline | -2.1 % | +0.1 ±0.1 % | not reproduced | -9.9\n±9.9 % |"
+    found = quotes.rewritten(f"Before.\n\n{line}\n\nAfter.", ROOT / "results")
+    ours = [quotes.compared(ROOT / "results", *each) for each in quotes.comparisons_of(line)]
+    first, second = ((f"{item['effect_pct']:+.1f}", f"{item['effect_pct_ci95']:.1f}") for item in ours)
+    told = f"| -2.1 % | {first[0]} ±{first[1]} % | {ours[0]['verdict']} | {second[0]}\n±{second[1]} % |"
+    assert found == f"Before.\n\n| gate and up frozen, 6L 192d | baseline {told}\n\nAfter."
+    assert found != line
+    check_refused(lambda: quotes.rewritten("| a row of nobody's | -0.7 ±0.6 % |", ROOT), "0 comparisons are known")
+    short = line.replace(" | -9.9\n±9.9 %", "")
+    check_refused(lambda: quotes.rewritten(short, ROOT / "results"), "quotes 1 effects, its comparisons are 2")
+    check_refused(lambda: quotes.main(["no_page.md"], ROOT / "results"), "--pages=no_page.md: no such file")
+    check_refused(lambda: quotes.rewritten(line, ROOT / "tests"), "summary.json: no such file, and pages quote it")
 
 
 def test_verdicts_follow_from_the_corpus_and_the_intervals(path, found, study):

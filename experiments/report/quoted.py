@@ -1,16 +1,27 @@
-"""Which comparison every effect is that the pages quote: what `tests/test_results.py` holds them to."""
+"""Which comparison every effect is that README.md and results/README.md quote: what `experiments.quotes` writes there.
+
+A comparison is a study, a text, a variant and its reference; of the frontier its cell, a budget, and what stands there.
+"""
+
+from collections.abc import Mapping, Sequence
+
+Comparison = tuple[str, str, str | int, str]
 
 
-def both(study, variant, reference, corpora=("gutenberg", "fineweb")):
+def both(
+    study: str, variant: str, reference: str, corpora: Sequence[str] = ("gutenberg", "fineweb")
+) -> list[Comparison]:
     """A comparison on the books, then on FineWeb; the tables of the selective study have them the other way round."""
     return [(study, corpus, variant, reference) for corpus in corpora]
 
 
-def of_paper(variant, reference):
+def of_paper(variant: str, reference: str) -> list[Comparison]:
+    """Of the selective study, FineWeb first: that is the paper's text."""
     return both("selective", variant, reference, ("fineweb", "gutenberg"))
 
 
-def placed(place, usual):
+def placed(place: str, usual: str) -> list[Comparison]:
+    """Frozen maps at a place, against the same maps trained there, and against the usual start."""
     frozen = f"frozen_{place}"
     return [*both("selective", frozen, f"trained_{place}"), *both("selective", frozen, usual)]
 
@@ -18,18 +29,19 @@ def placed(place, usual):
 BUDGETS = (100_000, 300_000, 1_000_000)
 
 
-def of_cell(cell, field="effect"):
+def of_cell(cell: str, field: str = "effect") -> list[Comparison]:
     """Of a cell of the frontier: the sides at equal bytes, or at equal FLOPs, too, at every budget."""
     return [("frontier", cell, budget, field) for budget in BUDGETS]
 
 
-def at_random(place):
+def at_random(place: str) -> list[Comparison]:
+    """Of the Parameter Golf block on FineWeb: the best with this place at random, at every budget."""
     return [("frontier", "golf_fineweb", budget, place) for budget in BUDGETS]
 
 
 P = "progressive"
 # How a row, a paragraph or an item of a list begins -> what its effects are, in their order.
-QUOTES = {
+QUOTES: Mapping[str, Sequence[Comparison]] = {
     "| GEGLU, books |": of_cell("geglu_gutenberg"),
     "| GEGLU, FineWeb, as chosen on the books |": of_cell("geglu_fineweb"),
     "| Parameter Golf block, FineWeb |": of_cell("golf_fineweb"),
@@ -72,8 +84,6 @@ QUOTES = {
         *both(P, "selective_medium_dropout", "trained_medium_dropout_same_scale"),
         *both(P, "progressive_medium_dropout", "trained_medium_dropout"),
     ],
-    # Figures of an earlier version of two variants, as is said beside them.
-    "Both folders are those of commit": ["-2.5 ±2.4%", "-0.7 ±1.2%"],
     "| gate and up frozen, 6L 192d | baseline |": of_paper("selective_small", "baseline"),
     "| ... with dropout | baseline_dropout |": of_paper("selective_small_dropout", "baseline_dropout"),
     "| gate and up frozen, 8L 256d |": of_paper("selective_medium", "baseline_dropout"),
