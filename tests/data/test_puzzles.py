@@ -41,26 +41,45 @@ def test_puzzles_are_different_the_same_again_and_of_one_split_alone(family, lev
 
 
 @families
-def test_what_is_asked_is_of_one_split_whatever_the_seed_and_the_examples(family, monkeypatch):
-    asked = {"train": set(), "test": set()}
+@levels
+def test_what_is_asked_is_of_one_split_whatever_the_seed_and_the_examples(family, level, monkeypatch):
+    """Nor is it, above level 1, an example of the train split, answer and all."""
+    asked, told = {"train": set(), "test": set()}, set()
 
-    def noted(name, drawn):
-        split = original(name, drawn)
-        asked[split].add((drawn.rule, drawn.query))
+    def noted(name, drawn, level):
+        split = original(name, drawn, level)
+        asked[split].add((drawn.rule, drawn.query) if level > 1 else (*sorted(drawn.examples), drawn.query))
+        if split == "train" and not base._tells(name, drawn, level):
+            told.update(zip(drawn.rules, [question for question, _ in drawn.examples], strict=False))
         return split
 
     original = base._split
     monkeypatch.setattr(base, "_split", noted)
     for seed in range(4):
         for split in asked:
-            puzzles.draw(family, 40, seed=seed, split=split, examples=2 + seed % 2)
+            puzzles.draw(family, 40, seed=seed, split=split, level=level, examples=2 + seed % 2)
     assert not asked["train"] & asked["test"]
+    assert not told & asked["test"] or level == 1
+    assert bool(told) == (family not in ("encryption", "cryptarithm_deduce", "cryptarithm_guess"))
     assert 0.05 < len(asked["test"]) / len(asked["train"]) < 0.6
 
 
+@levels
+def test_bits_that_two_rules_turn_alike_are_in_one_split(level):
+    """Not and "xor 255" are one rule, and so are shifted and rotated where nothing falls out."""
+    pairs = lambda found: {(parts(p)[1], p.answer) for p in found}  # noqa: E731
+    prompts = lambda found: {(*sorted(parts(p)[0]), parts(p)[1]) for p in found}  # noqa: E731
+    train, test = (puzzles.draw("bits", 150, split=split, level=level) for split in ("train", "test"))
+    assert not prompts(train) & prompts(test)
+    assert not pairs(train) & pairs(test) or level == 1
+
+
 def test_counterpart_a_split_by_the_seed_alone_overlaps(monkeypatch):
-    monkeypatch.setattr(base, "_split", lambda family, drawn: "test" if hash(drawn.examples[0]) % 5 == 0 else "train")
-    splits = [{parts(p)[1] for p in puzzles.draw("numerals", 20, split=split)} for split in ("train", "test")]
+    monkeypatch.setattr(
+        base, "_split", lambda family, drawn, level: "test" if hash(drawn.examples[0]) % 5 == 0 else "train"
+    )
+    drawn = [puzzles.draw("numerals", 40, split=split, level=2) for split in ("train", "test")]
+    splits = [{parts(p)[1] for p in each} for each in drawn]
     assert splits[0] & splits[1]
 
 
@@ -138,8 +157,13 @@ def test_a_file_holds_what_was_written(tmp_path_factory, family, seed):
 
 def test_a_file_of_others_is_a_family_of_its_own(tmp_path):
     path = tmp_path / "sums.jsonl"
-    path.write_text('{"prompt": "1+1=", "answer": "2", "difficulty": 3}\n\n')
-    assert puzzles.read_jsonl(path) == [puzzles.Puzzle("sums", "1+1=", "2")]
+    path.write_text('{"prompt": "1+1=", "answer": " 2", "difficulty": 3}\r\n\n{"prompt": "a\u2028b", "answer": "c"}')
+    (first, second) = puzzles.read_jsonl(path)
+    assert first == puzzles.Puzzle("sums", "1+1=", " 2")
+    assert second.prompt == "a\u2028b"  # a line's end to Python, none to JSON
+    assert puzzles.answered(first, " 2\n1+2=")  # as it was learned
+    assert puzzles.answered(first, "2")
+    assert not puzzles.answered(first, " 22")
 
 
 BAD = {

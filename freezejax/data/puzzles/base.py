@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from freezejax.errors import UserError
 from freezejax.paths import check_known, stable_hash
@@ -27,6 +27,7 @@ class Drawn(NamedTuple):
     examples: Sequence[tuple[str, str]]
     query: str
     answer: str
+    rules: Sequence[str] = ()  # of each example, for it might be a query elsewhere; none where that hardly happens
 
 
 # Draws a puzzle of a level, 1 (small models) to 3 (about what the source has), with so many examples; None where what
@@ -48,8 +49,8 @@ def draw(
     """Different puzzles of a family, the same for the same arguments.
 
     What is asked, rule and query together, belongs to one split by its hash, whatever the seed: no puzzle of one is in
-    the other, nor with other examples. At level 1 the answers of gravity, units, encryption and the equations are a
-    small table, to be known by heart; there it is rule, query and examples, in any order.
+    the other, nor with other examples, and no example of the train split is a query of the test split. At level 1
+    answers are small tables, to be known by heart; there only the whole puzzle, examples in any order, is held out.
 
     The families are described as rule induction from a few examples with exact answers, after the NVIDIA Nemotron
     Model Reasoning Challenge (2026); none is among the generators of `reasoning-gym`, whose puzzles of like names state
@@ -81,7 +82,11 @@ def draw(
         tries += 1
         if tries > _TRIES:
             raise UserError(f"puzzles: {family} has no {count} different ones of level {level}; it has {len(found)}")
-        if drawn is None or _split(family, drawn) != split:
+        if (
+            drawn is None
+            or _split(family, drawn, level) != split
+            or (split == "train" and _tells(family, drawn, level))
+        ):
             continue
         lines = [f"{question} -> {answer}\n" for question, answer in drawn.examples]
         puzzle = Puzzle(family, "".join(lines) + f"{drawn.query} -> ", drawn.answer)
@@ -93,26 +98,27 @@ def draw(
 
 
 def answered(puzzle: Puzzle, text: str) -> bool:
-    """Whether a text begins with the puzzle's answer as a whole line.
+    """Whether a text begins with the puzzle's answer as a whole line; spaces around either do not count.
 
     >>> answered(Puzzle("numerals", "4 -> ", "IV"), "IV\\n5"), answered(Puzzle("numerals", "4 -> ", "IV"), "IVI")
     (True, False)
     """
-    return text.partition("\n")[0].strip() == puzzle.answer
+    return text.partition("\n")[0].strip() == puzzle.answer.strip()
 
 
-def _split(family: str, drawn: Drawn) -> str:
-    asked = stable_hash(f"{family}: {drawn.rule}: {drawn.query}")
-    return "test" if asked % TEST_SHARE == 0 else "train"
+def _split(family: str, drawn: Drawn, level: int) -> str:
+    with_them = f", of {sorted(drawn.examples)}" if level == 1 else ""
+    return _split_of(family, drawn.rule + with_them, drawn.query)
 
 
-def with_examples(rule: str, shown: Sequence[Any]) -> str:
-    """`Drawn.rule` of a puzzle that is held out with its examples.
+def _tells(family: str, drawn: Drawn, level: int) -> bool:
+    """Whether an example is a query of the test split, with its answer."""
+    known = zip(drawn.rules, drawn.examples, strict=True) if level > 1 and drawn.rules else ()
+    return any(_split_of(family, rule, question) == "test" for rule, (question, _) in known)
 
-    >>> with_examples("by 2", ["b", "a"])
-    "by 2, of ['a', 'b']"
-    """
-    return f"{rule}, of {sorted(shown)}"
+
+def _split_of(family: str, rule: str, query: str) -> str:
+    return "test" if stable_hash(f"{family}: {rule}: {query}") % TEST_SHARE == 0 else "train"
 
 
 def distinct[T](rng: random.Random, values: Sequence[T], count: int) -> list[T]:

@@ -1,12 +1,12 @@
 """Puzzles of bits: one rule of shifts, rotations and gates turns each number into another."""
 
 import functools
-import itertools
 import random
+
+import numpy as np
 
 from freezejax.data.puzzles.base import Drawn, distinct
 
-_Table = tuple[int, ...]  # what a rule makes of every number
 _GATES = (0b00001111, 0b01010101, 0b00110011, 0b11110000)  # of level 3; level 2 has all constants
 
 
@@ -17,34 +17,29 @@ def bits(rng: random.Random, level: int, examples: int) -> Drawn | None:
     with a constant. Level 3: two operations, one after the other.
     """
     width = 4 if level == 1 else 8
-    rules = _rules(level, width)
-    name = rng.choice(list(rules))
-    *shown, asked = distinct(rng, range(2**width), examples + 1)
-    pairs = [(x, rules[name][x]) for x in shown]
-    allowed = [rule for rule in rules.values() if all(rule[x] == y for x, y in pairs)]
-    if len({rule[asked] for rule in allowed}) > 1:
+    allowed = _rules(level, width)
+    rule, (*shown, asked) = rng.choice(allowed), distinct(rng, range(2**width), examples + 1)
+    for x in shown:
+        allowed = allowed[allowed[:, x] == rule[x]]
+    if len(set(allowed[:, asked].tolist())) > 1:
         return None
     text = lambda number: f"{number:0{width}b}"  # noqa: E731
-    return Drawn(name, [(text(x), text(y)) for x, y in pairs], text(asked), text(rules[name][asked]))
+    told, answer = [(text(x), text(rule[x])) for x in shown], text(rule[asked])
+    # Different rules may agree: what a number becomes is held out, whatever makes it that.
+    return Drawn(answer, told, text(asked), answer, [y for _, y in told])
 
 
 @functools.cache
-def _rules(level: int, width: int) -> dict[str, _Table]:
+def _rules(level: int, width: int) -> np.ndarray:
+    """What every rule makes of every number, uint8 [rules, numbers]."""
     full = 2**width - 1
-    numbers = range(full + 1)
-    rules = {
-        "not": tuple(x ^ full for x in numbers),
-        "reversed": tuple(int(f"{x:0{width}b}"[::-1], 2) for x in numbers),
-    }
+    numbers_N = np.arange(full + 1)
+    rules = [numbers_N ^ full, np.array([int(f"{x:0{width}b}"[::-1], 2) for x in numbers_N])]
     for by in range(1, 3 if level == 1 else width):
-        rules[f"left {by}"] = tuple((x << by) & full for x in numbers)
-        rules[f"right {by}"] = tuple(x >> by for x in numbers)
-        rules[f"rotated {by}"] = tuple(((x << by) | (x >> (width - by))) & full for x in numbers)
+        left, right = numbers_N << by & full, numbers_N >> by
+        rules += [left, right, left | numbers_N >> (width - by)]
     for constant in {1: (), 2: range(1, full + 1), 3: _GATES}[level]:
-        rules[f"xor {constant}"] = tuple(x ^ constant for x in numbers)
-        rules[f"and {constant}"] = tuple(x & constant for x in numbers)
-        rules[f"or {constant}"] = tuple(x | constant for x in numbers)
-    if level < 3:
-        return rules
-    pairs = itertools.product(rules.items(), repeat=2)
-    return {f"{a}, {b}": tuple(second[x] for x in first) for (a, first), (b, second) in pairs}
+        rules += [numbers_N ^ constant, numbers_N & constant, numbers_N | constant]
+    found_RxN = np.array(rules, np.uint8)
+    # At level 3 each after each.
+    return found_RxN if level < 3 else found_RxN[:, found_RxN].reshape(-1, full + 1)

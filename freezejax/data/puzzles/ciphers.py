@@ -3,7 +3,7 @@
 import random
 import string
 
-from freezejax.data.puzzles.base import Drawn, with_examples
+from freezejax.data.puzzles.base import Drawn
 
 _WORDS = (  # noqa: SIM905 - sixty words in quotes are not easier to read
     "anchor basket candle dragon engine forest garden hammer island jacket kitten lantern marble needle orange "
@@ -30,7 +30,6 @@ def encryption(rng: random.Random, level: int, examples: int) -> Drawn | None:
     if asked in shown or not (level == 1 or set(asked) - {" "} <= set("".join(shown))):
         return None
     rule = "".join(mapped[letters.index(letter)] for letter in sorted(set(asked) - {" "}))
-    rule = with_examples(rule, shown) if level == 1 else rule
     return Drawn(rule, [(text.translate(table), text) for text in shown], asked.translate(table), asked)
 
 

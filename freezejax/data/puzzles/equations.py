@@ -5,7 +5,7 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from freezejax.data.puzzles.base import Drawn, with_examples
+from freezejax.data.puzzles.base import Drawn
 
 _SIGNS = "+-*/&%"
 _SYMBOLS = string.ascii_letters + "!@#$^"
@@ -68,8 +68,8 @@ def _equation(rng: random.Random, level: int, examples: int, guess: bool) -> Dra
     if not guess and len({f(a, b) for f in allowed}) > 1:
         return None
     told = [("".join(each), result) for each, result in zip(shown, results, strict=True)]
-    rule = f"{sign} is {meanings[sign]}"
-    return Drawn(with_examples(rule, shown) if level == 1 else rule, told, f"{a}{sign}{b}", answer)
+    rules = {sign: f"{sign} is {meaning}" for sign, meaning in meanings.items()}
+    return Drawn(rules[sign], told, f"{a}{sign}{b}", answer, [rules[each] for _, each, _ in shown])
 
 
 def _cryptarithm(rng: random.Random, level: int, examples: int, guess: bool) -> Drawn | None:

@@ -23,7 +23,7 @@ def read_jsonl(path: str | PathLike[str]) -> list[Puzzle]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold the other ends of lines that Python knows
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text: {error}") from None
     puzzles = [_puzzle(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
