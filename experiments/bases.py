@@ -1,6 +1,7 @@
 """The pretrained model that a study freezes parts of: a folder of the user's, or one pretrained in the workdir."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from freezejax.models import FAMILIES
 from freezejax.paths import PyTree
 from freezejax.roles import Role, leaves
 
+_ENDS = 2**20  # bytes
 FOLDER = "base"  # of a workdir, where a base was made for it
 
 
@@ -37,6 +39,18 @@ class Base(NamedTuple):
         """Its weights, float32."""
         assert self.path is not None
         return models.load_pretrained(self.path)[1]
+
+    def fingerprint(self) -> str:
+        """Of its files, by names, sizes, and their first and last MiB: of a large model all would take minutes."""
+        assert self.path is not None
+        found = hashlib.sha256()
+        for file in sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]:
+            if file.is_file():
+                with file.open("rb") as content:
+                    found.update(f"{file.name} {(size := file.stat().st_size)} ".encode() + content.read(_ENDS))
+                    content.seek(max(0, size - _ENDS))
+                    found.update(content.read())
+        return found.hexdigest()
 
     def start(self) -> Start:
         """`Variant.start` of runs that begin with them."""

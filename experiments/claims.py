@@ -56,13 +56,14 @@ def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
 
 
 def _of_parts(found: Mapping[str, Any]) -> Iterator[Claim]:
-    """Of the forgetting.json of `freeze_except`: changes in percentage points over all families."""
-    for row in (row for row in found["rows"] if "claim" in row):
-        claim, change = row["claim"], row["change"]
-        told = f"{row['name']} alone fine-tuned: {claim['points']:+.1f} points over {claim['over']}"
-        ours = with_ci(change["mean"], change["ci95"], 1, " points")
-        measured = f"{row['name']} against base (freeze_except, {found['items']:,} puzzles)"
-        yield Claim(claim["source"], told, ours, claim["verdict"], measured)
+    """Of the forgetting.json of `freeze_except`: changes in percentage points, over all families or of the target."""
+    for row in found["rows"]:
+        for claim in row["claims"]:
+            change = row["change" if claim["what"] == "overall" else "gain"]
+            told = f"{row['name']} alone fine-tuned: {claim['points']:+.1f} points {claim['what']} ({claim['over']})"
+            ours = with_ci(change["mean"], change["ci95"], 1, " points")
+            measured = f"{row['name']} against base (freeze_except, {found['items']:,} puzzles)"
+            yield Claim(claim["source"], told, ours, claim["verdict"], measured)
 
 
 def as_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ by window, so that every change has an interval over text. As `freeze_except` wi
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from freezejax.training.evaluation import Apply, Windows, make_window_scorer, to
 from freezejax.training.objectives.base import Objective
 from freezejax.training.objectives.language_modelling import LanguageModelling
 
+_PASSAGES = 16  # of a text, from its begin to its end
 TARGET = "target"  # the name of the text that is fine-tuned on
 
 
@@ -47,12 +48,20 @@ def others_of(config: ConfigDict) -> dict[str, str]:
     return found
 
 
+def spread(tokens: Tokens, count: int) -> np.ndarray:
+    """So many tokens, or all, as passages from all over a text; what is scored on is not one chapter."""
+    starts = np.linspace(0, max(0, len(tokens) - -(-count // _PASSAGES)), _PASSAGES).astype(int)
+    if len(tokens) <= count:
+        return np.asarray(tokens)
+    return np.concatenate([np.asarray(tokens[start : start + -(-count // _PASSAGES)]) for start in starts])[:count]
+
+
 def other_text(path: str, tokenizer: Tokenizer, split: str, tokens: int) -> Tokens:
-    """The first tokens of a text, at most so many, as a tokenizer writes them; shards are decoded for it."""
+    """Tokens of a text from all over it, at most so many, as a tokenizer writes them; shards are decoded for it."""
     own = data.load(path, cache_dir=str(cli.cache_dir() / "data"))
     # A token of a vocabulary of pieces is some bytes, of one of bytes it is one.
-    text = own.tokenizer.decode(np.asarray(getattr(own, split)[: 8 * tokens]).tolist())
-    return tokenizer.encode(text)[:tokens]
+    text = own.tokenizer.decode(spread(getattr(own, split), 8 * tokens).tolist())
+    return spread(tokenizer.encode(text), tokens)
 
 
 class Domains:
@@ -63,16 +72,20 @@ class Domains:
 
     def __call__(self, params: PyTree) -> Mapping[str, float]:
         """As an evaluation of the engine."""
-        return self.items(params)[0]
+        return self.items(params).figures
+
+    def losses(self, params: PyTree) -> np.ndarray:
+        """The bits of every window over the bytes of its text's mean window: of bits per byte they are the mean."""
+        return self.items(params).losses_N
 
     def items(self, params: PyTree) -> parts.Scored:
-        """And the bits of every window over the bytes of its text's mean window: of bits per byte they are the mean."""
+        """Both; a window's loss is its score."""
         windows = {name: score(params) for name, score in self.scorers.items()}
         found = {name: total(of_text) for name, of_text in windows.items()}
         figures = {f"ce/{name}": of_text.val_ce for name, of_text in found.items()}
         figures |= {f"bpb/{name}": of_text.val_bpb for name, of_text in found.items()}
-        values = [w.nats_N / (math.log(2) * w.bytes_N.mean()) for w in windows.values()]
-        return {**found[TARGET]._asdict(), **figures}, np.concatenate(values)
+        bits_N = np.concatenate([w.nats_N / (math.log(2) * w.bytes_N.mean()) for w in windows.values()])
+        return parts.Scored({**found[TARGET]._asdict(), **figures}, bits_N, bits_N)
 
 
 class DomainEvaluators(Evaluators):
@@ -104,7 +117,7 @@ class DomainEvaluators(Evaluators):
 def texts(config: ConfigDict, corpus: Corpus) -> dict[str, Tokens]:
     """What each text is scored on: as many windows of each."""
     wanted, seq_len = config.data.val_sequences, config.train.seq_len
-    found: dict[str, Tokens] = {TARGET: corpus.val[: wanted * seq_len + 1]}
+    found: dict[str, Tokens] = {TARGET: spread(corpus.val, wanted * seq_len + 1)}
     for name, path in others_of(config).items():
         found[name] = other_text(path, corpus.tokenizer, "val", wanted * seq_len + 1)
     for name, tokens in found.items():
@@ -120,7 +133,8 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
     first = parts.base_row(model, config, base.start(), on_text(config, base))
     rows = parts.variants(config, model, base.start(), functools.partial(on_text, config, base))
     check = functools.partial(_check, config)
-    return Study("domains", [first, *rows], evaluators=DomainEvaluators, check=check, files=False)
+    inputs = _inputs(config, base)
+    return Study("domains", [first, *rows], evaluators=DomainEvaluators, check=check, files=False, inputs=inputs)
 
 
 def on_text(config: ConfigDict, base: Base, part: Part | None = None, few: int = 0) -> Minimize:
@@ -128,7 +142,7 @@ def on_text(config: ConfigDict, base: Base, part: Part | None = None, few: int =
 
     def minimize(task: Task) -> tuple[Objective, BatchSource]:
         assert isinstance(task.evaluate, Domains)
-        score = parts.scorer(task, task.evaluate.items, None if part is None else base.params())
+        score = parts.scorer(task, task.evaluate, None if part is None else base.params())
         objective: Objective = LanguageModelling(task.model, task.config.compute_dtype, score, task.config.remat)
         tokens = task.corpus.train
         if part is not None:
@@ -140,17 +154,24 @@ def on_text(config: ConfigDict, base: Base, part: Part | None = None, few: int =
 
 
 def _mixed(config: ConfigDict, corpus: Corpus, share: float) -> Tokens:
-    """The target's training text, and as much of each other until they are this share of all."""
+    """The target's training text, and the others until they are this share of all; a short one comes again."""
     if not share:
         return corpus.train
     others = others_of(config).values()
     each = round(len(corpus.train) * share / (1 - share) / len(others))
-    added: Sequence[np.ndarray] = [np.asarray(other_text(p, corpus.tokenizer, "train", each)) for p in others]
+    added = [np.resize(other_text(path, corpus.tokenizer, "train", each), each) for path in others]
     return np.concatenate([np.asarray(corpus.train), *added]).astype(corpus.train.dtype)
 
 
 def _check(config: ConfigDict, corpus: Corpus) -> None:
     texts(config, corpus)
+
+
+def _inputs(config: ConfigDict, base: Base) -> dict[str, str]:
+    """What else the figures are of: the other texts, and a base of the user's."""
+    cache = str(cli.cache_dir() / "data")
+    found = {name: data.load(path, cache_dir=cache).fingerprint for name, path in others_of(config).items()}
+    return found | ({"base": base.fingerprint()} if config.base.path else {})
 
 
 def main() -> None:
@@ -162,7 +183,7 @@ def main() -> None:
     if (workdir := study.main(made, tokenizer=base.tokenizer)) is not None:
         names = [TARGET, *others_of(config)]
         families = [name for name in names for _ in range(config.data.val_sequences)]
-        processes.on_main(lambda: parts.tell(workdir, parts.rows_of(workdir), Items(families, [TARGET], BITS)))
+        processes.on_main(lambda: parts.tell(workdir, parts.rows_of(workdir), Items(families, [TARGET], BITS), config))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ What `freeze_except` does with puzzles and `domains` with text. A config has `ty
 `mixed`, `few` and `tune`; see experiments/configs/freeze_except.py.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,17 @@ from ml_collections import ConfigDict
 
 from experiments.engine.tasks import Minimize, Start, Task
 from experiments.engine.variants import Variant
-from experiments.report import forgetting, forgotten
+from experiments.report import equal_terms, forgetting, forgotten
 from freezejax import models
 from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
-from freezejax.paths import PyTree, leaf_paths, named_key
+from freezejax.paths import PyTree, leaf_paths
 from freezejax.roles import leaves, parameter_count
 from freezejax.schedules import FreezeSchedule
 from freezejax.selection import only
 from freezejax.training import processes
-from freezejax.training.objectives.base import Batch, Objective
+from freezejax.training.objectives.base import Objective
+from freezejax.training.objectives.few import Few
 
 BASE, ALL = "base", "all"
 EVERYTHING, NOTHING = (FreezeSchedule([(0, [(".*", trains)])]) for trains in (True, False))
@@ -82,7 +82,7 @@ def tuned(config: ConfigDict, part: Part) -> dict[str, Any]:
         **train,
         "steps": int(tune.steps * part.steps),
         "batch_size": tune.batch_size,
-        "eval_every": int(tune.eval_every * part.steps),
+        "eval_every": int(tune.steps * part.steps),
         "checkpoint_every": 0,
         "optimizer": {**optimizer, "weight_decay": 0.0},
     }
@@ -90,7 +90,7 @@ def tuned(config: ConfigDict, part: Part) -> dict[str, Any]:
 
 def base_row(model: Mapping[str, Any], config: ConfigDict, start: Start, minimize: Minimize) -> Variant:
     """A base that is only scored: one step in which nothing trains."""
-    once = {**config.train.to_dict(), "steps": 1}
+    once = {**config.train.to_dict(), "steps": 1, "batch_size": config.tune.batch_size}
     return Variant(BASE, model, once, NOTHING, minimize=minimize, start=start)
 
 
@@ -131,63 +131,44 @@ def size_of(params: PyTree, part: Part) -> dict[str, int]:
     return {path: parameter_count(leaf) for path, leaf, on in trains if on}
 
 
-@dataclasses.dataclass(frozen=True)
-class Few(Objective):
-    """An objective of which only some of the parameters train, chosen at random from a seed, the others by no bit.
+class Scored(NamedTuple):
+    """What parameters are worth: figures, and of every item its score and its loss."""
 
-    Each parameter is chosen with the same probability, so that their number is `count` on average, whatever leaves they
-    lie in. The control for "it forgets less because it is small": every type with as many parameters as the smallest.
-    """
-
-    inner: Objective
-    sizes: Mapping[str, int]  # of the leaves that train
-    count: int
-    seed: int
-
-    def chosen(self, path: str, leaf: jax.Array) -> jax.Array:
-        """Which parameters of a leaf train: bools of its shape, the same in every step."""
-        share = min(1.0, self.count / sum(self.sizes.values()))
-        return jax.random.uniform(named_key(jax.random.key(self.seed), path), leaf.shape) < share
-
-    def number(self, params: PyTree) -> int:
-        """How many train."""
-        of_leaf = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
-        return sum(int(self.chosen(path, leaf).sum()) for path, leaf in of_leaf if path in self.sizes)
-
-    def loss(self, params: PyTree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """As the inner one's, with no gradient but to the chosen."""
-        held = [
-            jnp.where(self.chosen(path, leaf), leaf, jax.lax.stop_gradient(leaf)) if path in self.sizes else leaf
-            for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
-        ]
-        return self.inner.loss(jax.tree.unflatten(jax.tree.structure(params), held), batch, key)
-
-    def prepare(self, batch: Batch) -> Batch:
-        """As the inner one."""
-        return self.inner.prepare(batch)
-
-    def check(self, batch: Batch) -> None:
-        """As the inner one."""
-        self.inner.check(batch)
-
-    def evaluate(self, params: PyTree) -> Mapping[str, float]:
-        """As the inner one, and how many parameters train."""
-        return {**self.inner.evaluate(params), forgetting.TRAINED: float(self.number(params))}
+    figures: Mapping[str, float]
+    scores_N: np.ndarray
+    losses_N: np.ndarray
 
 
-Scored = tuple[Mapping[str, float], np.ndarray]  # figures of parameters, and the score of every item
+class Scorer(Protocol):
+    """An evaluation of the engine that knows of items."""
+
+    def __call__(self, params: PyTree) -> Mapping[str, float]:
+        """The figures alone."""
+
+    def items(self, params: PyTree) -> Scored:
+        """All of it."""
+
+    def losses(self, params: PyTree) -> np.ndarray:
+        """The items' losses alone, [N]."""
 
 
-def scorer(task: Task, scored: Callable[[PyTree], Scored], base: PyTree | None) -> Callable[[PyTree], dict[str, float]]:
-    """What a run reports at every evaluation: the figures; the scores of all items go into its folder.
+def scorer(task: Task, evaluate: Scorer, base: PyTree | None) -> Callable[[PyTree], dict[str, float]]:
+    """What a run reports when it is evaluated; what its items say goes into its folder.
 
-    Of a run that starts from a `base` also how far the weights are from it: the norm of the difference.
+    Of a run that starts from a `base` also how far the weights are from it, the norm of the difference, and the losses
+    on the way there.
     """
 
     def score(params: PyTree) -> dict[str, float]:
-        figures, values_N = scored(params)
-        processes.on_main(lambda: forgetting.write_items(task.directory, values_N))
-        return {**figures, **({} if base is None else {forgetting.MOVED: float(_distance(params, base))})}
+        figures, scores_N, losses_N = evaluate.items(params)
+        losses, moved = [losses_N], {}
+        if base is not None:
+            start = jax.tree.map(lambda b, p: jax.device_put(b, p.sharding), base, params)
+            moved = {forgetting.MOVED: float(_distance(params, start))}
+            losses += [evaluate.losses(_between(start, params, share)) for share in forgetting.SHARES[1:]]
+        found = forgetting.Found(scores_N, np.array(losses), moved.get(forgetting.MOVED, 0.0))
+        processes.on_main(lambda: forgetting.write_items(task.directory, found))
+        return {**figures, **moved}
 
     return score
 
@@ -204,16 +185,28 @@ def _distance(params: PyTree, before: PyTree) -> jax.Array:
     return jnp.sqrt(sum(jax.tree.leaves(squares)))
 
 
+@jax.jit
+def _between(base: PyTree, params: PyTree, share: float) -> PyTree:
+    """So far on the straight line from a base."""
+    return jax.tree.map(lambda b, p: (b + share * (jnp.float32(p) - jnp.float32(b))).astype(p.dtype), base, params)
+
+
 def tell(
     workdir: Path,
     rows: Sequence[Mapping[str, Any]],
     items: forgetting.Items,
+    config: ConfigDict,
     claims: forgetting.Claims = forgetting.NO_CLAIMS,
     name: str = "forgetting",
     file: str = forgetting.ITEMS,
 ) -> None:
     """Writes and prints what changed in rows of a finished study, of which the base is the first."""
+    if len(rows) < 2:
+        print("No row beside the base: nothing to compare.")
+        return
     found = forgetting.measure(workdir, rows, items, claims, file)
+    if file == forgetting.ITEMS:
+        equal_terms.add(found, workdir, rows, items, [part.name for part in singles(config)])
     write_atomically(workdir / f"{name}.json", json.dumps(found, indent=1) + "\n")
     write_atomically(workdir / f"{name}.md", text := forgotten.as_markdown(found))
     write_atomically(workdir / f"{name}.svg", forgotten.heat_map(found))

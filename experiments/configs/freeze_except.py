@@ -42,10 +42,11 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.puzzles.level = 3 if large else 1  # how hard: 1 to 3
     config.puzzles.examples = 4  # shown in each
     config.puzzles.train = 200 if tiny else 20_000  # of each family that the base learns
+    config.puzzles.seen = 10 if tiny else 1_000  # of each family of the target that the base has seen, too
     config.puzzles.test = 4 if tiny else 500 if large else 50  # of each family
     # Drawn test puzzles of each family that the single types are scored on once more; 0: not. 500 are 4,500 in all.
     config.puzzles.power = 0 if tiny or large else 500
-    config.puzzles.target = "cryptarithm_deduce,cryptarithm_guess"  # what is fine-tuned on, and not in the base
+    config.puzzles.target = "cryptarithm_deduce,cryptarithm_guess"  # what is fine-tuned on, hardly in the base
     config.puzzles.shown = True  # the base learns the answers of the examples, too
     config.puzzles.tune = 40 if tiny else 500  # puzzles of the target, all together
     if not tiny:
@@ -68,7 +69,6 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.tune.steps = 10 if tiny else 50  # the source's
     config.tune.batch_size = 8 if tiny else 16
     config.tune.learning_rate = 1e-3 if tiny else 2e-4
-    config.tune.eval_every = 5 if tiny else 25
     return config
 
 

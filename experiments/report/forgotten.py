@@ -7,49 +7,57 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report import page, plots
-from experiments.report.forgetting import MOVED, Row, Scale, judged
+from experiments.report.forgetting import Row, Scale, judged
 from experiments.report.heatmap import Cells
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
-    """The tables: what each row changed on the target and elsewhere, and the rest's loss at equal distance and gain."""
+    """The tables: what each row changed on the target and elsewhere, the source's claims, and losses on equal terms."""
     scale = Scale(**found["scale"])
     level = {key: f"{found['base'][key]:.{scale.digits}f}" for key in ("all", "target", "elsewhere")}
+    rows, claimed = found["rows"], any(row["claims"] for row in found["rows"])
     lines = [
         f"The base: {level['all']} {scale.unit} over {found['items']:,} {scale.item}; {level['target']} on the target "
         f"({', '.join(found['target'])}), {level['elsewhere']} elsewhere; {len(found['seeds'])} seed(s). Changes are "
-        f"in {scale.unit}, {'more' if scale.better > 0 else 'less'} is better, with 95 % intervals over items.",
+        f"in {scale.unit}, {'more' if scale.better > 0 else 'less'} is better. Intervals are of 95 %, the wider of "
+        f"that over {scale.item} and that over seeds; of {len(rows)} rows one in twenty is misjudged by chance.",
         "",
     ]
-    rows, claimed = found["rows"], any("claim" in row for row in found["rows"])
-    heads = ["trained", "parameters", "on the target", "elsewhere", "which is", "overall"]
-    lines += _table(heads + ["the source", "verdict"] * claimed, [_first(row, scale, claimed) for row in rows])
-    heads = ["trained", "moved", "CE of the target", "CE elsewhere", "... all moved as far"]
-    heads.append("... the target's CE as low")
-    return "\n".join([*lines, "", *_table(heads, [_second(row) for row in rows if row["curve"]])]) + "\n"
+    heads = ["trained", "parameters", "on the target", "which is", "elsewhere", "which is", "overall"]
+    lines += _table(heads, [_first(row, scale) for row in rows])
+    if claimed:
+        told = [_claim(row, claim, scale) for row in rows for claim in row["claims"]]
+        lines += ["", *_table(["trained", "what", "the source", "here", "verdict"], told)]
+    if all("moved" in row for row in rows):
+        heads = ["trained", "moved", "loss of the target", "loss elsewhere", "... all moved as far"]
+        heads.append("... the target's loss as low")
+        lines += ["", f"Losses are changes in {scale.loss}.", "", *_table(heads, [_second(row) for row in rows])]
+    return "\n".join(lines) + "\n"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def _first(row: Row, scale: Scale, claimed: bool) -> list[str]:
-    told = [_pm(row[key], scale) for key in ("gain", "decay", "change")]
-    claim = row.get("claim")
-    of_source = [f"{claim['points']:+.1f}", claim["verdict"]] if claim else ["", ""]
-    return [row["name"], f"{row['trained']:,}", *told[:2], judged(row["decay"], scale), told[2], *of_source * claimed]
+def _first(row: Row, scale: Scale) -> list[str]:
+    gain, decay, change = (_pm(row[key], scale.digits) for key in ("gain", "decay", "change"))
+    gained = judged(row["gain"], scale, ("loses", "as before", "gains"))
+    return [row["name"], f"{row['trained']:,}", gain, gained, decay, judged(row["decay"], scale), change]
+
+
+def _claim(row: Row, claim: Mapping[str, Any], scale: Scale) -> list[str]:
+    here = _pm(row["change" if claim["what"] == "overall" else "gain"], scale.digits)
+    return [row["name"], claim["what"], f"{claim['points']:+.1f}", here, claim["verdict"]]
 
 
 def _second(row: Row) -> list[str]:
-    last = row["curve"][-1]
-    equal = [row.get(f"at_equal_{axis}", {}).get("rest_ce") for axis in (MOVED, "target_ce")]
-    cells = [f"{last[key]:.3f}" for key in (MOVED, "target_ce", "rest_ce")]
-    return [row["name"], *cells, *("never" if x is None else f"{x:.3f}" for x in equal)]
+    losses = [row["loss"]["target"], row["loss"]["elsewhere"], *(row["equal"][term] for term in ("moved", "target"))]
+    return [row["name"], f"{row['moved']:.3f}", *("never" if told is None else _pm(told, 3) for told in losses)]
 
 
-def _pm(told: Mapping[str, float | None], scale: Scale) -> str:
-    half = "" if told["ci95"] is None else f" ±{told['ci95']:.{scale.digits}f}"
-    return f"{told['mean']:+.{scale.digits}f}{half}"
+def _pm(told: Mapping[str, float | None], digits: int) -> str:
+    half = "" if told["ci95"] is None else f" ±{told['ci95']:.{digits}f}"
+    return f"{told['mean']:+.{digits}f}{half}"
 
 
 def heat_map(found: Mapping[str, Any]) -> str:

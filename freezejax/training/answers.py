@@ -139,6 +139,13 @@ class Scores(NamedTuple):
     right_N: np.ndarray  # bool, whether the likeliest text is the answer
 
 
+class Scorer(NamedTuple):
+    """Two functions of a model's parameters."""
+
+    scores: Callable[[PyTree], Scores]
+    nats: Callable[[PyTree], np.ndarray]  # `Scores.nats_N` alone, which takes no writing of answers
+
+
 def make_scorer(
     model: Model,
     puzzles: Sequence[Puzzle],
@@ -147,7 +154,7 @@ def make_scorer(
     seq_len: int,
     batch_size: int = 64,
     compute_dtype: DTypeLike = jnp.float32,
-) -> Callable[[PyTree], Scores]:
+) -> Scorer:
     """What a model makes of puzzles: the likelihood of the answers, and what it puts there by itself, greedily.
 
     Raises:
@@ -169,18 +176,22 @@ def make_scorer(
     options: dict[str, Any] = {"tokens": int(tokens_N.max()), "length": max(map(len, prompts)), "stop": end}
     prompts += [prompts[-1]] * (-len(prompts) % batch_size)
 
-    def scored(params: PyTree) -> Scores:
-        nats, right = [], []
-        for at in range(0, len(prompts), batch_size):
-            here = slice(at, at + batch_size)
-            nats.append(score(params, {name: values[here] for name, values in rows.items()}))
-            texts = generate(model, params, prompts[here], compute_dtype=compute_dtype, **options)
-            right += [answered(puzzle, tokenizer.decode(text)) for puzzle, text in zip(puzzles[here], texts)]  # noqa: B905 - the last batch is filled up
-        return Scores(
-            np.concatenate(jax.device_get(nats))[: len(puzzles)].astype(np.float64), tokens_N, np.array(right)
-        )
+    starts = range(0, len(prompts), batch_size)
 
-    return scored
+    def nats(params: PyTree) -> np.ndarray:
+        found = [score(params, {n: v[at : at + batch_size] for n, v in rows.items()}) for at in starts]
+        return np.concatenate(jax.device_get(found))[: len(puzzles)].astype(np.float64)
+
+    def scored(params: PyTree) -> Scores:
+        texts = [
+            text
+            for at in starts
+            for text in generate(model, params, prompts[at : at + batch_size], compute_dtype=compute_dtype, **options)
+        ]
+        right = [answered(puzzle, tokenizer.decode(text)) for puzzle, text in zip(puzzles, texts, strict=False)]
+        return Scores(nats(params), tokens_N, np.array(right))
+
+    return Scorer(scored, nats)
 
 
 def by_family(puzzles: Sequence[Puzzle], scores: Scores) -> Mapping[str, tuple[float, float]]:

@@ -16,12 +16,14 @@ from experiments.configs import domains as configs
 from experiments.configs import progressive
 from experiments.engine import lock
 from experiments.engine.study import run_study
-from experiments.parts import Few, Part
+from experiments.parts import Part
 from experiments.report import forgetting
 from experiments.report.forgetting import ACCURACY, BITS, judged
 from freezejax import UserError, models
 from freezejax.data import ByteTokenizer
+from freezejax.paths import leaf_paths
 from freezejax.training.objectives.base import Objective
+from freezejax.training.objectives.few import Few
 
 LLAMA = {"num_layers": 1, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "mlp_mult": 2.0}
 LLAMA["vocab_size"] = 256
@@ -70,10 +72,23 @@ def test_few_are_others_with_another_seed_and_all_where_there_are_no_more():
     assert Few(SumOfSquares(), SIZES, 3000, 0).number(PARAMS) == 3000
 
 
+def test_few_are_not_chosen_by_their_first_values():
+    """Weights are drawn from the run's seed, too, by the names of the leaves."""
+    model = models.build("llama", **LLAMA)
+    params = model.init(jax.random.key(3))
+    by_name = dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
+    path = next(path for path in by_name if path.endswith("mlp/up_proj/kernel"))
+    kernel = np.asarray(by_name[path]).ravel()
+    chosen = np.asarray(
+        Few(SumOfSquares(), {path: kernel.size}, kernel.size // 2, 3).chosen(path, by_name[path])
+    ).ravel()
+    assert abs(np.corrcoef(chosen, kernel)[0, 1]) < 4 / np.sqrt(kernel.size)
+
+
 def asked(**changes):
     config = progressive.get_config("tiny")
     config.update(types="q_proj,ln1 ln2", pairs="", longer=1, rates=(1.0,), mixed=0.0, few=True)
-    config.tune = ConfigDict({"steps": 4, "batch_size": 2, "learning_rate": 1e-3, "eval_every": 2})
+    config.tune = ConfigDict({"steps": 4, "batch_size": 2, "learning_rate": 1e-3})
     config.update(changes)
     return config
 
@@ -89,7 +104,7 @@ def test_what_each_row_trains_and_how():
     assert {v.name: v.minimize[1] for v in found if v.minimize[1]} == {"q_proj_few": 32, "all_few": 32}
     params = models.build(**model).abstract_params()
     assert parts.size_of(params, Part("n", ("ln1", "ln2"))) == {f"blocks/0/{name}/scale": 16 for name in ("ln1", "ln2")}
-    assert (found[0].train["steps"], found[3].train["steps"], found[3].train["eval_every"]) == (4, 12, 6)
+    assert (found[0].train["steps"], found[3].train["steps"], found[3].train["eval_every"]) == (4, 12, 12)
     assert all(v.train["optimizer"]["weight_decay"] == 0.0 for v in found)
 
 
@@ -104,7 +119,7 @@ def small(folder, **changes):
     config = configs.get_config("tiny")
     config.types, config.others = "q_proj,ln1 ln2 ln_f", f"prose=,books={folder / 'books'}"
     config.data.val_sequences, config.data.eval_batch_size = 6, 4
-    config.train.batch_size, config.train.seq_len, config.tune.steps, config.tune.eval_every = 2, 32, 4, 2
+    config.train.batch_size, config.train.seq_len, config.tune.steps = 2, 32, 4
     config.update(changes)
     return config
 
@@ -153,8 +168,10 @@ def test_rows_learn_the_target_and_start_from_the_base(ran):
     assert [row["name"] for row in found["rows"]][:3] == ["q_proj", "ln1_and_ln2_and_ln_f", "all"]
     everything = found["rows"][2]
     assert everything["gain"]["mean"] < 0
-    assert [point["step"] for point in everything["curve"]] == [0, 2, 4]
-    assert everything["curve"][0]["moved"] == 0 < everything["curve"][1]["moved"] < everything["curve"][2]["moved"]
+    assert everything["moved"] > 0 > everything["loss"]["target"]["mean"]
+    assert everything["loss"]["target"]["mean"] == pytest.approx(
+        everything["gain"]["mean"]
+    )  # a window's loss is its score
     assert {row["trained"] for row in found["rows"]} >= {256, 48}
 
 
@@ -166,7 +183,7 @@ def test_a_share_of_the_other_texts_is_mixed_in(ran):
     assert np.array_equal(mixed[: len(corpus.train)], corpus.train)
     books = ByteTokenizer().encode("universally acknowledged")
     assert bytes(books.tolist()) in bytes(mixed[len(corpus.train) :].tolist())
-    assert 0 < added <= round(len(corpus.train) / 3) + 1
+    assert added == 2 * round(len(corpus.train) / 3 / 2)
     assert "all_mixed" in [row["name"] for row in found["rows"]]
 
 
@@ -188,6 +205,16 @@ def test_bad_texts_are_told_in_one_line(ran):
     assert not (folder / "bad").exists()
 
 
+def test_other_texts_are_part_of_what_a_study_is(ran):
+    folder, config, base, _ = ran
+    before = domains.make_study(config, 256, base).inputs
+    (folder / "books" / "two.txt").write_text("Another book, and so another study. " * 400)
+    after = domains.make_study(config, 256, base).inputs
+    (folder / "books" / "two.txt").unlink()
+    assert {name for name in before if before[name] != after[name]} == {"books"}
+    assert before.keys() == {"prose", "books"}
+
+
 def test_shards_are_read_with_the_tokenizer_of_the_model(ran, tmp_path):
     """A text as shards of pieces gives the tokens that the text itself would give."""
     from freezejax.data import load
@@ -198,8 +225,17 @@ def test_shards_are_read_with_the_tokenizer_of_the_model(ran, tmp_path):
     load(str(tmp_path / "text"), tokenizer="bpe:300", cache_dir=str(tmp_path / "cache"))
     (shards,) = (tmp_path / "cache").glob("tokens-*")
     found = domains.other_text(str(shards), ByteTokenizer(), "val", 100)
-    assert ByteTokenizer().decode(found.tolist()).strip() in text
+    assert ByteTokenizer().decode(found[:6].tolist()).strip() in text
     assert len(found) == 100
+
+
+def test_what_is_scored_on_is_from_all_over_a_text():
+    tokens = np.arange(10_000)
+    found = domains.spread(tokens, 320)
+    assert len(found) == 320
+    assert (found[0], found[-1]) == (0, 9999)
+    assert (np.diff(found) == 1).sum() == 320 - 16  # sixteen passages
+    assert np.array_equal(domains.spread(tokens[:100], 320), tokens[:100])
 
 
 def test_what_a_change_elsewhere_is_called():
@@ -216,12 +252,13 @@ def test_an_item_counts_once_whatever_the_number_of_seeds(tmp_path):
     """Two seeds that agree say no more about other items than one."""
     items = forgetting.Items(["a", "a", "b", "b"], ["a"], ACCURACY)
     for seed in (0, 1):
-        for name, values in (("base", [0, 0, 100, 100]), ("row", [100, 0, 0, 100])):
-            forgetting.write_items(tmp_path / "runs" / name / f"seed_{seed}", np.array(values))
-            record = {"step": 1, "answer_ce/a": 1.0, "answer_ce/b": 1.0, "moved": 1.0}
-            (tmp_path / f"runs/{name}/seed_{seed}/metrics.jsonl").write_text(json.dumps(record) + "\n")
+        for name, values in (("base", [0.0, 0, 100, 100]), ("row", [100.0, 0, 0, 100])):
+            run = tmp_path / "runs" / name / f"seed_{seed}"
+            forgetting.write_items(run, forgetting.Found(np.array(values), np.zeros((1, 4))))
+            (run / "metrics.jsonl").write_text("")
     rows = [{"name": name, "seeds": [0, 1], "trainable_params": 1} for name in ("base", "row")]
-    two = forgetting.measure(tmp_path, rows, items, forgetting.NO_CLAIMS)
-    one = forgetting.measure(tmp_path, [{**row, "seeds": [0]} for row in rows], items, forgetting.NO_CLAIMS)
+    two = forgetting.measure(tmp_path, rows, items)
+    one = forgetting.measure(tmp_path, [{**row, "seeds": [0]} for row in rows], items)
     assert two["rows"][0]["decay"] == one["rows"][0]["decay"]
     assert two["rows"][0]["gain"]["mean"] == 50.0
+    assert two["rows"][0]["by_seed"] == [0.0, 0.0]
