@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from experiments.engine import cli, matching, study
 from experiments.engine.results import packing
 from experiments.engine.variants import Contrast, Study, half_of_validation
-from experiments.report import fronts
-from experiments.report.fronts import FROZEN, TRAINED
+from experiments.report import fronts, sides
+from experiments.report.sides import FROZEN, SIDES, TRAINED
 from experiments.ways import KERNELS, Trial, model_of, trials, variant_of
 from freezejax import cost, models
 from freezejax.errors import UserError
@@ -70,13 +70,13 @@ def _refitted(trial: Trial, row: Mapping[str, Any], config: ConfigDict, vocab_si
 
 def winners(best: Sequence[Chosen], budget: int) -> dict[str, Chosen]:
     """The best of each side at a budget, still by the search."""
-    sides = {side: [c for c in best if (c.trial.budget, c.trial.way.side) == (budget, side)] for side in fronts.SIDES}
-    for side, found in sides.items():
+    of = {side: [c for c in best if (c.trial.budget, c.trial.way.side) == (budget, side)] for side in SIDES}
+    for side, found in of.items():
         if not found:
             raise UserError(
                 f"the search has no finished trial of {side} at {budget:,} bytes; leave config.variants empty"
             )
-    return {side: min(found, key=lambda chosen: chosen.score) for side, found in sides.items()}
+    return {side: min(found, key=lambda chosen: chosen.score) for side, found in of.items()}
 
 
 def report(best: Sequence[Chosen], config: ConfigDict) -> Study:
@@ -87,7 +87,7 @@ def report(best: Sequence[Chosen], config: ConfigDict) -> Study:
     """
     variants, contrasts = [], []
     for budget in config.budgets:
-        won, size = winners(best, budget), fronts.size_name(budget)
+        won, size = winners(best, budget), sides.size_name(budget)
         of_budget = [c for c in best if c.trial.budget == budget and _is_reported(c, won)]
         cheap, dear = sorted(won.values(), key=lambda chosen: chosen.step_flops)
         longer = variant_of(cheap.trial, cheap.model, config, dear.step_flops / cheap.step_flops)
@@ -122,7 +122,7 @@ def _new_seeds(seeds: int, _: int) -> Iterator[tuple[int, int]]:
     return ((_FIRST_NEW_SEED + index, _FIRST_NEW_SEED + index) for index in range(seeds))
 
 
-def conclude(config: ConfigDict, best: Sequence[Chosen], searched: str, judged: Mapping[str, Any]) -> fronts.Cell:
+def conclude(config: ConfigDict, best: Sequence[Chosen], searched: str, judged: Mapping[str, Any]) -> sides.Cell:
     """What a pair of fronts shows, as plain values: `judged` is the summary of the report, `searched` another text."""
     budgets = []
     effects = {
@@ -131,13 +131,13 @@ def conclude(config: ConfigDict, best: Sequence[Chosen], searched: str, judged: 
     }
     for budget in config.budgets:
         points = [
-            fronts.point(chosen.trial.way.name, chosen.trial.way.side, chosen.trial.options, row, chosen.step_flops)
+            sides.point(chosen.trial.way.name, chosen.trial.way.side, chosen.trial.options, row, chosen.step_flops)
             for chosen in best
             for row in judged["rows"]
             if chosen.trial.budget == budget and row["name"].partition("_for_")[0] == chosen.trial.name
         ]
         names = {side: chosen.trial.name for side, chosen in winners(best, budget).items()}
-        budgets.append(fronts.at_budget(budget, points, names, effects))
+        budgets.append(sides.at_budget(budget, points, names, effects))
     return {
         "family": config.model.family,
         "optimizer": config.train.optimizer.name,

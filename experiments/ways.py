@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from experiments.engine import matching
 from experiments.engine.results import packing
 from experiments.engine.variants import Variant
-from experiments.report.fronts import FROZEN, TRAINED, size_name
+from experiments.report.sides import FROZEN, TRAINED, size_name
 from freezejax.errors import UserError
 
 

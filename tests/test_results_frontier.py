@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from experiments.report import fronts, trend
+from experiments.report import fronts, sides, trend
 from experiments.report.table import with_ci
 
 ROOT = Path(__file__).parents[1]
@@ -25,20 +25,21 @@ def test_the_readmes_picture_and_the_page_of_the_fronts_are_what_their_commands_
 
 
 def test_who_wins_how_often_is_counted_from_the_cells():
-    """On both pages, by the rule that an interval lies wholly on one side of zero."""
+    """On both pages, by the rule that an interval lies wholly on one side of zero, and no winner has a larger file."""
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     named = re.search(r"experiments.fronts --cells=(\S+)\n", text)[1].split(",")
     assert {Path(cell).parent.name for cell in named} == {
         p.parent.name for p in ROOT.glob("results/frontier/*/frontier.json")
     }
     budgets = [budget for cell in named for budget in cell_of(Path(cell).parent.name)["budgets"]]
-    won = {
-        field: [sum(sign * at[field]["pct"] > at[field]["ci95"] for at in budgets) for sign in (-1, 1)]
-        for field in ("effect", "effect_at_flops")
-    }
-    (maps, whole), (maps_too, whole_too), count = won["effect"], won["effect_at_flops"], len(budgets)
+    fields = ("effect", "effect_at_flops")
+    found = {field: [sides.compared(at, field) for at in budgets] for field in fields}
+    won = {field: [sum(one.winner == side for one in found[field]) for side in sides.SIDES] for field in fields}
+    (maps, whole), (maps_too, whole_too), count = *won.values(), len(budgets)
+    unjudged = sum(one.ahead is not None and one.winner is None for one in found["effect"])
     told = " ".join(text.split()), " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"of {count} comparisons random maps win {maps} and models that train whole {whole};" in told[0]
+    assert f"{unjudged} has no verdict" in told[0]
     assert f"random maps win {maps_too} of {count}, models that train whole {whole_too}." in told[0]
     assert f"random maps win {maps} of {count} comparisons and models that train whole {whole};" in told[1]
     assert f"For the same FLOPs of training as well: {maps_too} and {whole_too} of {count}." in told[1]

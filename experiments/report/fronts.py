@@ -1,4 +1,4 @@
-"""Two sides at several budgets of bytes: which one wins, in a sentence each, as tables and as a picture."""
+"""Both sides at several budgets of bytes: which one wins, in a sentence each, as tables and as a picture."""
 
 import json
 import operator
@@ -6,94 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.report.sides import FROZEN, TRAINED, Cell, Point, compared, effect_text, is_longer, size_name, verdict
 from experiments.report.table import Column, markdown, terminal, with_ci
 from freezejax.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-FROZEN, TRAINED = "random maps", "all trained"
-SIDES = (FROZEN, TRAINED)
-Cell = dict[str, Any]  # one stack on one text; what frontier.json holds
-Point = dict[str, Any]
-Effect = Mapping[str, Any]  # "pct" and "ci95" of a paired difference of bits per byte
-
-
-def size_name(budget: int) -> str:
-    """A budget of bytes as it stands in names.
-
-    >>> size_name(300_000), size_name(1_000_000)
-    ('300kB', '1MB')
-    """
-    return f"{budget // 1000}kB" if budget < 1_000_000 else f"{budget / 1_000_000:g}MB"
-
-
-def point(way: str, side: str, options: Mapping[str, Any], row: Mapping[str, Any], step_flops: int) -> Point:
-    """One trained way of building a model: `row` is that of the report's summary, `step_flops` per token."""
-    return {
-        "name": row["name"],
-        "way": way,
-        "side": side,
-        "options": dict(options),
-        "model_dim": row["model"]["model_dim"],
-        "bytes": row["artifact_bytes"],
-        "bpb": row["packed_bpb_mean"],
-        "bpb_ci95": row["packed_bpb_ci95"],
-        "train_flops": step_flops * row["train_tokens"],
-        "steps": row["steps"],
-        "step_ms": row["step_ms_median"],
-        "seeds": len(row["seeds"]),
-    }
-
-
-def at_budget(
-    budget: int, points: Sequence[Point], winners: Mapping[str, str], effects: Mapping[tuple[str, str], Effect]
-) -> dict[str, Any]:
-    """All about one budget: `winners` are the names of both sides' best points, by the search.
-
-    `effects` are those of a point on another, by their names.
-    """
-    once = [point for point in points if not _is_longer(point)]
-    at_flops = {**winners, **{point["side"]: point["name"] for point in points if _is_longer(point)}}
-    found = {
-        "budget": budget,
-        "winners": dict(winners),
-        "points": list(points),
-        "effect": effects[winners[FROZEN], winners[TRAINED]],
-        "effect_at_flops": effects[at_flops[FROZEN], at_flops[TRAINED]],
-        # What is at random, against the best that is trained whole.
-        "places": {p["way"]: effects[p["name"], winners[TRAINED]] for p in once if p["side"] == FROZEN},
-    }
-    for narrow in (point["name"] for point in once if point["way"] == "narrow"):
-        same = {"pct": 0.0, "ci95": 0.0}
-        found["over_narrow"] = {s: same if winners[s] == narrow else effects[winners[s], narrow] for s in SIDES}
-    return found
-
-
-def _is_longer(point: Point) -> bool:
-    return "_for_" in point["name"]
-
-
-def verdict(effect: Effect) -> str:
-    """Which side wins, by the 95 % interval of the difference of random maps to trained weights alone.
-
-    >>> verdict({"pct": 2.0, "ci95": 0.5}), verdict({"pct": -2.0, "ci95": 3.0})
-    ('all trained wins by 2.0 ±0.5 %', 'neither side wins, random maps differ by -2.0 ±3.0 %')
-    """
-    mean, ci95 = effect["pct"], effect["ci95"]
-    if ci95 is None or abs(mean) <= ci95:
-        return f"neither side wins, {FROZEN} differ by {effect_text(effect)}"
-    return f"{TRAINED if mean > 0 else FROZEN} wins by {with_ci(abs(mean), ci95, 1)} %"
-
-
-def effect_text(effect: Effect) -> str:
-    """An effect as it is written in a sentence or a cell of a table.
-
-    >>> effect_text({"pct": -2.0, "ci95": 3.0})
-    '-2.0 ±3.0 %'
-    """
-    return with_ci(effect["pct"], effect["ci95"], 1, " %")
 
 
 def options_text(options: Mapping[str, Any]) -> str:
@@ -117,7 +36,7 @@ def options_text(options: Mapping[str, Any]) -> str:
 
 COLUMNS = [
     Column("budget", lambda point: size_name(point["budget"]), kind="name"),
-    Column("way", lambda point: point["way"] + " (longer)" * _is_longer(point), kind="name"),
+    Column("way", lambda point: point["way"] + " (longer)" * is_longer(point), kind="name"),
     Column("side", lambda point: point["side"], kind="words"),
     Column("chosen", lambda point: options_text(point["options"]), kind="words"),
     Column("width", lambda point: point["model_dim"]),
@@ -141,8 +60,8 @@ def lines(cell: Cell) -> list[Point]:
 def sentences(cell: Cell) -> list[str]:
     """What a cell says: per budget at equal bytes, then at equal bytes and FLOPs."""
     return [
-        f"{size_name(at['budget'])}: {verdict(at['effect'])}; "
-        f"for the same FLOPs of training: {verdict(at['effect_at_flops'])}"
+        f"{size_name(at['budget'])}: {verdict(compared(at))}; "
+        f"for the same FLOPs of training: {verdict(compared(at, 'effect_at_flops'))}"
         for at in cell["budgets"]
     ]
 
@@ -216,8 +135,8 @@ def _panel(axes: "Axes", cell: Cell) -> None:
     best, others = ([p for p in points if (p["name"] in names) == wanted] for wanted in (True, False))
     for side, color, marker in ((TRAINED, COLOR["trainable"], "o"), (FROZEN, COLOR["seeded"], "^")):
         look: dict[str, Any] = {"marker": marker, "color": color}
-        _plot(axes, [p for p in others if p["side"] == side and not _is_longer(p)], **look, ms=3, alpha=0.5, lw=0)
-        _plot(axes, [p for p in others if p["side"] == side and _is_longer(p)], **look, ms=5, mfc="none", lw=0)
+        _plot(axes, [p for p in others if p["side"] == side and not is_longer(p)], **look, ms=3, alpha=0.5, lw=0)
+        _plot(axes, [p for p in others if p["side"] == side and is_longer(p)], **look, ms=5, mfc="none", lw=0)
         front = [p for p in best if p["side"] == side]
         _plot(axes, front, **look, ms=5, lw=1.4, label=side)
         low, high = ([p["bpb"] + sign * (p["bpb_ci95"] or 0.0) for p in front] for sign in (-1, 1))

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from experiments.report import fronts
+from experiments.report.sides import SIDES, Cell, effect_text
 from experiments.report.statistics import Interval
 from experiments.report.table import Column, markdown, with_ci
 from freezejax.errors import UserError
@@ -45,7 +46,7 @@ def extrapolate(points: Sequence[Point], size: int) -> Interval:
     return Interval(mean, float(stdtrit(sum(freedom), 0.975)) * error)
 
 
-def gains(cell: fronts.Cell, side: str) -> list[Point]:
+def gains(cell: Cell, side: str) -> list[Point]:
     """The gain of a side's best over the narrow model of the same bytes, at every budget."""
     found = []
     for at in cell["budgets"]:
@@ -54,11 +55,11 @@ def gains(cell: fronts.Cell, side: str) -> list[Point]:
     return found
 
 
-def lines(cells: Sequence[fronts.Cell], size: int, bpb: float) -> list[dict[str, Any]]:
+def lines(cells: Sequence[Cell], size: int, bpb: float) -> list[dict[str, Any]]:
     """For both sides of every cell the gain over narrow at `size` bytes, and bits per byte where narrow has `bpb`."""
     found = []
     for cell in cells:
-        for side in fronts.SIDES:
+        for side in SIDES:
             effect = extrapolate(gains(cell, side), size)
             half = None if effect.ci95 is None else bpb * effect.ci95 / 100
             found.append(
@@ -77,7 +78,7 @@ def as_markdown(found: Sequence[Mapping[str, Any]]) -> str:
     columns = [
         Column("", lambda line: line["cell"], kind="words"),
         Column("side", lambda line: line["side"], kind="words"),
-        Column("against narrow", lambda line: fronts.effect_text(line["gain"])),
+        Column("against narrow", lambda line: effect_text(line["gain"])),
         Column("bits/byte", lambda line: with_ci(line["bpb"].mean, line["bpb"].ci95, 4)),
     ]
     return markdown(columns, found)

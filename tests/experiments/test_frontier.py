@@ -15,7 +15,7 @@ from experiments.engine import matching
 from experiments.engine.results import packing
 from experiments.engine.study import load_corpus, run_study
 from experiments.engine.variants import Evaluators, half_of_validation
-from experiments.report import fronts
+from experiments.report import fronts, sides
 from freezejax import artifact, models, roles
 from freezejax.errors import UserError
 from freezejax.training.evaluation import make_evaluator
@@ -111,18 +111,18 @@ def test_the_verdict_is_that_of_the_packed_files_at_equal_bytes_and_at_equal_flo
     folder, config, _ = workdir
     (at,) = json.loads((folder / "frontier.json").read_text())["budgets"]
     reported = results(folder / "report")
-    frozen, trained = at["winners"][fronts.FROZEN], at["winners"][fronts.TRAINED]
+    frozen, trained = at["winners"][sides.FROZEN], at["winners"][sides.TRAINED]
     pct = [100 * (reported[frozen, s, s]["packed_bpb"] / reported[trained, s, s]["packed_bpb"] - 1) for s in (100, 101)]
     assert at["effect"]["pct"] == pytest.approx(np.mean(pct))
     longer = [point for point in at["points"] if "_for_" in point["name"]]
     flops = {point["name"]: point["train_flops"] for point in at["points"]}
     assert len(longer) == 1
-    other = trained if longer[0]["side"] == fronts.FROZEN else frozen
+    other = trained if longer[0]["side"] == sides.FROZEN else frozen
     assert flops[longer[0]["name"]] == pytest.approx(flops[other], rel=0.5 / config.train.steps)
     assert flops[frozen] != flops[trained]
     assert at["effect_at_flops"]["pct"] != at["effect"]["pct"]
     assert at["places"] == {"gate_up": at["effect"]}
-    assert at["over_narrow"] == {fronts.FROZEN: at["effect"], fronts.TRAINED: {"pct": 0.0, "ci95": 0.0}}
+    assert at["over_narrow"] == {sides.FROZEN: at["effect"], sides.TRAINED: {"pct": 0.0, "ci95": 0.0}}
 
 
 def test_the_best_trial_of_a_way_is_chosen_by_its_file_alone(monkeypatch):

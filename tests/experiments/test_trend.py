@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments import fronts as fronts_command
-from experiments.report import fronts, trend
+from experiments.report import sides, trend
 from freezejax.errors import UserError
 
 SIZES = (100_000, 300_000, 1_000_000)
@@ -35,7 +35,7 @@ def test_the_interval_is_that_of_a_mean_response(halves, seeds):
 
 
 def cell(ci95):
-    effect = {fronts.FROZEN: {"pct": -2.0, "ci95": ci95}, fronts.TRAINED: {"pct": 0.0, "ci95": 0.0}}
+    effect = {sides.FROZEN: {"pct": -2.0, "ci95": ci95}, sides.TRAINED: {"pct": 0.0, "ci95": 0.0}}
     budgets = [{"budget": size, "over_narrow": effect, "points": [{"seeds": 3}]} for size in SIZES]
     return {"family": "geglu", "optimizer": "adamw", "source": "books", "tokenizer": "bytes", "budgets": budgets}
 
