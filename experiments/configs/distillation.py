@@ -6,7 +6,7 @@ Scales (after the colon), with the time all 26 variants take:
 
   tiny   embedded corpus, bytes, 1 seed: under 2 minutes on 2 CPU cores. Shows that everything works; its
          models are far too small and short for a verdict.
-  cpu    3 seeds, at most 30 minutes on 2 CPU cores per corpus; give --config.data.path=FOLDER of .txt books.
+  cpu    3 seeds, 40 to 80 minutes on one CPU core per corpus; give --config.data.path=FOLDER of .txt books.
   h100   the paper's sizes, 3 seeds; h100x8 and v5e: the same batch on 8 devices, the teacher on the first.
 
 --config.distillation.teacher=FILE.fjax adds two students of a model of your own, of any architecture with the same

@@ -6,7 +6,7 @@ Scales (after the colon), with the time all 18 variants take:
 
   tiny   embedded corpus, bytes, 1 seed: under 2 minutes on 2 CPU cores. Shows that everything works; its
          models are far too small and short for a verdict.
-  cpu    3 seeds, and 2 base seeds for the pair with a frozen member, at most 30 minutes on 2 CPU cores per
+  cpu    3 seeds, and 2 base seeds for the pair with a frozen member, 25 to 60 minutes on one CPU core per
          corpus; give --config.data.path=FOLDER of FineWeb shards or of .txt books.
   h100   the paper's sizes, one of 6 layers and width 192 and two of 3 and 128; h100x8 and v5e: on 8 devices.
 

@@ -6,7 +6,7 @@ Scales (after the colon), with the time all 22 variants take:
 
   tiny   embedded corpus, bytes, 1 seed: under 2 minutes on 2 CPU cores. Shows that everything works; its
          models are far too small and short for a verdict.
-  cpu    3 seeds, at most 60 minutes on 2 CPU cores per corpus; give --config.data.path=FOLDER of FineWeb
+  cpu    3 seeds, about 60 minutes on one CPU core per corpus; give --config.data.path=FOLDER of FineWeb
          shards or of .txt books. Expected: results/progressive/.
   h100   the paper's sizes: 3,000 steps of 64 x 512 tokens on FineWeb sp1024 or sp4096, 3 seeds, one H100.
   h100x8 the same batch, split over the 8 GPUs of one node.
