@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import adapters, correction
+from experiments import adapter_rows, adapters, correction
 from experiments.configs import adapters as adapters_config
 from experiments.configs import correction as correction_config
 from experiments.engine import matching
@@ -144,7 +144,8 @@ def ran(tmp_path_factory):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FREEZEJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-            patch.setattr(adapters, "_same_bytes", lambda config: {})  # no time for controls here
+            for module in (adapters, adapter_rows):
+                patch.setattr(module, "same_bytes", lambda config: {})  # no time for controls here
             run_study(adapters.make_study, config, folder)
             yield config, folder
     finally:
@@ -248,7 +249,7 @@ TOKENS = np.arange(22, dtype=np.int32).reshape(2, 11)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_on_the_wrong_side_is_seen(kind, monkeypatch):
     model = {"family": "geglu", "num_layers": 1, "model_dim": 32, "num_heads": 2, "vocab_size": 32, **SQUARE}
-    pattern = adapters.places(1)["all"]
+    pattern = adapter_rows.places(1)["all"]
     maps = [] if kind in ("lowbit", "correction") else [matching.random_map(pattern)]
     model = matching.with_maps(model, *maps, *({"pattern": pattern, **rule} for rule in KINDS[kind]))
     if kind == "correction":
