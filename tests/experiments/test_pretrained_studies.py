@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,17 @@ from experiments import amplitude, bases, crystallization, diagnostics, pretrain
 from experiments.bases import Base
 from experiments.configs import amplitude as amplitude_config
 from experiments.configs import crystallization as crystals_config
+from experiments.configs import pretrain as pretrain_config
 from experiments.configs import redundancy as redundancy_config
 from experiments.engine import lock
 from experiments.engine.study import run_study
 from experiments.engine.variants import paper_of
 from experiments.report import heatmap
-from freezejax import UserError, models
+from freezejax import UserError, models, module_types, trainable_mask
 from freezejax.analysis import participation_ratio
 from freezejax.paths import by_path
 from freezejax.weights import matrix
+from tests.models.conftest import SMALL
 
 C_PROJ = "blocks/0/attn/c_proj/kernel"
 
@@ -54,6 +57,51 @@ def base(tmp_path_factory, standard):
         path = pretrain.save(config, folder)
         assert pretrain.save(config, folder) == path
     return Base(path, "")
+
+
+def test_a_model_is_fine_tuned_one_type_of_module_alone(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("FREEZEJAX_CACHE", str(tmp_path / "cache"))
+    config = pretrain_config.get_config("tiny")
+    config.train.steps, config.train.batch_size, config.train.seq_len, config.data.val_sequences = 2, 2, 16, 8
+    config.start, config.trainable = str(base.path), "c_proj"
+    with lock.held:
+        run_study(pretrain.make_study, config, tmp_path)
+    before, after = (by_path(models.load_pretrained(path)[1]) for path in (base.path, pretrain.save(config, tmp_path)))
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert changed == {path for path in before if "/c_proj/" in path}
+    log = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert "attn/c_proj, " in json.loads(log[0])["rules"][0]
+
+
+def test_a_tokenizer_that_is_learned_from_the_text_is_none_of_a_model_that_has_its_own(base, tmp_path):
+    config = pretrain_config.get_config("cpu")
+    config.start = str(tmp_path / "model")
+    shutil.copytree(base.path, config.start)
+    pretrain.make_study(config, 256)  # of bytes
+    (tmp_path / "model" / "spiece.model").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"config\.data\.tokenizer=bpe:14592: the model was trained with .*spiece\.model"
+    ):
+        pretrain.make_study(config, 256)
+
+
+@pytest.mark.parametrize("family", sorted(SMALL))
+def test_every_type_of_every_family_can_be_what_trains(family):
+    config = pretrain_config.get_config("tiny")
+    config.model = {"family": family, **SMALL[family]}
+    shapes = models.build(**config.model.to_dict()).abstract_params()
+    learns = [path for path, trains in by_path(trainable_mask(shapes, [(".*", True)])).items() if trains]  # no counter
+    for name in module_types(shapes):
+        config.trainable = name
+        (variant,) = pretrain.make_study(config, 13).variants
+        mask = by_path(variant.schedule.phases(shapes, 9)[0].mask)
+        assert {path for path, trains in mask.items() if trains} == {path for path in learns if name in path.split("/")}
+    config.trainable = "none_such"
+    types = ", ".join(module_types(shapes))
+    with pytest.raises(
+        UserError, match=f"config.trainable: there is no module type 'none_such'; this model has {types}"
+    ):
+        pretrain.make_study(config, 13)
 
 
 @pytest.fixture(scope="module")
