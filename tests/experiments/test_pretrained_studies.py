@@ -2,7 +2,7 @@
 
 import functools
 import json
-import shutil
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,17 @@ from experiments import amplitude, bases, crystallization, diagnostics, pretrain
 from experiments.bases import Base
 from experiments.configs import amplitude as amplitude_config
 from experiments.configs import crystallization as crystals_config
-from experiments.configs import pretrain as pretrain_config
 from experiments.configs import redundancy as redundancy_config
 from experiments.engine import lock
 from experiments.engine.study import run_study
 from experiments.engine.variants import paper_of
 from experiments.report import heatmap
-from freezejax import UserError, models, module_types, trainable_mask
+from experiments.report.statistics import interval
+from experiments.report.table import with_ci
+from freezejax import UserError, models
 from freezejax.analysis import participation_ratio
 from freezejax.paths import by_path
 from freezejax.weights import matrix
-from tests.models.conftest import SMALL
 
 C_PROJ = "blocks/0/attn/c_proj/kernel"
 
@@ -57,51 +57,6 @@ def base(tmp_path_factory, standard):
         path = pretrain.save(config, folder)
         assert pretrain.save(config, folder) == path
     return Base(path, "")
-
-
-def test_a_model_is_fine_tuned_one_type_of_module_alone(base, tmp_path, monkeypatch):
-    monkeypatch.setenv("FREEZEJAX_CACHE", str(tmp_path / "cache"))
-    config = pretrain_config.get_config("tiny")
-    config.train.steps, config.train.batch_size, config.train.seq_len, config.data.val_sequences = 2, 2, 16, 8
-    config.start, config.trainable = str(base.path), "c_proj"
-    with lock.held:
-        run_study(pretrain.make_study, config, tmp_path)
-    before, after = (by_path(models.load_pretrained(path)[1]) for path in (base.path, pretrain.save(config, tmp_path)))
-    changed = {path for path in before if not np.array_equal(before[path], after[path])}
-    assert changed == {path for path in before if "/c_proj/" in path}
-    log = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert "attn/c_proj, " in json.loads(log[0])["rules"][0]
-
-
-def test_a_tokenizer_that_is_learned_from_the_text_is_none_of_a_model_that_has_its_own(base, tmp_path):
-    config = pretrain_config.get_config("cpu")
-    config.start = str(tmp_path / "model")
-    shutil.copytree(base.path, config.start)
-    pretrain.make_study(config, 256)  # of bytes
-    (tmp_path / "model" / "spiece.model").write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"config\.data\.tokenizer=bpe:14592: the model was trained with .*spiece\.model"
-    ):
-        pretrain.make_study(config, 256)
-
-
-@pytest.mark.parametrize("family", sorted(SMALL))
-def test_every_type_of_every_family_can_be_what_trains(family):
-    config = pretrain_config.get_config("tiny")
-    config.model = {"family": family, **SMALL[family]}
-    shapes = models.build(**config.model.to_dict()).abstract_params()
-    learns = [path for path, trains in by_path(trainable_mask(shapes, [(".*", True)])).items() if trains]  # no counter
-    for name in module_types(shapes):
-        config.trainable = name
-        (variant,) = pretrain.make_study(config, 13).variants
-        mask = by_path(variant.schedule.phases(shapes, 9)[0].mask)
-        assert {path for path, trains in mask.items() if trains} == {path for path in learns if name in path.split("/")}
-    config.trainable = "none_such"
-    types = ", ".join(module_types(shapes))
-    with pytest.raises(
-        UserError, match=f"config.trainable: there is no module type 'none_such'; this model has {types}"
-    ):
-        pretrain.make_study(config, 13)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +155,11 @@ def test_costs_interactions_and_the_map_of_matrices(ran):
     told = [text for text in found["findings"] if text.startswith("all_attn_c_proj: frozen together")]
     assert len(told) == 1
     assert f"{rows['all_attn_c_proj']['delta_pct']:+.2f} %" in told[0]
-    assert "rank correlation" in found["findings"][-1]
+    assert "rank correlation" in (last := found["findings"][-1])
+    for measure in ("moved", "gradient norm, after", "kurtosis", "alignment with E^T E"):
+        assert f" {measure} " in last
+    assert [row["name"] for row in found["rows"] if "measured" in row] == ["full"]  # it alone has all gradients
+    assert all(len(runs) == 2 for each in rows["full"]["measured"].values() for runs in each.values())
     drawn = heatmap.picture(found["rows"])
     assert f"block 0 attn_c_proj {rows['L0_attn_c_proj']['delta_pct']:+.2f} %" in drawn
     assert heatmap.picture([row for row in found["rows"] if row["name"] == "full"]) == ""
@@ -215,25 +174,30 @@ def test_the_measures_of_the_base_are_of_its_matrices_and_are_kept(ran, base):
         float(participation_ratio(kernel.T)), rel=1e-4
     )
     assert kept["L0_attn_c_proj"]["norm"] == pytest.approx(float(jnp.linalg.norm(kernel)), rel=1e-4)
-    assert all(value > 0 for values in kept.values() for value in values.values())
+    rest = {"kurtosis"}  # which may have either sign
+    assert all(value > 0 for values in kept.values() for name, value in values.items() if name not in rest)
+    assert len(kept["L0_attn_c_proj"]) == 12
+    measured = summary(ran, "redundancy")["rows"][0]["measured"]
+    diagnostics.write_after(folder, measured)
+    later = json.loads((folder / diagnostics.FILE).read_text())["after"]
+    assert later.keys() == kept.keys()
+    assert later["L1_mlp_c_fc"]["moved"] == pytest.approx(np.mean(measured["moved"]["L1_mlp_c_fc"]))
     (folder / diagnostics.FILE).write_text(json.dumps({**file, "matrices": {"read": {}}}))
     assert diagnostics.of_base(base, config, folder) == {"read": {}}
-    other = {**file["of"], "batches": [16, 2, 5]}
+    other = {**file["of"], "measures": ["norm"]}
     (folder / diagnostics.FILE).write_text(json.dumps({"of": other, "matrices": {"read": {}}}))
     assert diagnostics.of_base(base, config, folder).keys() == kept.keys()  # of something else: measured again
     assert json.loads((folder / diagnostics.FILE).read_text())["of"] == file["of"]
 
 
-def test_a_measure_that_orders_the_costs_is_said_to_predict_and_noise_is_not():
-    rng = np.random.default_rng(0)
-    cost = {f"L{i}_x": float(value) for i, value in enumerate(rng.normal(size=40))}
-    rows = [{"name": name, "delta_pct": value} for name, value in cost.items()]
-    measured = {name: {"truth": value**3, "noise": float(rng.normal())} for name, value in cost.items()}
-    (told,) = diagnostics.predictions({"rows": rows}, measured)
-    assert told.endswith("truth predicts it.")
-    turned = {name: {"noise": values["noise"]} for name, values in measured.items()}
-    assert diagnostics.predictions({"rows": rows}, turned)[0].endswith("none predicts it.")
-    assert diagnostics.predictions({"rows": rows[:4]}, measured) == []
+def test_what_is_measured_after_training_is_of_the_trained_weights(ran, base):
+    folder, config = ran["redundancy"]
+    measures, start = diagnostics.after(base, config), base.params()
+    grown = jax.tree.map(lambda leaf: 1.5 * leaf, start)
+    assert set(measures["moved"](grown).values()) == {pytest.approx(0.5, rel=1e-5)}
+    before = {name: each["Fisher"] for name, each in diagnostics.of_base(base, config, folder).items()}
+    assert measures["Fisher, after"](start) == pytest.approx(before, rel=1e-5)  # nothing has trained yet
+    assert measures["gradient norm, after"](grown) != pytest.approx(measures["gradient norm, after"](start), rel=1e-2)
 
 
 def test_each_form_replaces_the_one_matrix_and_it_stays_as_it_was_put(base, ran):
@@ -268,7 +232,16 @@ def test_what_a_replacement_costs_before_and_after_stands_in_one_table(ran, base
     earlier = crystallization.before(base, config)
     assert earlier.keys() == {"L0_attn_c_proj"}
     assert earlier["L0_attn_c_proj"].keys() == {"rank_1", "random", "mean"}
-    text = crystallization.scan(found, diagnostics.of_base(base, config, folder), earlier)
+    measured = {**diagnostics.of_base(base, config, folder)}
+    text = crystallization.scan(found, measured, earlier)
+    rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in text.splitlines()}
+    assert measured.keys() <= rows.keys()  # every matrix, those that were not replaced with empty cells
+    ratio = measured["L1_mlp_c_fc"]["participation ratio"]
+    assert rows["L1_mlp_c_fc"][1] == f"{ratio:.1f}"
+    assert set(rows["L1_mlp_c_fc"][4:]) <= {"", " |"}
+    assert rows["L0_attn_c_proj"][4:7] == ["145.3", "12.0 %", "other, other"]
+    measured["L0_attn_c_proj"] = {**measured["L0_attn_c_proj"], "participation ratio": 140.0}
+    assert "| 145.3 | 12.0 % | reproduced, other |" in crystallization.scan(found, measured, earlier)
     after = {row["name"]: row["delta_pct"] for row in found["rows"]}
     assert f"{earlier['L0_attn_c_proj']['random']:+.2f} %" in text
     assert f"{after['rank_1_L0_attn_c_proj']:+.2f} %" in text
@@ -280,12 +253,26 @@ def test_what_a_replacement_costs_before_and_after_stands_in_one_table(ran, base
 
 def test_efficiency_is_the_share_of_what_everything_gains(ran, base):
     found, ce = summary(ran, "amplitude"), losses(ran, "amplitude")
-    mean = {name: np.mean([ce[name, seed] for seed in (0, 1)]) for name in ("full", "nothing", "only_mlp_c_fc")}
-    share = 100 * (mean["nothing"] - mean["only_mlp_c_fc"]) / (mean["nothing"] - mean["full"])
-    assert f"mlp_c_fc {share:.1f} % with" in found["findings"][0]
+
+    def told(kind):
+        gain = lambda name, seed: ce["nothing", seed] - ce[name, seed]  # noqa: E731
+        return with_ci(*interval([100 * gain(f"only_{kind}", seed) / gain("full", seed) for seed in (0, 1)]), 1)
+
+    (sentence,) = found["findings"]
+    assert f"mlp_c_fc {told('mlp_c_fc')} % with" in sentence
+    assert "±" in told("mlp_c_fc")
+    assert re.search(
+        rf"attn_c_proj {told('attn_c_proj')} % with \S+ % of the parameters \(paper 62: 35.4 % with", sentence
+    )
     text = amplitude.tables(base, ran["amplitude"][1])
     assert "| L1_attn_c_proj |" in text
-    assert "| R2 |" in text
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()}
+    assert "±" in lines["alignment"]
+    assert lines["R2"].split(" | ")[2].endswith("-0.027")
+    assert lines["R2"].removesuffix(" |").split(" | ")[-1] in ("reproduced", "other")
+    assert lines["amplitudes"].endswith(" |  |  |")  # of which the paper says nothing
+    assert "(2.95, 53.9, 0.742, 89.0) | " in lines["L0_attn_c_attn"]
+    assert re.search(r" of 4(: .*)? \|$", lines["L0_attn_c_attn"])
     assert "PR of white noise" in text
 
 
