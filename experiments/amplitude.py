@@ -84,8 +84,8 @@ def findings(found: Mapping[str, Any], sizes: Mapping[str, float]) -> list[str]:
         return []
 
     def told(name: str, share: float) -> str:
-        own = {seed: loss[name][seed] for seed in seeds if seed in loss[name]}
-        gain = interval([100 * (nothing[s] - own[s]) / (nothing[s] - full[s]) for s in own])
+        own = loss[name]
+        gain = interval([100 * (nothing[s] - own[s]) / (nothing[s] - full[s]) for s in seeds if s in own])
         kind = name.removeprefix("only_")
         text = f"{kind} {with_ci(*gain, 1)} % with {share:.1f} % of the parameters"
         if kind in PAPER_EFFICIENCY:
@@ -96,7 +96,7 @@ def findings(found: Mapping[str, Any], sizes: Mapping[str, float]) -> list[str]:
     ends = " to ".join(f"{np.mean([each[seed] for seed in seeds]):.4f}" for each in (nothing, full))
     return [
         f"Of what full fine-tuning gains ({ends}), one type of matrix alone gains: "
-        f"{'; '.join(told(name, share) for name, share in sizes.items() if name in loss)}."
+        f"{'; '.join(told(name, share) for name, share in sizes.items() if loss.get(name, {}).keys() & set(seeds))}."
     ]
 
 

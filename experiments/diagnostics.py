@@ -76,12 +76,13 @@ def of_base(base: Base, config: ConfigDict, workdir: Path) -> Diagnostics:
         return found
     params = base.params()
     slopes, embedding = _slopes(base, config, corpus, params), params["tok_emb"]["embedding"]
+    axes = analysis.principal_axes(embedding, min(_AXES, *embedding.shape), centered=False)
     told = {}
     for kernel, rows in matrices_of(params).items():
         amplitudes = analysis.fit_amplitudes(rows).values
         values = {name: float(measure(rows)) for name, measure in _OF_WEIGHTS.items()}
         values |= {name: float(measure(amplitudes)) for name, measure in _OF_AMPLITUDES.items()}
-        told[name_of(kernel)] = {**values, **_aligned(kernel, rows, embedding), **slopes[kernel]}
+        told[name_of(kernel)] = {**values, **_aligned(kernel, rows, axes), **slopes[kernel]}
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({"of": of, "matrices": told}, indent=1) + "\n")
     return told
@@ -134,17 +135,15 @@ def _slopes(base: Base, config: ConfigDict, corpus: Corpus, params: PyTree) -> d
     return {kernel: dict(zip(_SLOPES, slope, strict=True)) for kernel, slope in found.items()}
 
 
-def _aligned(kernel: str, rows: jax.Array, embedding: jax.Array) -> dict[str, float]:
-    """How far a matrix's first axes in the residual stream are those of the embedding; nothing where it is not there.
+def _aligned(kernel: str, rows: jax.Array, axes: jax.Array) -> dict[str, float]:
+    """How far a matrix's first axes in the residual stream are those of E^T E; nothing where it does not lie in there.
 
     What writes to the stream lies in it with its outputs, what reads from it with its inputs.
     """
     in_stream = rows.T if kernel.split("/")[-2] in WRITING else rows
-    if in_stream.shape[1] != embedding.shape[1]:
+    if in_stream.shape[1] != axes.shape[1]:
         return {}
-    count = min(_AXES, *in_stream.shape, *embedding.shape)
-    axes = analysis.principal_axes(in_stream, count), analysis.principal_axes(embedding, count, centered=False)
-    return {_ALIGNMENT: analysis.alignment(*axes)}
+    return {_ALIGNMENT: analysis.alignment(analysis.principal_axes(in_stream, min(_AXES, *in_stream.shape)), axes)}
 
 
 def predictions(
