@@ -33,7 +33,7 @@ class Sink(Protocol):
         """A run starts, or resumes, after `step` updates: later records are void."""
 
     def write(self, record: Record) -> None:
-        """One record; `record["step"]` is the number of updates so far."""
+        """One record: `record["step"]` is the number of updates so far, of a phase that begins that of its first."""
 
     def close(self) -> None:
         """The run has ended or stopped."""
