@@ -164,7 +164,7 @@ def tables(base: Base, config: ConfigDict) -> str:
     if together:
         lines = [{"figure": name, "ours": ours, "paper": PAPER_ALL.get(name)} for name, ours in together.items()]
         columns = [Column("figure", operator.itemgetter("figure"), kind="name")]
-        columns.append(Column("ours", operator.itemgetter("ours"), lambda ours: with_ci(*ours, 3)))
+        columns.append(Column("ours", operator.itemgetter("ours"), lambda ours: with_ci(ours.mean, ours.ci95, 3)))
         columns.append(Column("paper", operator.itemgetter("paper"), "{:.3f}".format))
         columns.append(Column("verdict", _verdict, kind="mark"))
         texts.append(f"All rows of {', '.join(name_of(kernel) for kernel, _ in writing)} together:")
