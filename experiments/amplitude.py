@@ -2,6 +2,8 @@
 
     python -m experiments.amplitude --config=experiments/configs/amplitude.py:tiny --workdir=DIR
 
+Whether a measured figure is the paper's: `statistics.same_figure`.
+
 Every row of every matrix that the config names is fitted by Gaussian bumps (`freezejax.analysis.amplitudes`, which
 says what was chosen where the paper is silent). WORKDIR/amplitudes.md has the tables, each figure beside its level of
 chance: the same rows with their columns in another order, and white noise under bumps of several widths. The runs
@@ -25,16 +27,16 @@ from ml_collections import ConfigDict
 from experiments import bases, diagnostics
 from experiments.bases import Base
 from experiments.crystallization import chosen
-from experiments.diagnostics import name_of
+from experiments.diagnostics import WRITING, name_of
 from experiments.engine import cli, study
 from experiments.engine.variants import Contrast, Study, Variant
-from experiments.report.table import Column, markdown
+from experiments.report.statistics import Interval, interval, same_figure
+from experiments.report.table import Column, markdown, with_ci
 from freezejax import analysis, models
 from freezejax.atomic import write_atomically
 from freezejax.paths import PyTree, by_path
 from freezejax.schedules import FreezeSchedule
 
-_WRITING = ("c_proj", "proj", "o_proj", "down_proj", "out", "down")  # to the residual stream
 FULL, NOTHING, FILE = "full", "nothing", "amplitudes.md"
 # Paper 62's figures: of one matrix PR, first component in percent, largest correlation, kurtosis; of all of them.
 PAPER = {
@@ -45,7 +47,8 @@ PAPER = {
     "L7_attn_c_proj": (6.18, 25.8, 0.424, 1.3),
 }
 PAPER_ALL = {"PR": 4.26, "first component, %": 42.5, "components for 95 %": 7, "R2": -0.027, "alignment": 0.674}
-PAPER_EFFICIENCY = 35.4  # percent, of attn/c_proj alone, 5.2 % of the parameters
+PAPER_EFFICIENCY = {"attn_c_proj": (35.4, 5.2)}  # percent of the gain, with so many percent of the parameters
+_OF_PAPER = ("PR", "first component, %", "largest correlation", "kurtosis")  # what PAPER has of a matrix
 
 
 def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
@@ -70,21 +73,30 @@ def _shares(model: Mapping[str, Any], only: Mapping[str, str]) -> dict[str, floa
 
 
 def findings(found: Mapping[str, Any], sizes: Mapping[str, float]) -> list[str]:
-    """What each type gains of what everything gains, from the means over seeds; nothing trains the same in all."""
-    field = f"{found['figures'][0]['name']}_mean"
-    loss = {row["name"]: row[f"val_{field}"] for row in found["rows"]}
-    if not {FULL, NOTHING} <= loss.keys() or loss[NOTHING] <= loss[FULL]:
+    """What each type gains of what everything gains, seed by seed; nothing where everything gains nothing."""
+    field = f"val_{found['figures'][0]['name']}"
+    loss = {row["name"]: {run["seed"]: run[field] for run in row["runs"]} for row in found["rows"]}
+    if not {FULL, NOTHING} <= loss.keys():
         return []
-    gained = loss[NOTHING] - loss[FULL]
-    shares = [
-        f"{name.removeprefix('only_')} {100 * (loss[NOTHING] - loss[name]) / gained:.1f} % with {share:.1f} % of the "
-        "parameters"
-        for name, share in sizes.items()
-        if name in loss
-    ]
+    full, nothing = loss[FULL], loss[NOTHING]
+    seeds = [seed for seed in full if seed in nothing]
+    if not seeds or any(nothing[seed] <= full[seed] for seed in seeds):
+        return []
+
+    def told(name: str, share: float) -> str:
+        own = loss[name]
+        gain = interval([100 * (nothing[s] - own[s]) / (nothing[s] - full[s]) for s in seeds if s in own])
+        kind = name.removeprefix("only_")
+        text = f"{kind} {with_ci(*gain, 1)} % with {share:.1f} % of the parameters"
+        if kind in PAPER_EFFICIENCY:
+            gained, of_parameters = PAPER_EFFICIENCY[kind]
+            text += f" (paper 62: {gained} % with {of_parameters} %: {same_figure(gain, gained)})"
+        return text
+
+    ends = " to ".join(f"{np.mean([each[seed] for seed in seeds]):.4f}" for each in (nothing, full))
     return [
-        f"Of what full fine-tuning gains ({loss[NOTHING]:.4f} to {loss[FULL]:.4f}), one type of matrix alone gains: "
-        f"{'; '.join(shares)} (paper 62: attn_c_proj {PAPER_EFFICIENCY} % with 5.2 %)."
+        f"Of what full fine-tuning gains ({ends}), one type of matrix alone gains: "
+        f"{'; '.join(told(name, share) for name, share in sizes.items() if loss.get(name, {}).keys() & set(seeds))}."
     ]
 
 
@@ -140,23 +152,38 @@ def tables(base: Base, config: ConfigDict) -> str:
     for kernel in chosen(model, config.amplitudes.pattern):
         item, values = measure(rows_of[kernel], config)
         items.append({"matrix": name_of(kernel), **item})
-        if rows_of[kernel].shape[0] == width and kernel.split("/")[-2] in _WRITING:
+        if rows_of[kernel].shape[0] == width and kernel.split("/")[-2] in WRITING:
             writing.append((kernel, values))
     together = dict(_together(writing, rows_of, params, corpus, config)) if writing else {}
     headings = [heading for heading in items[0] if heading != "matrix"]
     columns = [Column("matrix", operator.itemgetter("matrix"), kind="name")]
     columns += [Column(h, operator.itemgetter(h), "{:.3f}".format) for h in headings]
     columns.append(Column("paper: PR, first %, correlation, kurtosis", lambda item: PAPER.get(item["matrix"]), str))
+    columns.append(Column("reproduced", _reproduced, kind="words"))
     texts = [markdown(columns, items)]
     if together:
-        lines = [{"figure": name, "ours": value, "paper": PAPER_ALL.get(name)} for name, value in together.items()]
+        lines = [{"figure": name, "ours": ours, "paper": PAPER_ALL.get(name)} for name, ours in together.items()]
         columns = [Column("figure", operator.itemgetter("figure"), kind="name")]
-        columns += [Column(side, operator.itemgetter(side), "{:.3f}".format) for side in ("ours", "paper")]
+        columns.append(Column("ours", operator.itemgetter("ours"), lambda ours: with_ci(ours.mean, ours.ci95, 3)))
+        columns.append(Column("paper", operator.itemgetter("paper"), "{:.3f}".format))
+        columns.append(Column("verdict", _verdict, kind="mark"))
         texts.append(f"All rows of {', '.join(name_of(kernel) for kernel, _ in writing)} together:")
         texts.append(markdown(columns, lines))
         texts.append("The participation ratio of their amplitudes, by the width of a bump:")
         texts.append(_by_width(jnp.concatenate([rows_of[kernel] for kernel, _ in writing]), config))
     return "\n\n".join(texts) + "\n"
+
+
+def _reproduced(item: Mapping[str, Any]) -> str | None:
+    """Which of the paper's figures of a matrix ours are."""
+    if (paper := PAPER.get(item["matrix"])) is None:
+        return None
+    same = [n for n, claimed in zip(_OF_PAPER, paper, strict=True) if same_figure(item[n], claimed) == "reproduced"]
+    return f"{len(same)} of {len(paper)}" + (f": {', '.join(same)}" if same else "")
+
+
+def _verdict(item: Mapping[str, Any]) -> str | None:
+    return None if item["paper"] is None else same_figure(item["ours"], item["paper"])
 
 
 def _by_width(rows: jax.Array, config: ConfigDict) -> str:
@@ -171,23 +198,23 @@ def _by_width(rows: jax.Array, config: ConfigDict) -> str:
 
 def _together(
     writing: list[tuple[str, jax.Array]], rows_of: Mapping[str, jax.Array], params: PyTree, corpus: Any, config: Any
-) -> Iterator[tuple[str, float]]:
+) -> Iterator[tuple[str, Interval]]:
     whole = jnp.concatenate([values for _, values in writing])
-    yield "PR", float(analysis.participation_ratio(whole))
-    yield "first component, %", 100 * float(analysis.first_share(whole))
-    yield "components for 95 %", analysis.components_for(whole)
+    yield "PR", Interval(float(analysis.participation_ratio(whole)), None)
+    yield "first component, %", Interval(100 * float(analysis.first_share(whole)), None)
+    yield "components for 95 %", Interval(analysis.components_for(whole), None)
     features = corpus_statistics(params, corpus.train, params["tok_emb"]["embedding"].shape[0])
     scores = [np.asarray(values @ analysis.principal_axes(whole, 1).T) for _, values in writing]
     tiled, dimension = np.tile(features, (len(writing), 1)), np.tile(np.arange(len(features)), len(writing))
-    yield "R2", analysis.cross_validated_r2(tiled, np.concatenate(scores), groups=dimension)
+    yield "R2", Interval(analysis.cross_validated_r2(tiled, np.concatenate(scores), groups=dimension), None)
     # The axes of the rows [out, in] of a matrix that reads the stream lie in the space of E^T E: of those that write to
     # it, the columns do.
     count = min(8, features.shape[0])
     embedded = analysis.principal_axes(params["tok_emb"]["embedding"], count, centered=False)
     axes = [analysis.principal_axes(rows_of[kernel].T, count) for kernel, _ in writing]
-    yield "alignment", float(np.mean([analysis.alignment(own, embedded) for own in axes]))
-    yield "alignment of random axes", analysis.chance_alignment(count, count, embedded.shape[1])
-    yield "amplitudes", float(whole.size)
+    yield "alignment", interval([analysis.alignment(own, embedded) for own in axes])  # over matrices
+    yield "alignment of random axes", Interval(analysis.chance_alignment(count, count, embedded.shape[1]), None)
+    yield "amplitudes", Interval(float(whole.size), None)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """The pretrained model that a study freezes parts of: a folder of the user's, or one pretrained in the workdir."""
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +12,12 @@ from experiments.configs import pretrain as configs
 from experiments.engine import cli, study
 from experiments.engine.tasks import Start
 from freezejax import models
-from freezejax.models import FAMILIES
 from freezejax.paths import PyTree
 from freezejax.roles import Role, leaves
 
 _ENDS = 2**20  # bytes
 FOLDER = "base"  # of a workdir, where a base was made for it
+tokenizer_of = pretrain.tokenizer_of
 
 
 class Base(NamedTuple):
@@ -31,9 +30,7 @@ class Base(NamedTuple):
         """Family and config, as for `models.build`."""
         if self.path is None:
             return dict(pretrain.make_study(config.base, vocab_size).variants[0].model)
-        model = models.model_of(self.path, **({"dropout": config.dropout} if config.dropout else {}))
-        (family,) = (name for name, known in FAMILIES.items() if known is model.family)
-        return {"family": family, **dataclasses.asdict(model.config)}
+        return pretrain.model_at(self.path, **({"dropout": config.dropout} if config.dropout else {}))
 
     def params(self) -> PyTree:
         """Its weights, float32."""
@@ -96,13 +93,3 @@ def short(kernel: str) -> tuple[int, str]:
     """
     _, block, *names = kernel.removesuffix("/kernel").split("/")
     return int(block), "_".join(names)
-
-
-def tokenizer_of(path: Path) -> str:
-    """The tokenizer beside a model, or inside it, as for config.data.tokenizer; "" where there is none."""
-    if path.suffix == ".gguf":
-        return str(path)
-    sentencepiece = sorted(path.glob("*.model"))
-    if sentencepiece:
-        return str(sentencepiece[0])
-    return str(path) if (path / "tokenizer.json").exists() else ""

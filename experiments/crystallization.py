@@ -4,7 +4,8 @@
 
 Every row replaces one matrix of a pretrained model by a crystal (`freezejax.weights.crystal`), freezes it and
 fine-tunes the rest, against the same run with everything trained. WORKDIR/matrices.md has every matrix: how many
-dimensions it fills, what each replacement costs before fine-tuning and after.
+dimensions it fills, beside the paper's figures, and of those that are replaced what that costs before fine-tuning and
+after. Whether a measured figure is the paper's: `statistics.same_figure`.
 """
 
 import functools
@@ -26,6 +27,7 @@ from experiments.diagnostics import Diagnostics, name_of
 from experiments.engine import cli, study
 from experiments.engine.tasks import Start
 from experiments.engine.variants import ANY, Contrast, Evaluators, Paper, Study, Variant
+from experiments.report.statistics import same_figure
 from experiments.report.table import Column, markdown
 from freezejax import models
 from freezejax.atomic import write_atomically
@@ -37,6 +39,15 @@ from freezejax.schedules import FreezeSchedule
 from freezejax.weights import matrix, recast
 
 FULL, FILE = "full", "matrices.md"
+# Paper 63's figures of the weights: participation ratio, and first component in percent.
+PAPER = {
+    **{f"L{i}_attn_c_attn": (pr, None) for i, pr in {0: 202.7, 3: 198.6, 4: 196.8, 6: 205.4, 7: 205.9}.items()},
+    "L0_attn_c_proj": (145.3, 12.0),
+    "L3_attn_c_proj": (75.8, 21.7),
+    "L4_attn_c_proj": (84.5, 22.4),
+    "L6_attn_c_proj": (86.6, 29.6),
+    "L7_attn_c_proj": (94.9, 36.6),
+}
 FORMS: dict[str, dict[str, Any]] = {
     "kept": {"form": "kept"},
     "rank_1": {"form": "low_rank", "rank": 1},
@@ -134,23 +145,34 @@ def before(base: Base, config: ConfigDict) -> dict[str, dict[str, float]]:
 
 
 def scan(found: Mapping[str, Any], measured: Diagnostics, earlier: Mapping[str, Mapping[str, float]]) -> str:
-    """Every matrix as a row: its dimensions, and what each form costs before fine-tuning and after it."""
+    """Every matrix as a row: its dimensions, and where it was replaced what that costs before fine-tuning and after."""
     after = {row["name"]: row for row in found["rows"]}
-    items = [{"name": name, **measured[name]} for name in earlier]
+    items = [{"name": name, **figures} for name, figures in measured.items()]
     forms = [form for form in FORMS if any(name.startswith(f"{form}_L") for name in after)]
     columns = [
         Column("matrix", operator.itemgetter("name"), kind="name"),
         Column("PR", operator.itemgetter("participation ratio"), "{:.1f}".format),
         Column("first component", lambda item: 100 * item["first component"], "{:.1f} %".format),
         Column("stable rank", operator.itemgetter("stable rank"), "{:.1f}".format),
+        Column("paper: PR", lambda item: PAPER.get(item["name"], (None, None))[0], "{:.1f}".format),
+        Column("paper: first component", lambda item: PAPER.get(item["name"], (None, None))[1], "{:.1f} %".format),
+        Column("verdicts", _verdicts, kind="words"),
     ]
     for form in forms:
         if form != "kept":
-            told = functools.partial(lambda item, form: earlier[item["name"]].get(form), form=form)
+            told = functools.partial(lambda item, form: earlier.get(item["name"], {}).get(form), form=form)
             columns.append(Column(f"{form}, before", told, "{:+.2f} %".format))
         told = functools.partial(lambda item, form: after.get(f"{form}_{item['name']}", {}).get("delta_pct"), form=form)
         columns.append(Column(f"{form}, after", told, "{:+.2f} %".format))
     return markdown(columns, items) + "\n"
+
+
+def _verdicts(item: Mapping[str, Any]) -> str | None:
+    """Of a matrix that the paper has, whether our figures are its."""
+    ours = item["participation ratio"], 100 * item["first component"]
+    claimed = PAPER.get(item["name"], (None, None))
+    told = [same_figure(value, paper) for value, paper in zip(ours, claimed, strict=True) if paper is not None]
+    return ", ".join(told) or None
 
 
 def main() -> None:

@@ -100,7 +100,10 @@ def _of_run() -> _Scored:
     if not own and _GIVEN.val_sequences is None:
         config.data.val_sequences = 0
     tokens = next(map(str, workdir.glob(f"{TOKENIZER}.*")), "bytes")
-    corpus = _corpus(config.data.path if own else _GIVEN.data, tokens, config.data.val_fraction, own=own)
+    if own:
+        corpus = _corpus(config.data.path, tokens, config.data.val_fraction, config.data.val_path, own=True)
+    else:
+        corpus = _corpus(_GIVEN.data, tokens, config.data.val_fraction)
     if own and corpus.fingerprint != read["data_fingerprint"]:
         raise UserError(
             f"--workdir={_GIVEN.workdir}: the text of the study has changed since (config.data.path="
@@ -170,14 +173,16 @@ def _chosen(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _corpus(path: str, tokenizer: str, val_fraction: float, *, own: bool = False) -> data.Corpus:
+def _corpus(path: str, tokenizer: str, val_fraction: float, val_path: str = "", *, own: bool = False) -> data.Corpus:
     """A corpus in the model's tokenizer, but for shards that bring theirs and are not the study's own."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     shards = path.endswith(".bin") or (Path(path).is_dir() and any(folder.glob("*.bin")))
     if path and shards and any(folder.glob("*.model")) and not own:
         tokenizer = ""
     cache_dir = str(cli.cache_dir() / "data")
-    return data.load(path, tokenizer=tokenizer, val_fraction=val_fraction, cache_dir=cache_dir, to_train=own)
+    return data.load(
+        path, tokenizer=tokenizer, val_fraction=val_fraction, val_path=val_path, cache_dir=cache_dir, to_train=own
+    )
 
 
 if __name__ == "__main__":

@@ -1,21 +1,29 @@
-"""A base model for what comes after pretraining: trained from scratch, left in Hugging Face's layout.
+"""One model, trained from scratch or from where another ended, left in Hugging Face's layout.
 
     python -m experiments.pretrain --config=experiments/configs/pretrain.py:tiny --workdir=DIR
+    python -m experiments.pretrain ... --config.start=MODEL --config.trainable=o_proj --config.data.path=FOLDER
 
 WORKDIR/model is then a folder for `models.load_pretrained`, its tokenizer inside. The studies of pretrained models
-(redundancy, crystallization) make such a base themselves where they are given none.
+(redundancy, crystallization) make such a base themselves where they are given none. With `config.trainable` modules of
+these types train alone, in a model of any family.
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.engine import cli, study
 from experiments.engine.variants import Run, Study, Variant
-from freezejax import models
+from freezejax import models, only
+from freezejax.errors import UserError
+from freezejax.masks import Rules
+from freezejax.models import FAMILIES
 from freezejax.models.pretrained import CONFIG
+from freezejax.paths import PyTree
 from freezejax.schedules import FreezeSchedule
 from freezejax.training import processes
 from freezejax.training.checkpoints import load_params
@@ -25,29 +33,65 @@ NAME = "base"
 
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
-    """One model, of which everything trains."""
+    """One model, of which everything trains, or what `config.trainable` says."""
     model = {**config.model.to_dict(), "vocab_size": config.model.vocab_size or vocab_size}
-    return Study("pretrain", [Variant(NAME, model, config.train.to_dict(), FreezeSchedule([(0, [(".*", True)])]))])
+    model = model_at(Path(config.start)) if config.start else model
+    if (spec := config.data.tokenizer).startswith("bpe:") and (own := _own_tokenizer(config)):
+        raise UserError(f"config.data.tokenizer={spec}: the model was trained with {own}; leave the field empty")
+    schedule = FreezeSchedule([(0, rules_of(config.trainable, models.build(**model).abstract_params()))])
+    start = (lambda task: models.load_pretrained(config.start)[1]) if config.start else None
+    return Study("pretrain", [Variant(NAME, model, config.train.to_dict(), schedule, start=start)])
+
+
+def rules_of(types: str, params: PyTree) -> Rules:
+    """The freeze rules of `config.trainable`: types of modules with commas between them; empty = everything trains."""
+    try:
+        return only(params, types) if types else [(".*", True)]
+    except UserError as error:
+        raise UserError(f"config.trainable: {error}") from None
+
+
+def model_at(path: Path, **changes: Any) -> dict[str, Any]:
+    """Family and config of a pretrained model, as for `models.build`; `changes` are fields of the config."""
+    model = models.model_of(path, **changes)
+    (family,) = (name for name, known in FAMILIES.items() if known is model.family)
+    return {"family": family, **dataclasses.asdict(model.config)}
+
+
+def tokenizer_of(path: Path) -> str:
+    """The tokenizer beside a model, or inside it, as for config.data.tokenizer; "" where there is none."""
+    if path.suffix == ".gguf":
+        return str(path)
+    sentencepiece = sorted(path.glob("*.model"))
+    if sentencepiece:
+        return str(sentencepiece[0])
+    return str(path) if (path / "tokenizer.json").exists() else ""
 
 
 def save(config: ConfigDict, workdir: Path) -> Path:
     """The folder of the trained model of a workdir, written if it is not there yet."""
-    folder = workdir / MODEL
+    folder, like = workdir / MODEL, Path(config.start) if Path(config.start or "none").is_dir() else None
     if not (folder / CONFIG).exists():
-        variant = make_study(config, study.load_corpus(config).tokenizer.vocab_size).variants[0]
-        model = models.build(**variant.model)
+        vocab_size = study.load_corpus(config, _own_tokenizer(config)).tokenizer.vocab_size
+        model = models.build(**make_study(config, vocab_size).variants[0].model)
         params = load_params(Run(NAME, 0).directory(workdir) / "params", model.abstract_params())
-        for tokenizer in workdir.glob(f"{study.TOKENIZER}.*"):
+        comes_along = like is not None and tokenizer_of(like)
+        for tokenizer in () if comes_along else workdir.glob(f"{study.TOKENIZER}.*"):
             folder.mkdir(exist_ok=True)
             shutil.copyfile(tokenizer, folder / tokenizer.name)
-        models.save_pretrained(folder, model, params)
+        models.save_pretrained(folder, model, params, like=like)
     return folder
 
 
+def _own_tokenizer(config: ConfigDict) -> str:
+    return tokenizer_of(Path(config.start)) if config.start else ""
+
+
 def main() -> None:
-    """Trains the base model, and saves it for others."""
-    if (workdir := study.main(make_study)) is not None:
-        processes.on_main(lambda: print(f"The model: {save(flags.FLAGS.config, workdir)}"))
+    """Trains the model, and saves it for others."""
+    config = flags.FLAGS.config
+    if (workdir := study.main(make_study, tokenizer=_own_tokenizer(config))) is not None:
+        processes.on_main(lambda: print(f"The model: {save(config, workdir)}"))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,9 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base, measured: Diagno
             small = abs(pct) < _SMALL_PCT
             papers = [Paper(ANY, _PAPER, None, 0.0 if small else pct, f"{claim} ({pct:+.2f} %)")]
         schedule = FreezeSchedule([(0, rules)])
-        return Variant(name, model, {**train, "steps": steps}, schedule, start=start, papers=papers)
+        measures = diagnostics.after(base, config) if name == FULL else {}
+        longer = {**train, "steps": steps}
+        return Variant(name, model, longer, schedule, start=start, papers=papers, measures=measures)
 
     variants = [variant(FULL, []), *(variant(name, frozen) for name, frozen in groups.items())]
     contrasts = list(_interactions(groups))
@@ -139,7 +141,8 @@ def findings(found: Mapping[str, Any], measured: Diagnostics) -> list[str]:
             f"(the largest {max(alone):+.2f} %): interaction {effect.mean:+.2f} +- {effect.ci95:.2f} %, together they "
             f"cost {more} the sum."
         )
-    return [*sentences, *diagnostics.predictions(found, measured)]
+    later = rows[FULL].get("measured")
+    return [*sentences, *diagnostics.predictions(found, measured, later)]
 
 
 def main() -> None:
@@ -150,6 +153,8 @@ def main() -> None:
     made = functools.partial(make_study, base=base, measured=measured)
     if (workdir := study.main(made, tokenizer=base.tokenizer)) is not None:
         found = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        if later := next(row for row in found["rows"] if row["name"] == FULL).get("measured"):
+            diagnostics.write_after(workdir, later)
         if drawn := heatmap.picture(found["rows"]):
             write_atomically(workdir / "matrices.svg", drawn)
             print(f"What each matrix costs alone: {workdir / 'matrices.svg'}")

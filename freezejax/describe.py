@@ -16,9 +16,7 @@ from freezejax.masks import check_static
 from freezejax.paths import PyTree
 from freezejax.roles import Role
 from freezejax.schedules import FreezeSchedule, Phase
-from freezejax.selection import Match, partial_matches
-
-_SHOWN = 3  # rules that catch a part of something, at most, of a phase
+from freezejax.selection import Match, matches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +41,16 @@ class GroupRow:
 class Description:
     """Rows per phase; `str()` is the table.
 
-    `partial` are, of every phase of a schedule, the rules that catch some leaves of a kind and leave others, such as
-    2 of 30 layers.
+    `rules` are, of every phase of a schedule, what each of its rules catches, such as 2 of 30 layers.
     """
 
     phases: tuple[tuple[Phase, tuple[GroupRow, ...]], ...]
-    partial: tuple[tuple[Match, ...], ...] = ()
+    rules: tuple[tuple[Match, ...], ...] = ()
 
     def __str__(self) -> str:
-        """The table, one block per phase, and under it the rules that catch a part of something."""
-        partial = self.partial or ((),) * len(self.phases)
-        told = zip(self.phases, partial, strict=True)
+        """The table, one block per phase, and under it what each rule catches, unless one alone decides everything."""
+        rules = self.rules or ((),) * len(self.phases)
+        told = zip(self.phases, rules, strict=True)
         return "\n\n".join(_block(phase, rows, len(self.phases) > 1, found) for (phase, rows), found in told)
 
 
@@ -84,14 +81,14 @@ def describe(
         if total_steps is None:
             raise UserError("describe: a schedule needs total_steps, the length of the run")
         phases = mask_or_schedule.phases(params, total_steps)
-        partial = [partial_matches(params, rules) for _, rules in mask_or_schedule.entries]
+        found = [tuple(matches(params, rules)) for _, rules in mask_or_schedule.entries]
     else:
         check_static(mask_or_schedule, params, whole=True)
-        phases, partial = [Phase(0, total_steps or 0, mask_or_schedule)], []
+        phases, found = [Phase(0, total_steps or 0, mask_or_schedule)], []
     states = _state_bytes(params, [phase.mask for phase in phases], optax.adamw(1e-3) if tx is None else tx)
     leaves = [_figures(leaf, state) for leaf, state in zip(roles.leaves(params), states, strict=True)]
     rows = tuple((phase, _rows(leaves, jax.tree.leaves(phase.mask))) for phase in phases)
-    return Description(rows, tuple(map(tuple, partial)))
+    return Description(rows, tuple(found))
 
 
 def _figures(leaf: roles.Leaf, state_bytes: int) -> tuple[str, int, int, int]:
@@ -129,7 +126,7 @@ def _bytes(leaf: jax.ShapeDtypeStruct | jax.Array | np.ndarray) -> int:
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
-def _block(phase: Phase, rows: tuple[GroupRow, ...], titled: bool, partial: Sequence[Match]) -> str:
+def _block(phase: Phase, rows: tuple[GroupRow, ...], titled: bool, rules: Sequence[Match]) -> str:
     cells: list[tuple[str, ...]] = [("group", "leaves", "parameters", "trainable", "weights", "gradients", "state")]
     for row in rows:
         sizes = map(_human, (row.weight_bytes, row.gradient_bytes, row.state_bytes))
@@ -139,8 +136,8 @@ def _block(phase: Phase, rows: tuple[GroupRow, ...], titled: bool, partial: Sequ
         "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(line, others, strict=True))])
         for name, *line in cells
     ]
-    more = [f"and {len(partial) - _SHOWN} more rules like this"] if len(partial) > _SHOWN else []
-    return "\n".join([f"steps {phase.start} to {phase.stop}"] * titled + lines + [*map(str, partial[:_SHOWN]), *more])
+    told = map(str, rules if len(rules) > 1 else ())
+    return "\n".join([*[f"steps {phase.start} to {phase.stop}"] * titled, *lines, *told])
 
 
 def _human(count: int) -> str:

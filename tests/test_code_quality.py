@@ -133,6 +133,32 @@ def test_counterpart_the_check_sees_an_unknown_folder_and_an_import_that_points_
     assert _may_import("models", _layer("freezejax.masks"))
 
 
+def _unpicklers(source: str) -> list[str]:
+    """What in a source may run code that a file holds: a module that unpickles, or a call that does."""
+    import ast
+
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found += [name for name in names if name.split(".")[0] in UNPICKLE]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
+            found.append("torch.load")
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            found.append("allow_pickle")
+    return found
+
+
+UNPICKLE = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+
+
+def test_nothing_is_ever_unpickled():
+    files = [*SOURCES.values(), *(ROOT / "benchmarks").glob("*.py")]
+    assert not {path.name: found for path in files if (found := _unpicklers(path.read_text(encoding="utf-8")))}
+    bad = "import os, pickle\nfrom joblib import load\nimport torch\ntorch.load(x)\nnp.load(x, allow_pickle=True)\n"
+    assert sorted(_unpicklers(bad)) == ["allow_pickle", "joblib", "pickle", "torch.load"]  # the counterpart
+
+
 def test_files_stay_small():
     for path in [*(ROOT / "freezejax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
         lines = len(path.read_text(encoding="utf-8").splitlines())

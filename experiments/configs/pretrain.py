@@ -1,4 +1,4 @@
-"""A GPT-2 or a Llama from scratch, as the base of the studies of pretrained models.
+"""A GPT-2 or a Llama from scratch, as the base of the studies of pretrained models; or a model of yours, fine-tuned.
 
     uv run python -m experiments.pretrain --config=experiments/configs/pretrain.py:tiny --workdir=DIR
 
@@ -27,6 +27,8 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.experiment = "pretrain"
     config.seeds = 1
     config.paper = "none"
+    config.start = ""  # a model to go on from, in place of config.model: a folder in Hugging Face's layout, or .gguf
+    config.trainable = ""  # types of modules that train, all else frozen: out_proj, or q_proj,v_proj; empty = all
     for field in ("sizes", "freeze", "model"):
         del config[field]
     config.model = ConfigDict({"family": "llama" if llama else "gpt2", "vocab_size": 0})  # 0 = the tokenizer's

@@ -48,6 +48,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.data.path = ""  # folder of shards or of .txt, or tfds:NAME; empty = the embedded corpus
     config.data.tokenizer = ""  # bytes, a .model file, bpe:SIZE; empty = the folder's own, else bytes
     config.data.val_fraction = 0.1  # of each text; shards bring their own validation
+    config.data.val_path = ""  # other texts to validate on, whole, in place of that part: a folder of .txt
     # Validation windows to score, spread evenly over the text; 0 = all. (The paper scores 200.)
     config.data.val_sequences = 256 if tiny else 512 if scale == "cpu" else 2_048
     config.data.eval_batch_size = 64 if paper else 16  # sequences

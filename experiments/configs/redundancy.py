@@ -8,7 +8,8 @@ Scales (after the colon):
            cores. Shows that everything works.
   cpu      the papers' size, 8 layers of width 256 (10.2 M parameters), 5 seeds, 50 steps; give
            --config.base.data.path=FOLDER of .txt books to pretrain on; it is fine-tuned on the Python reference.
-  smollm2  SmolLM2-135M (launch/get_smollm2.sh): --config.base.path=FILE.gguf --config.data.path=FOLDER of .txt books.
+  smollm2  SmolLM2-135M (launch/get_smollm2.sh): --config.base.path=FILE.gguf --config.data.path=FOLDER of .txt books,
+           --config.data.val_path=FOLDER of others, to be scored on books that it was not fine-tuned on.
 
 --config.base.path=FOLDER takes any model of a known family in Hugging Face's layout. What is not set here is as in
 experiments/configs/progressive.py.

@@ -13,6 +13,8 @@ from experiments.engine.variants import LANGUAGE, Figure
 from freezejax.training.config import TrainConfig
 from freezejax.training.metrics import Record, Sink
 
+_RULES = 6  # of a phase, that are printed; metrics.jsonl has all
+
 
 class Progress:
     """Progress of all runs of a study; `run` gives the sink of one of them.
@@ -72,6 +74,9 @@ class _RunProgress:
 
     def write(self, record: Record) -> None:
         step, now = record["step"], time.monotonic()
+        if len(rules := record.get("rules", ())) > 1:
+            more = f", and {len(rules) - _RULES} more" if len(rules) > _RULES else ""
+            self.progress.say(f"{self.title}: from step {step} on {', then '.join(rules[:_RULES])}{more}")
         if "loss" in record:
             pace = f"{record['tokens_per_second']:,.0f} tokens/s  " if "tokens_per_second" in record else ""
             figures = (

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.engine.progress import Progress
-from experiments.engine.variants import Evaluators, Run, Study, Variant
+from experiments.engine.variants import Evaluators, Measure, Run, Study, Variant
 from experiments.engine.workdir import METRICS, Finished, write_result
 from freezejax import artifact, describe
 from freezejax.data import Corpus
@@ -77,7 +77,7 @@ def finish(
         "seconds": found.seconds,
         "step_seconds": found.step_seconds,
         "phases": phases(variant, found.params),
-        **measured(session.study, found.params),
+        **measured({**session.study.measures, **variant.measures}, found.params),
     }
     write_result(directory, result)
 
@@ -137,9 +137,9 @@ def sizes(variant: Variant, params: PyTree) -> dict[str, int]:
     }
 
 
-def measured(study: Study, params: PyTree) -> dict[str, Any]:
-    """What the measures of a study find in trained weights, under `measured`; nothing where they find nothing."""
-    found = {name: dict(measure(params)) for name, measure in study.measures.items()}
+def measured(measures: Mapping[str, Measure], params: PyTree) -> dict[str, Any]:
+    """What some measures find in trained weights, under `measured`; nothing where they find nothing."""
+    found = {name: dict(measure(params)) for name, measure in measures.items()}
     found = {name: values for name, values in found.items() if values}
     return {"measured": found} if found else {}
 

@@ -88,6 +88,7 @@ def load_corpus(config: ConfigDict, tokenizer: str = "") -> data.Corpus:
         config.data.path,
         tokenizer=config.data.tokenizer or tokenizer,
         val_fraction=config.data.val_fraction,
+        val_path=config.data.val_path,
         cache_dir=str(cli.cache_dir() / "data"),
     )
 
@@ -150,11 +151,13 @@ def claim_workdir(workdir: Path, config: ConfigDict, corpus: data.Corpus, study:
 
 
 def _check_same_study(before: Any, now: Any, workdir: Path) -> None:
+    # A field that an older folder does not have yet is as if it were empty: what it adds was not there.
     old, new = (flatten_dict(found, sep="/") for found in (before, now))
     for field in sorted(old.keys() | new.keys()):
-        if not field.startswith(_MAY_CHANGE) and old.get(field) != new.get(field):
+        then, wanted = (found.get(field, "") for found in (old, new))
+        if not field.startswith(_MAY_CHANGE) and then != wanted:
             raise UserError(
-                f"{workdir} holds a study with {field}={old.get(field)!r}, not {new.get(field)!r}; "
+                f"{workdir} holds a study with {field}={then!r}, not {wanted!r}; "
                 "use another --workdir or delete that folder"
             )
 

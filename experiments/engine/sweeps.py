@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from experiments.engine.tasks import Task
 from experiments.engine.variants import Run, Study, Variant
 from freezejax.masks import count_parameters
 from freezejax.training.loop import TrainResult
-from freezejax.training.metrics import Record
+from freezejax.training.metrics import Record, phase_record
 from freezejax.training.sweep import sweep
 from freezejax.weights import as_matrices
 
@@ -61,7 +62,8 @@ def train_together(
         stop=session.stop,
     )
     for each in found:
-        phases = schedules[each.index].phases(task.model.abstract_params(), task.config.steps)
+        shapes = task.model.abstract_params()
+        phases = schedules[each.index].phases(shapes, task.config.steps)
 
         def placed(record: Record, phases: Any = phases) -> Record:
             if "loss" not in record:
@@ -70,4 +72,7 @@ def train_together(
             share = count_parameters(matrices, phases[number].mask) / total
             return {"step": record["step"], "phase": number, "trainable_share": share, **record}
 
-        yield each.index, TrainResult(each.params, task.config.steps, None), [*map(placed, each.records)]
+        rules = [rules for _, rules in schedules[each.index].entries]
+        begun = [phase_record(shapes, phase, own) for phase, own in zip(phases, rules, strict=True)]
+        records = sorted([*begun, *map(placed, each.records)], key=operator.itemgetter("step"))  # in their order
+        yield each.index, TrainResult(each.params, task.config.steps, None), records

@@ -45,6 +45,7 @@ class Figure(NamedTuple):
         return f"packed_{self.name}"
 
 
+Measure = Callable[[PyTree], Mapping[str, float]]  # of trained weights: a number for each of some places in them
 LANGUAGE = (Figure("ce", "CE", "nats/token"), Figure("bpb", "bits/byte"))
 
 
@@ -76,6 +77,7 @@ class Variant:
     papers: Sequence[Paper] = ()  # one per corpus at most
     minimize: Minimize = language_modelling
     start: Start | None = None  # weights to start from; None = those of the model and the seed
+    measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)  # as of a study, of its weights alone
     policy: Decide | None = None  # what decides on the way what is frozen; `schedule` has then one entry
     needs: Sequence[str] = ()  # earlier variants whose runs `minimize` and `start` read
     teacher: Mapping[str, Any] | None = None  # a model that runs forward on every batch, for --dry_run
@@ -180,7 +182,6 @@ def every_pair(seeds: int, base_seeds: int) -> Iterator[tuple[int, int]]:
     return ((seed, base_seed) for base_seed, seed in itertools.product(range(base_seeds), range(seeds)))
 
 
-Measure = Callable[[PyTree], Mapping[str, float]]  # of trained weights: a number for each of some places in them
 Findings = Callable[[Mapping[str, Any]], Sequence[str]]  # of a summary: sentences, by rule
 
 

@@ -51,6 +51,8 @@ def read_config(workdir: Path) -> dict[str, Any]:
     found = _object(path, otherwise)
     if not isinstance(found.get("config"), dict) or not isinstance(found.get("data_fingerprint"), str):
         raise UserError(f"{path} is not the config of a study; {otherwise}")
+    if isinstance(of_data := found["config"].get("data"), dict):
+        of_data.setdefault("val_path", "")  # folders of before 0.2 have no such field
     return found
 
 

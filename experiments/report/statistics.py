@@ -8,6 +8,7 @@ from scipy.special import ndtri, stdtrit
 
 Figures = Mapping[tuple[int, int], float]  # (training seed, base seed) -> figure of that run
 NO_EFFECT_PCT = 1.0  # a claim of "no effect" means within this many percent
+SAME_FIGURE, SAME_NEAR_ZERO = 0.10, 0.05  # a measured figure is the paper's: a share of it, or this much
 SAME_BYTES_PCT = 2.0  # files of the same size differ by no more than this
 
 
@@ -156,3 +157,21 @@ def verdict(effect: Interval, claimed_pct: float) -> str:
         ends = np.sign(claimed_pct) * effect.low, np.sign(claimed_pct) * effect.high
         inside, outside = min(ends) > 0, max(ends) < 0
     return "reproduced" if inside else "not reproduced" if outside else "inconclusive"
+
+
+def same_figure(ours: Interval | float, claimed: float) -> str:
+    """Whether a figure that was measured, not compared, is the paper's: by size, unlike `verdict`.
+
+    Reproduced: our 95 % interval over seeds or matrices, or where there is none our value, lies wholly within 10 % of
+    the paper's figure, or within 0.05 of one so near zero that this is more. Other: it does not, for whatever reason.
+
+    >>> same_figure(4.4, 4.26), same_figure(Interval(4.4, 0.5), 4.26), same_figure(0.01, -0.027)
+    ('reproduced', 'other', 'reproduced')
+    """
+    low, high = (ours.low, ours.high) if isinstance(ours, Interval) and ours.ci95 is not None else (_mean(ours),) * 2
+    margin = max(abs(claimed) * SAME_FIGURE, SAME_NEAR_ZERO)
+    return "reproduced" if claimed - margin <= low <= high <= claimed + margin else "other"
+
+
+def _mean(figure: Interval | float) -> float:
+    return figure.mean if isinstance(figure, Interval) else figure

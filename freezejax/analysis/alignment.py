@@ -10,19 +10,27 @@ from freezejax.errors import UserError
 def principal_axes(matrix: jax.Array, count: int, *, centered: bool = True) -> jax.Array:
     """The first principal axes of the rows of a matrix, one per row of the result: float32 [count, columns].
 
+    There are as many as the matrix has rows or columns, whichever are fewer; the work is done on the smaller of the two
+    Gram matrices.
+
     Uncentered they are the eigenvectors of `matrix^T matrix` with the largest eigenvalues: of an embedding E [V, D]
     those of E^T E (paper 62).
 
     >>> jnp.abs(principal_axes(jnp.diag(jnp.array([1.0, 3.0])), 1, centered=False))
     Array([[0., 1.]], dtype=float32)
     """
-    if not 1 <= count <= matrix.shape[1]:
-        raise UserError(f"count={count}: expected 1 to {matrix.shape[1]}, the number of columns")
+    if not 1 <= count <= min(matrix.shape):
+        raise UserError(f"count={count}: expected 1 to {min(matrix.shape)}, the smaller side of the matrix")
     wide = matrix.astype(jnp.float32)
     if centered:
         wide = wide - wide.mean(axis=0, keepdims=True)
-    gram = jnp.matmul(wide.T, wide, precision="highest")
-    return jnp.linalg.eigh(gram)[1][:, ::-1][:, :count].T
+    is_wide = wide.shape[0] < wide.shape[1]
+    gram = jnp.matmul(*((wide, wide.T) if is_wide else (wide.T, wide)), precision="highest")
+    first = jnp.linalg.eigh(gram)[1][:, ::-1][:, :count]
+    if not is_wide:
+        return first.T
+    # Of the axes of the other side X^T takes each to its own; where there is no variance left any other will do.
+    return jnp.linalg.qr(jnp.matmul(wide.T, first, precision="highest"))[0].T
 
 
 def alignment(axes: jax.Array, others: jax.Array) -> float:

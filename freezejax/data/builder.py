@@ -62,6 +62,11 @@ def prepare_text(documents: list[Document], val_fraction: float, data_dir: Path)
     for split, left in splits.items():
         if not left:
             raise UserError(f"val_fraction={val_fraction}: no {split} text is left of {len(documents)} documents")
+    return prepare_texts(splits, data_dir)
+
+
+def prepare_texts(splits: Mapping[str, list[Document]], data_dir: Path) -> Splits:
+    """Writes the documents of each split as ArrayRecord below `data_dir` and opens them."""
     builder = PlainText(splits, data_dir=str(data_dir))
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # for seconds of work TFDS's announcements are noise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from freezejax.data.builder import Splits
 
 CODE = "code"  # the path of what `text.embedded_code` gives
+_BETWEEN = "\0validation\0"  # in a digest; no name of a text is like it
 CACHE_FORMAT = 1  # counted up when the same input would give other tokens
 
 
@@ -42,7 +44,13 @@ class Corpus:
 
 
 def load(
-    path: str = "", *, tokenizer: str = "", val_fraction: float = 0.1, cache_dir: str, to_train: bool = True
+    path: str = "",
+    *,
+    tokenizer: str = "",
+    val_fraction: float = 0.1,
+    val_path: str = "",
+    cache_dir: str,
+    to_train: bool = True,
 ) -> Corpus:
     """Loads a corpus, preparing it first if it is text that `cache_dir` does not hold yet.
 
@@ -54,7 +62,9 @@ def load(
             a SentencePiece `.model`; "bpe:SIZE" to learn a vocabulary from the training text.
         val_fraction: the last part of each document, kept for validation. Shards and TFDS corpora come
             with their own split and ignore it.
-        cache_dir: gets one folder per (text, tokenizer, val_fraction); safe to share between processes.
+        val_path: other text, to validate on in place of that part: whole documents that nothing is trained on. "code",
+            a `.txt` file or a folder of them; with shards and TFDS corpora it is refused.
+        cache_dir: gets one folder per (text, tokenizer, split); safe to share between processes.
         to_train: False takes what can only be scored, too: a folder of validation shards, or one shard of any name.
             Shards to train on are then not read, and `train` is empty.
 
@@ -69,25 +79,20 @@ def load(
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction={val_fraction}: must lie in (0, 1)")
-    if path and path != CODE and not path.startswith("tfds:"):
-        place, suffixes = Path(path), (".txt",) if to_train else (".txt", ".bin")
-        is_file = place.is_file()
-        if not (place.is_dir() or (is_file and place.suffix in suffixes)):
-            one = "a .txt file" if to_train else "a .txt file, a shard"
-            raise UserError(
-                f"{path}: not a folder; give a folder, {one}, tfds:NAME, code, or nothing for embedded text"
-            )
-        folder, only = (place.parent, place.name) if is_file else (place, "")
-        checksums.verify(folder, "get it again, or list it anew with sha256sum", only=only)
-        if any(file.suffix == ".bin" for file in ([place] if is_file else place.iterdir())):
+    if place := _checked_place(path, (".txt",) if to_train else (".txt", ".bin")):
+        folder = place.parent if place.is_file() else place
+        if any(file.suffix == ".bin" for file in ([place] if place.is_file() else place.iterdir())):
+            if val_path:
+                raise UserError(f"val_path={val_path}: {path} holds shards, which bring their own validation")
             return _read(place, _shard_tokenizer(folder, tokenizer), source=path, to_train=to_train)
-    text_key, open_text = _text_source(path, val_fraction, Path(cache_dir))
+    text_key, open_text = _text_source(path, val_fraction, val_path, Path(cache_dir))
     tokenizer_key, make_tokenizer = _tokenizer_recipe(tokenizer)
     key = hashlib.sha256(f"{CACHE_FORMAT} {text_key} {tokenizer_key}".encode()).hexdigest()
     folder = Path(cache_dir) / f"tokens-{key[:20]}"
     cached_folder(folder, lambda fresh: _tokenize(open_text, make_tokenizer, fresh))
     checksums.verify(folder, f"delete {folder}, it is made again")
     source = {"": "Python language reference (embedded)", CODE: "Python's library (source code)"}.get(path, path)
+    source += f", validated on {val_path}" if val_path else ""
     return _read(folder, tokenizer_beside(folder) or ByteTokenizer(), source=source)
 
 
@@ -97,28 +102,59 @@ _OpenText = Callable[[Path], "Splits"]
 _MakeTokenizer = Callable[[Path, Iterable[str]], Any]
 
 
-def _text_source(path: str, val_fraction: float, cache_dir: Path) -> tuple[str, _OpenText]:
+def _checked_place(path: str, suffixes: tuple[str, ...]) -> Path | None:
+    """The folder or file at a path, its checksums verified; None of a corpus that is no file's."""
+    if not path or path == CODE or path.startswith("tfds:"):
+        return None
+    place = Path(path)
+    if not (place.is_dir() or (place.is_file() and place.suffix in suffixes)):
+        one = "a .txt file, a shard" if ".bin" in suffixes else "a .txt file"
+        raise UserError(f"{path}: not a folder; give a folder, {one}, tfds:NAME, code, or nothing for embedded text")
+    folder, only = (place.parent, place.name) if place.is_file() else (place, "")
+    checksums.verify(folder, "get it again, or list it anew with sha256sum", only=only)
+    return place
+
+
+def _text_source(path: str, val_fraction: float, val_path: str, cache_dir: Path) -> tuple[str, _OpenText]:
     """What tells the text from others, and how it is opened."""
     if path.startswith("tfds:"):
         from freezejax.data import builder  # imports TFDS, 0.4 s
 
+        if val_path:
+            raise UserError(f"val_path={val_path}: {path} brings its own validation")
         splits, fingerprint = builder.open_tfds(path.removeprefix("tfds:"), cache_dir)
         return fingerprint, lambda folder: splits
-    read = {"": text.embedded_documents, CODE: text.embedded_code}.get(path, lambda: text.documents_at(path))
-    documents = list(read())
-    if not documents:
-        raise UserError(f"{path}: holds neither text in *.txt nor shards fineweb_{{train,val}}_*.bin")
-    digest = hashlib.sha256(repr(val_fraction).encode())
-    for document in documents:
-        for part in document:
-            digest.update(hashlib.sha256(part.encode()).digest())
+    documents, held_out = _documents(path), _held_out(val_path) if val_path else []
+    texts = {document.text: document.name for document in documents}
+    for document in held_out:
+        if document.text in texts:
+            raise UserError(f"val_path={val_path}: {document.name} is trained on, too, as {texts[document.text]}")
+    digest = hashlib.sha256(repr(val_fraction).encode() if not val_path else b"whole documents")
+    for part in itertools.chain(*documents, [_BETWEEN] * bool(val_path), *held_out):
+        digest.update(hashlib.sha256(part.encode()).digest())
 
     def prepare(folder: Path) -> Splits:
         from freezejax.data import builder  # imports TFDS, 0.4 s
 
+        if val_path:
+            return builder.prepare_texts({"train": documents, "validation": held_out}, folder)
         return builder.prepare_text(documents, val_fraction, folder)
 
     return digest.hexdigest(), prepare
+
+
+def _held_out(path: str) -> list[text.Document]:
+    place = _checked_place(path, (".txt",))
+    if path.startswith("tfds:") or (place is not None and place.is_dir() and any(place.glob("*.bin"))):
+        raise UserError(f"val_path={path}: expected text: a .txt file, a folder of them, or code")
+    return _documents(path)
+
+
+def _documents(path: str) -> list[text.Document]:
+    read = {"": text.embedded_documents, CODE: text.embedded_code}.get(path, lambda: text.documents_at(path))
+    if documents := list(read()):
+        return documents
+    raise UserError(f"{path}: holds neither text in *.txt nor shards fineweb_{{train,val}}_*.bin")
 
 
 def _tokenizer_recipe(spec: str) -> tuple[str, _MakeTokenizer]:

@@ -18,7 +18,7 @@ from freezejax.models.llama import LlamaConfig
 from freezejax.models.loss import cross_entropy
 from freezejax.models.nemotron_h import NemotronHConfig
 from freezejax.models.parameter_golf import ParameterGolfConfig
-from freezejax.models.peft import adapter_rules, load_adapter, save_adapter
+from freezejax.models.peft import adapter_rules, folder_rules, load_adapter, save_adapter
 from freezejax.models.pretrained import load_pretrained, model_of, save_pretrained
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "causal_attention",
     "count",
     "cross_entropy",
+    "folder_rules",
     "from_torch",
     "generate",
     "load_adapter",

@@ -23,8 +23,10 @@ from freezejax.roles import Role, is_weight, leaves, weights
 from freezejax.weights import DoraWeight, LoraWeight, VeraWeight
 from freezejax.weights.vera import StoredMap
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS = "adapter_config.json", tensors.ADAPTER
 _START = "base_model.model."
+_ADAPTED = r"base_model\.model\.(.*?)\.((?:lora|vera)_\w+)(?:\.weight)?"  # names of tensors of one module's adapter
+_SHARED = r"base_model\.(vera_[AB])"  # and of all modules' together; what remains are `modules_to_save`
 _NO = {"bias": "none", "lora_bias": False, "use_qalora": False, "use_bdlora": None, "layer_replication": None} | {
     "trainable_token_indices": None,
     "target_parameters": None,
@@ -42,13 +44,13 @@ class Module(NamedTuple):
 def load_adapter(path: str | PathLike[str], model: Model, params: Params) -> Params:
     """The parameters with the adapters of a PEFT folder over their kernels, and with its `modules_to_save` in place.
 
-    What it trains: `adapter_rules`. VeRA must have been saved with its projections.
+    What it trains: `folder_rules`. VeRA must have been saved with its projections.
 
     Raises:
       UserError: another kind of adapter, or a tensor that is missing, left over or of another shape.
     """
     folder = Path(path)
-    config, found = tensors.read_json(folder / CONFIG), tensors.open_file(folder / TENSORS)
+    config, found = tensors.read_json(folder / CONFIG), tensors.open_adapter(folder)
     modules = {module.name: module for module in modules_of(model)}
     for name, wanted in _NO.items():
         if config.get(name, wanted) != wanted:
@@ -58,10 +60,10 @@ def load_adapter(path: str | PathLike[str], model: Model, params: Params) -> Par
     adapted: dict[str, dict[str, Any]] = collections.defaultdict(dict)
     shared, saved = {}, {}
     for name, tensor in found.items():
-        if match := re.fullmatch(r"base_model\.model\.(.*?)\.((?:lora|vera)_\w+)(?:\.weight)?", name):
+        if match := re.fullmatch(_ADAPTED, name):
             check_known(match[1], modules, f"{folder / TENSORS}: the model has no module {match[1]!r}")
             adapted[modules[match[1]].path][match[2]] = tensor
-        elif match := re.fullmatch(r"base_model\.(vera_[AB])", name):
+        elif match := re.fullmatch(_SHARED, name):
             shared[match[1]] = tensor
         else:
             saved[name.removeprefix(_START)] = tensor
@@ -90,6 +92,25 @@ def adapter_rules(params: Params, also: str | None = None) -> list[tuple[str, bo
     """
     beside = [leaf.path for leaf in leaves(params) if leaf.role in (Role.ADAPTER, Role.GAIN)]
     return [(pattern, True) for pattern in (*map(re.escape, beside), *filter(None, [also]))] + [(".*", False)]
+
+
+def folder_rules(path: str | PathLike[str], model: Model, params: Params) -> list[tuple[str, bool]]:
+    """Freeze rules under which trains what a PEFT folder trained: its adapters and its `modules_to_save`.
+
+    `params` are those with the adapters over their kernels, as `load_adapter` or `load_pretrained` gives them.
+
+    Raises:
+      UserError: a broken folder, or a tensor that the model has no place for.
+    """
+    plain = importers.functional(model.family, model.config).abstract_params()
+    places = {name: leaf_path for leaf_path, (name, _) in importers.torch_names(model, plain).items()}
+    whole = []
+    for tensor in tensors.open_adapter(Path(path)):
+        if not re.fullmatch(f"{_ADAPTED}|{_SHARED}", tensor):
+            name = tensor.removeprefix(_START)
+            check_known(name, places, f"{Path(path) / TENSORS}: the model has no place for {name!r}")
+            whole.append(re.escape(places[name]))
+    return adapter_rules(params, "|".join(whole) or None)
 
 
 def save_adapter(

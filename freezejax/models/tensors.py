@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from freezejax.errors import UserError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -56,11 +56,19 @@ def open_folder(folder: Path) -> dict[str, Stored]:
         return _sharded(folder)
     if (folder / SINGLE).is_file():
         return open_file(folder / SINGLE)
-    if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
-        raise UserError(
-            f"{folder}: {pickles[0]} is a pickle, which may run code and is never read; convert it to {SINGLE}"
-        )
+    _refuse_pickles(folder, SINGLE)
     raise UserError(f"{folder}: no {SINGLE} and no {INDEX}")
+
+
+def open_adapter(folder: Path) -> dict[str, Stored]:
+    """The tensors of a PEFT folder.
+
+    Raises:
+      UserError: no file of them, a broken one, or nothing but pickles.
+    """
+    if not (folder / ADAPTER).is_file():
+        _refuse_pickles(folder, ADAPTER)
+    return open_file(folder / ADAPTER)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -74,6 +82,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object, found a {type(found).__name__}")
     return found
+
+
+def _refuse_pickles(folder: Path, instead: str) -> None:
+    if pickles := sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)):
+        raise UserError(
+            f"{folder}: {pickles[0]} is a pickle, which may run code and is never read; convert it to {instead}"
+        )
 
 
 def _sharded(folder: Path) -> dict[str, Stored]:

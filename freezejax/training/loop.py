@@ -24,7 +24,7 @@ from freezejax.training.batches import BatchSource
 from freezejax.training.checkpoints import Checkpoints
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import NonFinite, Stopped, StopSignal
-from freezejax.training.metrics import Record, Sink
+from freezejax.training.metrics import Record, Sink, phase_record
 from freezejax.training.objectives.base import Objective
 from freezejax.training.plan import RunPlan
 from freezejax.training.prefix_cache.batches import phase_batches
@@ -77,7 +77,8 @@ def train(
       policy: what decides on the way what is frozen, see `freezejax.training.adaptive`; the schedule is then what
         trains until its first decision, one entry, and of what no group names for ever.
       mesh: devices to lay the run out over, see `freezejax.sharding`; None = the default device.
-      sinks: where records go: steps' every `config.log_every`, evaluations' every `config.eval_every` and at the end.
+      sinks: where records go: one of every phase, when it begins, with what each rule catches; steps' every
+        `config.log_every`, evaluations' every `config.eval_every` and at the end.
       stop: when it receives a signal the loop saves a checkpoint and raises.
 
     Raises:
@@ -155,6 +156,9 @@ class _Run:
             if now > index:
                 state = transitions.get(now)(state)
             of_phase = programs.get(now)
+            if step <= self.plan.phases[now].start:  # a run resumed inside of a phase has told that before
+                rules = self.plan.schedule.entries[now][1]
+                self.record(phase_record(self.plan.abstract_params, self.plan.phases[now], rules))
             self.clock = self.clock or time.perf_counter()
             state = self.through_phase(of_phase, state, now, max(step, self.plan.phases[now].start), prepare)
             now += 1

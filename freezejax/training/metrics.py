@@ -8,8 +8,22 @@ from typing import Any, Protocol
 
 from freezejax.atomic import write_atomically
 from freezejax.errors import UserError
+from freezejax.masks import Rules
+from freezejax.paths import PyTree
+from freezejax.schedules import Phase
+from freezejax.selection import matches
 
 Record = dict[str, Any]
+
+
+def phase_record(params: PyTree, phase: Phase, rules: Rules) -> Record:
+    """With what a phase begins: what each of its rules catches. `params` may be shapes.
+
+    >>> import numpy as np
+    >>> phase_record({"up": np.ones(2), "down": np.ones(3)}, Phase(5, 9, None), [("up", False), (".*", True)])
+    {'step': 6, 'rules': ["rule 'up' freezes up", "rule '.*' trains the rest: 1 leaf"]}
+    """
+    return {"step": phase.start + 1, "rules": [str(match) for match in matches(params, rules)]}
 
 
 class Sink(Protocol):
@@ -19,7 +33,7 @@ class Sink(Protocol):
         """A run starts, or resumes, after `step` updates: later records are void."""
 
     def write(self, record: Record) -> None:
-        """One record; `record["step"]` is the number of updates so far."""
+        """One record: `record["step"]` is the number of updates so far, of a phase that begins that of its first."""
 
     def close(self) -> None:
         """The run has ended or stopped."""

@@ -36,8 +36,14 @@ def test_principal_axes_are_those_of_the_singular_values():
         wanted = np.linalg.svd(rows)[2][:3]
         found = np.asarray(analysis.principal_axes(jnp.asarray(matrix), 3, centered=centered))
         np.testing.assert_allclose(np.abs(np.sum(found * wanted, axis=1)), 1.0, atol=1e-4)
-    with pytest.raises(UserError, match="count=7: expected 1 to 6"):
-        analysis.principal_axes(jnp.asarray(matrix), 7)
+        other = matrix.T - matrix.T.mean(0) if centered else matrix.T  # of 30 columns, on the smaller Gram matrix
+        wanted = np.linalg.svd(other)[2][:3]
+        found = np.asarray(analysis.principal_axes(jnp.asarray(matrix.T), 6, centered=centered))
+        np.testing.assert_allclose(np.abs(np.sum(found[:3] * wanted, axis=1)), 1.0, atol=1e-4)
+        np.testing.assert_allclose(found @ found.T, np.eye(6), atol=1e-5)  # the sixth, centered, is any other
+    for shape in (matrix, matrix.T):
+        with pytest.raises(UserError, match="count=7: expected 1 to 6"):
+            analysis.principal_axes(jnp.asarray(shape), 7)
 
 
 def test_what_is_predictable_is_predicted_and_noise_is_not():

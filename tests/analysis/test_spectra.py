@@ -79,7 +79,8 @@ def test_the_transpose_has_other_rows_but_the_same_values():
 
 def test_a_large_matrix_needs_no_more_than_the_smaller_gram_matrix():
     shape = jax.ShapeDtypeStruct((4096, 14336), jnp.bfloat16)
-    for measure in (analysis.participation_ratio, analysis.first_share):
+    axes = lambda matrix, centered: analysis.principal_axes(matrix, 8, centered=centered)  # noqa: E731
+    for measure in (analysis.participation_ratio, analysis.first_share, axes):
         program = jax.jit(lambda m, measure=measure: measure(m, centered=False)).lower(shape).compile()
         wide, gram = 4 * 4096 * 14336, 4 * 4096 * 4096
         assert program.memory_analysis().temp_size_in_bytes < wide + 4 * gram

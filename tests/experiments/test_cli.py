@@ -21,6 +21,7 @@ BAD = {
     ("--variants=baseline",): "there is no flag --variants; a field of the config is --config.variants=VALUE\n",
     ("--steps=5",): "there is no flag --steps; a field of the config is --config.train.steps=VALUE\n",
     ("--config.nosuch=1",): "no field 'nosuch'",
+    ("--config.trainable=out",): "--config.trainable=out: the config has no field 'trainable'",  # its rows say that
     ("--config.train.sed=1",): "--config.train.sed=1: the config has no field 'sed'",
     ("--config.train.stepz=3",): "--config.train.stepz=3: the config has no field 'stepz'; nearest: steps",
     ("--config.train.steps=abc",): "--config.train.steps=abc: expected an integer\n",

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from experiments.engine import lock
 from experiments.engine.study import run_study
 from experiments.engine.variants import paper_of
 from experiments.report import heatmap
+from experiments.report.statistics import interval
+from experiments.report.table import with_ci
 from freezejax import UserError, models
 from freezejax.analysis import participation_ratio
 from freezejax.paths import by_path
@@ -152,7 +155,11 @@ def test_costs_interactions_and_the_map_of_matrices(ran):
     told = [text for text in found["findings"] if text.startswith("all_attn_c_proj: frozen together")]
     assert len(told) == 1
     assert f"{rows['all_attn_c_proj']['delta_pct']:+.2f} %" in told[0]
-    assert "rank correlation" in found["findings"][-1]
+    assert "rank correlation" in (last := found["findings"][-1])
+    for measure in ("moved", "gradient norm, after", "kurtosis", "alignment with E^T E"):
+        assert f" {measure} " in last
+    assert [row["name"] for row in found["rows"] if "measured" in row] == ["full"]  # it alone has all gradients
+    assert all(len(runs) == 2 for each in rows["full"]["measured"].values() for runs in each.values())
     drawn = heatmap.picture(found["rows"])
     assert f"block 0 attn_c_proj {rows['L0_attn_c_proj']['delta_pct']:+.2f} %" in drawn
     assert heatmap.picture([row for row in found["rows"] if row["name"] == "full"]) == ""
@@ -167,25 +174,30 @@ def test_the_measures_of_the_base_are_of_its_matrices_and_are_kept(ran, base):
         float(participation_ratio(kernel.T)), rel=1e-4
     )
     assert kept["L0_attn_c_proj"]["norm"] == pytest.approx(float(jnp.linalg.norm(kernel)), rel=1e-4)
-    assert all(value > 0 for values in kept.values() for value in values.values())
+    rest = {"kurtosis"}  # which may have either sign
+    assert all(value > 0 for values in kept.values() for name, value in values.items() if name not in rest)
+    assert len(kept["L0_attn_c_proj"]) == 12
+    measured = summary(ran, "redundancy")["rows"][0]["measured"]
+    diagnostics.write_after(folder, measured)
+    later = json.loads((folder / diagnostics.FILE).read_text())["after"]
+    assert later.keys() == kept.keys()
+    assert later["L1_mlp_c_fc"]["moved"] == pytest.approx(np.mean(measured["moved"]["L1_mlp_c_fc"]))
     (folder / diagnostics.FILE).write_text(json.dumps({**file, "matrices": {"read": {}}}))
     assert diagnostics.of_base(base, config, folder) == {"read": {}}
-    other = {**file["of"], "batches": [16, 2, 5]}
+    other = {**file["of"], "measures": ["norm"]}
     (folder / diagnostics.FILE).write_text(json.dumps({"of": other, "matrices": {"read": {}}}))
     assert diagnostics.of_base(base, config, folder).keys() == kept.keys()  # of something else: measured again
     assert json.loads((folder / diagnostics.FILE).read_text())["of"] == file["of"]
 
 
-def test_a_measure_that_orders_the_costs_is_said_to_predict_and_noise_is_not():
-    rng = np.random.default_rng(0)
-    cost = {f"L{i}_x": float(value) for i, value in enumerate(rng.normal(size=40))}
-    rows = [{"name": name, "delta_pct": value} for name, value in cost.items()]
-    measured = {name: {"truth": value**3, "noise": float(rng.normal())} for name, value in cost.items()}
-    (told,) = diagnostics.predictions({"rows": rows}, measured)
-    assert told.endswith("truth predicts it.")
-    turned = {name: {"noise": values["noise"]} for name, values in measured.items()}
-    assert diagnostics.predictions({"rows": rows}, turned)[0].endswith("none predicts it.")
-    assert diagnostics.predictions({"rows": rows[:4]}, measured) == []
+def test_what_is_measured_after_training_is_of_the_trained_weights(ran, base):
+    folder, config = ran["redundancy"]
+    measures, start = diagnostics.after(base, config), base.params()
+    grown = jax.tree.map(lambda leaf: 1.5 * leaf, start)
+    assert set(measures["moved"](grown).values()) == {pytest.approx(0.5, rel=1e-5)}
+    before = {name: each["Fisher"] for name, each in diagnostics.of_base(base, config, folder).items()}
+    assert measures["Fisher, after"](start) == pytest.approx(before, rel=1e-5)  # nothing has trained yet
+    assert measures["gradient norm, after"](grown) != pytest.approx(measures["gradient norm, after"](start), rel=1e-2)
 
 
 def test_each_form_replaces_the_one_matrix_and_it_stays_as_it_was_put(base, ran):
@@ -220,7 +232,17 @@ def test_what_a_replacement_costs_before_and_after_stands_in_one_table(ran, base
     earlier = crystallization.before(base, config)
     assert earlier.keys() == {"L0_attn_c_proj"}
     assert earlier["L0_attn_c_proj"].keys() == {"rank_1", "random", "mean"}
-    text = crystallization.scan(found, diagnostics.of_base(base, config, folder), earlier)
+    measured = {**diagnostics.of_base(base, config, folder)}
+    text = crystallization.scan(found, measured, earlier)
+    rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in text.splitlines()}
+    assert measured.keys() <= rows.keys()  # every matrix, those that were not replaced with empty cells
+    ratio = measured["L1_mlp_c_fc"]["participation ratio"]
+    assert rows["L1_mlp_c_fc"][1] == f"{ratio:.1f}"
+    assert set(rows["L1_mlp_c_fc"][4:]) <= {"", " |"}
+    for ratio, share, verdicts in ((140.0, 0.3, "reproduced, other"), (16.0, 0.115, "other, reproduced")):
+        figures = {"participation ratio": ratio, "first component": share}
+        measured["L0_attn_c_proj"] = {**measured["L0_attn_c_proj"], **figures}
+        assert f"| 145.3 | 12.0 % | {verdicts} |" in crystallization.scan(found, measured, earlier)
     after = {row["name"]: row["delta_pct"] for row in found["rows"]}
     assert f"{earlier['L0_attn_c_proj']['random']:+.2f} %" in text
     assert f"{after['rank_1_L0_attn_c_proj']:+.2f} %" in text
@@ -232,12 +254,26 @@ def test_what_a_replacement_costs_before_and_after_stands_in_one_table(ran, base
 
 def test_efficiency_is_the_share_of_what_everything_gains(ran, base):
     found, ce = summary(ran, "amplitude"), losses(ran, "amplitude")
-    mean = {name: np.mean([ce[name, seed] for seed in (0, 1)]) for name in ("full", "nothing", "only_mlp_c_fc")}
-    share = 100 * (mean["nothing"] - mean["only_mlp_c_fc"]) / (mean["nothing"] - mean["full"])
-    assert f"mlp_c_fc {share:.1f} % with" in found["findings"][0]
+
+    def told(kind):
+        gain = lambda name, seed: ce["nothing", seed] - ce[name, seed]  # noqa: E731
+        return with_ci(*interval([100 * gain(f"only_{kind}", seed) / gain("full", seed) for seed in (0, 1)]), 1)
+
+    (sentence,) = found["findings"]
+    assert f"mlp_c_fc {told('mlp_c_fc')} % with" in sentence
+    assert "±" in told("mlp_c_fc")
+    assert re.search(
+        rf"attn_c_proj {told('attn_c_proj')} % with \S+ % of the parameters \(paper 62: 35.4 % with", sentence
+    )
     text = amplitude.tables(base, ran["amplitude"][1])
     assert "| L1_attn_c_proj |" in text
-    assert "| R2 |" in text
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()}
+    assert "±" in lines["alignment"]
+    assert lines["R2"].split(" | ")[2].endswith("-0.027")
+    assert lines["R2"].removesuffix(" |").split(" | ")[-1] in ("reproduced", "other")
+    assert lines["amplitudes"].endswith(" |  |  |")  # of which the paper says nothing
+    assert "(2.95, 53.9, 0.742, 89.0) | " in lines["L0_attn_c_attn"]
+    assert re.search(r" of 4(: .*)? \|$", lines["L0_attn_c_attn"])
     assert "PR of white noise" in text
 
 

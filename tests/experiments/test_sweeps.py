@@ -67,8 +67,11 @@ def test_the_figures_are_those_of_runs_of_their_own(folders):
     assert len({row["val_ce_mean"] for row in together["rows"]}) == 5
     lines = [json.loads(line) for line in (folders[3][0] / "metrics.jsonl").read_text().splitlines()]
     mine = [line for line in lines if line["variant"] == "attn" and line["seed"] == 1]
-    assert [line["step"] for line in mine] == [5, 10, 12, 12]
-    assert 0 < mine[0]["trainable_share"] < 1
+    assert [line["step"] for line in mine] == [1, 5, 10, 12, 12]
+    assert 0 < mine[1]["trainable_share"] < 1
+    assert mine[0]["rules"][0].startswith("rule '.*/attn/.*' freezes attn/")
+    apart = [json.loads(line) for line in (folders[None][0] / "metrics.jsonl").read_text().splitlines()]
+    assert [line for line in lines if "rules" in line] == [line for line in apart if "rules" in line]
 
 
 def test_what_differs_in_its_schedule_alone_has_one_program_per_seed(folders):

@@ -35,7 +35,7 @@ def assert_as_in_the_metrics(workdir):
     run = workdir / "runs" / "baseline" / "seed_0"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     expected = {}
-    for record in records:
+    for record in (record for record in records if "rules" not in record):  # with which a phase begins: no numbers
         for name in record.keys() - {"step"}:
             expected.setdefault(name, {})[record["step"]] = record[name]
     found, order = scalars(workdir / "tensorboard" / "baseline" / "seed_0")

@@ -108,7 +108,7 @@ TOLD = {
     (METRICS, "half a last line"): lambda path: path.write_bytes(path.read_bytes()[:-9]),
     (METRICS, "a list"): lines(lambda found: [*found, "[1]"]),
     (METRICS, "garbage line"): lines(lambda found: [found[0], "garbage", *found[1:]]),
-    (METRICS, "a loss changed"): lines(lambda found: [found[0].replace('"loss": ', '"loss": 1'), *found[1:]]),
+    (METRICS, "a loss changed"): lines(lambda found: [found[0], found[1].replace('"loss": ', '"loss": 1'), *found[2:]]),
     **{(CONFIG, name): write(content) for name, content in GARBAGE.items()},
     (CONFIG, "[]"): write(b"[]"),
     (CONFIG, "{}"): write(b"{}"),

@@ -46,7 +46,9 @@ def test_the_table_of_a_schedule():
         "blocks/*/b       2           6       100%     24 B       24 B   48 B\n"
         "blocks/*/w       2          12       100%     48 B       48 B   96 B\n"
         "head             1          15         0%     30 B        0 B    0 B\n"
-        "total            5          33        55%    102 B       72 B  144 B"
+        "total            5          33        55%    102 B       72 B  144 B\n"
+        "rule 'head' freezes head\n"
+        "rule '.*' trains the rest: 4 leaves"
     )
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from freezejax import FreezeSchedule, UserError, describe, matches, models, module_types, only, trainable_mask
 from freezejax.paths import by_path
+from freezejax.schedules import Phase
+from freezejax.training.metrics import phase_record
 
 HYBRID = models.build(
     "nemotron_h", vocab_size=16, num_layers=8, pattern="ME*-", model_dim=16, num_heads=2, num_kv_heads=1, head_dim=8,
@@ -55,16 +57,47 @@ def test_a_type_that_the_model_lacks_is_told_with_those_that_it_has():
 def test_every_leaf_is_decided_by_one_rule():
     rules = [("blocks/[01]/mlp/up", False), ("blocks/.*/up", True), ("head", False), (".*", True)]
     found = matches(PLAIN, rules)
-    assert [(m.leaves, m.alike, m.parameters) for m in found] == [(2, 5, 4), (3, 5, 6), (1, 1, 4), (5, 5, 15)]
+    assert [(m.leaves, m.parameters, m.rest) for m in found] == [
+        (2, 4, ""),
+        (3, 6, ""),
+        (1, 4, ""),
+        (5, 15, "the rest"),
+    ]
     assert sum(m.parameters for m in found) == sum(leaf.size for leaf in jax.tree.leaves(PLAIN))
+    assert [str(m) for m in found] == [
+        "rule 'blocks/[01]/mlp/up' freezes mlp/up 2 of 5: blocks 0, 1",
+        "rule 'blocks/.*/up' trains mlp/up 3 of 5: blocks 2 to 4",
+        "rule 'head' freezes head",
+        "rule '.*' trains the rest: 5 leaves",
+    ]
+    late = matches(PLAIN, [(".*", True), ("head", False)])
+    assert str(late[1]) == "rule 'head' freezes nothing: earlier rules decide all that it matches"
 
 
-def test_a_rule_that_catches_a_part_of_the_layers_is_seen_in_the_description():
-    part = FreezeSchedule([(0, [(".*", True)]), (5, [("blocks/[01]/mlp/up", False), (".*", True)])])
-    line = "rule 'blocks/[01]/mlp/up' freezes 2 of 5 leaves of its kind"
-    assert str(describe(PLAIN, part, total_steps=9)).splitlines()[-1] == line
-    whole = FreezeSchedule([(0, [("blocks/.*/up", False), (".*", True)])])
-    assert "of its kind" not in str(describe(PLAIN, whole, total_steps=9))  # the counterpart
-    many = [(f"blocks/{i}/mlp/up", False) for i in range(5)]
-    told = str(describe(PLAIN, FreezeSchedule([(0, [*many, (".*", True)])]), total_steps=9)).splitlines()
-    assert told[-1] == "and 2 more rules like this"
+def block():
+    kernels = {name: {"kernel": np.ones((2, 2))} for name in "kovq"}
+    return {"attn": kernels, "mlp": {name: np.ones(2) for name in ("down", "gate", "up")}}
+
+
+THIRTY = {"blocks": {i: block() for i in range(30)}, "head": np.ones(4)}
+TWO_OF_30 = [("blocks/[01]/attn/q/.*", False), (".*", True)]
+SEEN = "rule 'blocks/[01]/attn/q/.*' freezes attn/q 2 of 30: blocks 0, 1"
+
+
+def test_a_rule_that_catches_2_of_30_layers_is_seen_at_once_where_a_run_is_described_and_where_it_begins():
+    schedule = FreezeSchedule([(0, [(".*", True)]), (5, TWO_OF_30)])
+    first, second = str(describe(THIRTY, schedule, total_steps=9)).split("\n\n")
+    assert second.splitlines()[-2:] == [SEEN, "rule '.*' trains the rest: 209 leaves"]
+    assert "rule" not in first  # one rule decides everything: the table says so
+    assert phase_record(THIRTY, Phase(5, 9, None), TWO_OF_30)["rules"][0] == SEEN
+
+
+def test_every_rule_is_in_the_description_with_each_kind_and_its_blocks():
+    rules = [*((f"blocks/{i}/mlp/up", False) for i in range(5)), ("blocks/[024]/.*", False), (".*", True)]
+    *_, first, _, _, _, _, sixth, last = str(describe(PLAIN, FreezeSchedule([(0, rules)]), total_steps=9)).splitlines()
+    assert first == "rule 'blocks/0/mlp/up' freezes mlp/up 1 of 5: blocks 0"
+    assert sixth == "rule 'blocks/[024]/.*' freezes mlp/down 3 of 5: blocks 0, 2, 4"
+    assert last == "rule '.*' trains the rest: 3 leaves"
+    (whole, _) = matches(THIRTY, [("blocks/[0-9]/(attn|mlp)/.*", False), (".*", True)])
+    names = "attn/k, attn/o, attn/q, attn/v and 3 more"
+    assert str(whole).endswith(f"freezes {names} 10 of 30: blocks 0 to 9")

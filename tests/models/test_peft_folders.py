@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from freezejax import artifact, models
 from freezejax.errors import UserError
 from freezejax.paths import by_path
 from freezejax.roles import Role, leaves
+from tests.models.payload import RAN, payload
 
 GOLDEN = Path(os.environ.get("FREEZEJAX_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "golden"
 FOLDERS = {
@@ -43,7 +45,9 @@ def test_logits_and_trainable_count_are_pefts(golden):
     folder, base, expected, also = golden
     apply, params = models.load_pretrained(base, folder)
     np.testing.assert_allclose(jax.jit(apply)(params, expected["input_ids"]), expected["logits"], atol=1e-5)
-    mask = freezejax.trainable_mask(params, models.adapter_rules(params, also))
+    rules = models.folder_rules(folder, models.model_of(base), params)
+    mask = freezejax.trainable_mask(params, rules)
+    assert rules == models.adapter_rules(params, also and re.escape(also))
     trained = sum(
         leaf.size for leaf, trains in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True) if trains
     )
@@ -136,6 +140,11 @@ def _tensors(path, change):
     save_file(state, path / "adapter_model.safetensors")
 
 
+def pickled(path):
+    (path / "adapter_model.safetensors").unlink()
+    (path / "adapter_model.bin").write_bytes(payload(path))
+
+
 QUERY = "base_model.model.model.layers.0.self_attn.q_proj"
 BAD = {
     "nothing there": (shutil.rmtree, "adapter_config.json: no such file"),
@@ -154,6 +163,7 @@ BAD = {
         lambda path: _tensors(path, lambda s: s.update({"base_model.model.score.weight": s[f"{QUERY}.lora_A.weight"]})),
         "the model has no place for 'score.weight'",
     ),
+    "a pickle": (pickled, "adapter_model.bin is a pickle, which may run code and is never read; convert it to adapter"),
     "cut short": (
         lambda path: os.truncate(path / "adapter_model.safetensors", 300),
         "adapter_model.safetensors: not a whole safetensors file",
@@ -170,6 +180,7 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(case, tuned):
         models.load_pretrained(path / "base", path / "adapter")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert not (path / "adapter" / RAN).exists()
 
 
 def test_vera_without_its_projections_is_refused(tmp_path, small):

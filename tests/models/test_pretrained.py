@@ -21,6 +21,7 @@ from freezejax.errors import UserError
 from freezejax.models import importers
 from freezejax.models.pretrained import save_config
 from freezejax.paths import by_path
+from tests.models.payload import RAN, payload
 
 SHARED = Path(os.environ.get("FREEZEJAX_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 FAMILIES = ("gpt2", "llama", "nemotron_h")
@@ -195,7 +196,7 @@ def _truncate(path):
 
 def _pickled(path):
     (path / "model.safetensors").unlink()
-    (path / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": 1}))
+    (path / "pytorch_model.bin").write_bytes(payload(path))
 
 
 def _index(path, **places):
@@ -242,6 +243,12 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(case, folder):
         models.load_pretrained(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert not (path / RAN).exists()
+
+
+def test_counterpart_the_pickle_does_run_where_it_is_unpickled(tmp_path):
+    pickle.loads(payload(tmp_path))
+    assert (tmp_path / RAN).exists()
 
 
 def test_of_one_family_alone(small, tmp_path):

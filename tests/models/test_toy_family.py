@@ -159,7 +159,7 @@ def test_it_trains_and_a_frozen_prefix_apart_gives_the_same_bits(tmp_path):
         begin = close = lambda self, *_: None
 
         def write(self, record):
-            self.append(record["loss"])
+            self += [record["loss"]] if "loss" in record else []
 
     for kind in ("off", "recompute", "memory"):
         config = TrainConfig(**FIELDS, prefix_cache=kind, remat=kind == "off")

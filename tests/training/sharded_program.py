@@ -47,7 +47,7 @@ class Records:
         if "loss" in record:
             self.losses[record["step"]] = record["loss"]
             self._ask(record["step"])
-        else:
+        elif "val_ce" in record:
             self.evaluations[record["step"]] = record["val_ce"]
 
     def _ask(self, step: int) -> None:

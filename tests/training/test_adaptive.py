@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import threading
 
 import chex
 import jax
@@ -14,12 +15,15 @@ import pytest
 from freezejax import FreezeSchedule, UserError
 from freezejax.analysis import plasticity
 from freezejax.paths import by_path
-from freezejax.training.adaptive import FILE, Decisions, GradientNorm, LowParticipation, Plasticity, each_matrix
+from freezejax.training import loop
+from freezejax.training.adaptive import FILE, Decisions, GradientNorm, LowParticipation, Plasticity, Policy, each_matrix
 from freezejax.training.batches import TokenBatches
 from freezejax.training.config import OptimizerConfig, TrainConfig
 from freezejax.training.interrupts import Stopped
 from freezejax.training.loop import train
 from freezejax.training.objectives.language_modelling import LanguageModelling
+from freezejax.training.plan import RunPlan
+from freezejax.training.programs.compiler import BackgroundCompiler
 from tests.training.conftest import Recorder
 
 STEPS, EVERY = 12, 2
@@ -128,6 +132,65 @@ def test_decisions_after_the_checkpoint_of_a_killed_run_are_void(policies, whole
     file.write_text(file.read_text() + json.dumps({"step": 4, "measured": {}, "frozen": MATRICES}) + "\n")
     resumed, _ = go(tmp_path / "killed", policies["participation"])
     chex.assert_trees_all_equal(whole.params, resumed.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted(Policy):
+    """Decides what it is told to, and keeps a leaf of every boundary."""
+
+    script: tuple[frozenset[str], ...] = ()
+    seen: list[np.ndarray] = dataclasses.field(default_factory=list, repr=False)
+
+    def measure(self, params, before):
+        self.seen.append(np.array(params["blocks"][0]["mlp"]["up"]["kernel"]))
+        return {}, None
+
+    def frozen(self, history, now):
+        return self.script[len(history) - 1]
+
+
+def test_the_program_of_a_new_mask_is_asked_for_before_the_boundary_and_a_thawed_group_moves_again(
+    go, tmp_path, monkeypatch
+):
+    events, threads = [], []
+    prepare, through, lower = BackgroundCompiler.prepare, loop._Run.through_phase, RunPlan.lower
+
+    def noted_prepare(self, index):
+        if not isinstance(self._masks, range) and index < len(self._masks):  # programs, not transitions
+            events.append(("asked for", index))
+        return prepare(self, index)
+
+    def noted_phase(self, programs, state, now, *rest):
+        events.append(("begins", now))
+        found = through(self, programs, state, now, *rest)
+        events.append(("ends", now))
+        return found
+
+    def noted_lower(self, index):
+        threads.append((index, threading.current_thread().name.split("_")[0]))
+        return lower(self, index)
+
+    monkeypatch.setattr(BackgroundCompiler, "prepare", noted_prepare)
+    monkeypatch.setattr(loop._Run, "through_phase", noted_phase)
+    monkeypatch.setattr(RunPlan, "lower", noted_lower)
+    first, none = frozenset({"0"}), frozenset[str]()
+    policy = Scripted(EVERY, BLOCKS, (first, first, none, none))
+    found, recorder = go(tmp_path, policy)
+    assert [start for start, _ in found.schedule.entries] == [0, 4, 8]
+    assert threads == [(0, "compile"), (1, "compile")]  # the third mask is the first again
+    for phase in (1, 2):
+        assert events.index(("asked for", phase)) < events.index(("ends", phase - 1))
+    shares = [record["trainable_share"] for record in recorder.records if "loss" in record]
+    assert shares[:4] == shares[8:] == [1.0] * 4
+    assert max(shares[4:8]) < 1.0
+    at_2, at_4, at_6, at_8 = policy.seen
+    assert not np.array_equal(at_2, at_4)
+    assert np.array_equal(at_4, at_6)
+    assert np.array_equal(at_4, at_8)
+    assert not np.array_equal(at_8, found.params["blocks"][0]["mlp"]["up"]["kernel"])  # thawed
+    caught = [record["rules"][0] for record in recorder.records if "rules" in record]
+    assert "1 of 2: blocks 0" in caught[1]
+    assert "everything" in caught[2]
 
 
 def test_a_frozen_matrix_keeps_its_bits_until_it_thaws(wholes):

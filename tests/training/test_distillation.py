@@ -96,7 +96,7 @@ def go(teacher, directory, *, stop_at=None, cache=None):
         STUDENT, Distillation(STUDENT), source, CONFIG, SCHEDULE, directory, sinks=[recorder], stop=recorder.stop
     )
     source.close(remove=False)
-    return fingerprint(found.params), [record["loss"] for record in recorder.records], source
+    return fingerprint(found.params), recorder.losses(), source
 
 
 def row():

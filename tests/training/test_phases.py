@@ -10,8 +10,10 @@ import pytest
 
 from freezejax import FreezeSchedule, models
 from freezejax.training.config import TrainConfig
+from freezejax.training.metrics import JsonLines, read_json_lines
 from freezejax.training.plan import RunPlan
 from freezejax.training.programs.compiler import BackgroundCompiler, compiler_options
+from tests.training.conftest import EVERYTHING
 
 
 def test_the_next_phase_is_compiled_while_this_one_runs():
@@ -78,6 +80,18 @@ def test_a_run_that_thaws_compiles_three_programs_for_four_phases(run, entries, 
     # With a restarted optimizer the two whole phases read the learning rate at another offset.
     run(tmp_path / "apart", entries["thaw"], restart_optimizer=True)
     assert sorted(compiled) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stop_at", [4, 6])  # at the end of the first phase, inside of the second
+def test_each_phase_begins_with_what_its_rules_catch_once_though_the_run_is_resumed(run, entries, stop_at, tmp_path):
+    part = [(0, EVERYTHING), (4, [("blocks/0/mlp/.*/kernel", False), *EVERYTHING])]
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    assert run(tmp_path, part, stop_at=stop_at, sinks=[sink], model={"num_layers": 2})[0] is None
+    run(tmp_path, part, sinks=[sink], model={"num_layers": 2})
+    first, second = (record for record in read_json_lines(sink.path) if "rules" in record)
+    assert first == {"step": 1, "rules": ["rule '.*' trains everything: 16 leaves"]}
+    assert second["step"] == 5
+    assert second["rules"][0] == ("rule 'blocks/0/mlp/.*/kernel' freezes mlp/down, mlp/gate, mlp/up 1 of 2: blocks 0")
 
 
 def test_a_phase_in_which_nothing_trains_changes_nothing(run, entries, tmp_path):
@@ -173,6 +187,6 @@ def test_the_loop_compiles_nothing_beside_its_programs(own, run, entries, tmp_pa
         run(tmp_path, entries["thaw"], sinks=[sink], ema_decay=0.9)
     finally:
         jax.monitoring.unregister_event_duration_listener(sink.note)
-    assert len(sink.seen) == 13
+    assert len(sink.seen) == 1 + 4 + 12  # the start, phases, steps
     assert sink.seen[0] > 0  # the state
     assert (sink.seen[-1] > sink.seen[0]) == own

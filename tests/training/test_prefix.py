@@ -54,6 +54,8 @@ class Losses:
         assert step == len(self.found)
 
     def write(self, record):
+        if "loss" not in record:
+            return
         self.found.append(record["loss"])
         if record["step"] + 1 == self.stop_at:
             self.stop.received = signal.SIGTERM
