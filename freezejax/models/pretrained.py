@@ -21,7 +21,7 @@ from freezejax.models.base import Model, build
 from freezejax.models.family import FAMILIES, Family, Hub, Params
 from freezejax.paths import nearest
 from freezejax.roles import is_weight
-from freezejax.weights import matrix
+from freezejax.weights.linear import whole
 
 CONFIG = "config.json"
 SHARD = 5 * 10**9  # bytes, about what others put into one file
@@ -79,7 +79,7 @@ def save_pretrained(
     folder = Path(path)
     if (folder / CONFIG).exists():
         raise UserError(f"{folder}: there is a model already; give a new folder")
-    params = jax.tree.map(lambda node: matrix(node) if is_weight(node) else node, params, is_leaf=is_weight)
+    params = jax.tree.map(whole, params, is_leaf=is_weight)
     model = model._replace(init=build_plain(model).init)
     model.check(params)
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,8 +117,9 @@ def save_config(path: str | PathLike[str], model: Model, *, like: str | PathLike
     # says it all already, as `like` has it.
     if kept.get("architectures") == [hub.architecture]:
         rate = {"dropout": model.config.dropout}
-        told = {} if _model_of(Path(like or "") / CONFIG, kept, rate).config == model.config else told
-    write_atomically(Path(path) / CONFIG, json.dumps({**kept, **told}, indent=2) + "\n")
+        told = kept if _model_of(Path(like or "") / CONFIG, kept, rate).config == model.config else told
+    others = {name: value for name, value in kept.items() if name in told or name not in hub.replaced}
+    write_atomically(Path(path) / CONFIG, json.dumps({**others, **told}, indent=2) + "\n")
 
 
 def hub_of(family: Family) -> Hub:

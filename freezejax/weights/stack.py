@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from freezejax.errors import UserError
 from freezejax.roles import Role, Weight
-from freezejax.weights.linear import matrix
+from freezejax.weights.linear import whole
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -31,8 +31,10 @@ class Stack(Weight):
         return {str(i): Role.KERNEL for i in range(len(self.parts))}
 
     def materialize(self) -> jax.Array:
-        """All matrices, float32 [E, in, out]."""
-        return jnp.stack([matrix(part) for part in self.parts])
+        """All matrices [E, in, out]: in the dtype of the parts, so that none loses a bit; float32 where they differ."""
+        parts = [whole(part) for part in self.parts]
+        same = len({part.dtype for part in parts}) == 1
+        return jnp.stack(parts if same else [part.astype(jnp.float32) for part in parts])
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], None]:
         """For JAX."""

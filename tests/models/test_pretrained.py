@@ -18,9 +18,12 @@ from safetensors.numpy import load_file, save_file
 import freezejax
 from freezejax import models
 from freezejax.errors import UserError
-from freezejax.models import importers
+from freezejax.models import importers, tensors
 from freezejax.models.pretrained import save_config
 from freezejax.paths import by_path
+from freezejax.roles import is_weight
+from freezejax.weights import recast
+from freezejax.weights.linear import whole
 
 SHARED = Path(os.environ.get("FREEZEJAX_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 FAMILIES = ("gpt2", "llama", "nemotron_h")
@@ -135,6 +138,30 @@ def test_what_stands_over_a_kernel_is_saved_as_the_matrix_it_is(folder, tmp_path
 
 def _name(model):
     return next(name for name, family in models.FAMILIES.items() if family is model.family)
+
+
+def test_the_limits_of_steps_are_saved_and_what_an_older_file_says_of_them_is_not_kept(small, tmp_path, tokens):
+    one = {"pattern": "M", "num_layers": 1}
+    limits = {"below": {"dt_min": 0.5}, "above": {"dt_max": 0.5}, "both": {"dt_min": 0.25, "dt_max": 0.5}, "none": {}}
+    for name, limit in limits.items():
+        model, params = small("nemotron_h", **one, **limit)
+        models.save_pretrained(tmp_path / name, model, params)
+        apply, loaded = models.load_pretrained(tmp_path / name)
+        assert models.model_of(tmp_path / name).config == model.config
+        if name in ("above", "none"):
+            limits[name] = apply(loaded, tokens)
+            np.testing.assert_allclose(limits[name], model.apply(params, tokens), atol=1e-6)
+    assert np.abs(limits["above"] - limits["none"]).max() > 1e-3
+    _edit_config(tmp_path / "both", attention_head_dim=16, head_dim=..., layers_block_type=...)
+    _edit_config(tmp_path / "both", hybrid_override_pattern="M", note="kept")
+    assert models.model_of(tmp_path / "both").config.head_dim == 16
+    model, params = small("nemotron_h", **one)
+    models.save_pretrained(tmp_path / "other", model, params, like=tmp_path / "both")
+    assert models.model_of(tmp_path / "other").config == model.config
+    said = json.loads((tmp_path / "other/config.json").read_text())
+    assert said["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    assert said["note"] == "kept"
+    assert not said.keys() & {"attention_head_dim", "hybrid_override_pattern"}
 
 
 def test_a_checkpoint_without_the_head_and_with_buffers_is_the_same_model(small, tmp_path):
@@ -269,22 +296,38 @@ def test_a_family_without_such_a_layout_says_which_have_one(small, tmp_path):
         models.save_pretrained(tmp_path / "out", model, params)
 
 
-@pytest.mark.parametrize("trained", ["out_proj", "shared_experts", "v_proj"])
-def test_what_is_trained_alone_is_all_that_changes_in_a_hybrid_folder(trained, small, tmp_path):
-    """Load, train one type of module, save: every other tensor keeps its bits, in transformers' layout."""
+ONE_EXPERT = [{"pattern": ".*/experts/up_proj/kernel", "kind": "each"}]
+TRAINED = {  # what trains, and the tensors that it is
+    "out_proj": (r".*/out_proj(/.*)?", r".*\.out_proj\..*"),
+    "shared_experts": (r".*/shared_experts(/.*)?", r".*\.shared_experts\..*"),
+    "one expert": (r".*/experts/up_proj/kernel/3", r".*\.experts\.3\.up_proj\..*"),
+}
+
+
+@pytest.mark.parametrize(
+    ("trained", "dtype"), [("out_proj", "float32"), ("shared_experts", "bfloat16"), ("one expert", "bfloat16")]
+)
+def test_what_is_trained_alone_is_all_that_changes_in_a_hybrid_folder(trained, dtype, small, tmp_path):
+    """Load, train one type of module or one expert, save, load: all else keeps its bits, in transformers' layout."""
+    rule, changes = TRAINED[trained]
     model, params = small("nemotron_h")
-    models.save_pretrained(tmp_path / "base", model, params)
-    apply, params = models.load_pretrained(tmp_path / "base")
-    mask = freezejax.trainable_mask(params, freezejax.only(params, trained))
+    models.save_pretrained(tmp_path / "base", model, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    apply, params = models.load_pretrained(tmp_path / "base", dtype=None)
+    apart = recast(params, ONE_EXPERT if trained == "one expert" else [], jax.random.key(0))
+    mask = freezejax.trainable_mask(apart, [(rule, True), (".*", False)])
     tx = freezejax.freeze(optax.sgd(0.1, momentum=0.9), mask)
     tokens = np.arange(20, dtype=np.int32).reshape(2, 10) % 13
     gradient = jax.jit(freezejax.value_and_grad(lambda params: apply(params, tokens, targets_BxT=tokens).mean(), mask))
-    state = tx.init(params)
+    state = tx.init(apart)
     for _ in range(2):
-        updates, state = tx.update(gradient(params)[1], state, params)
-        params = freezejax.apply_updates(params, updates)
-    models.save_pretrained(tmp_path / "tuned", model, params, like=tmp_path / "base")
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "tuned"))
+        updates, state = tx.update(gradient(apart)[1], state, apart)
+        apart = freezejax.apply_updates(apart, updates)
+    models.save_pretrained(tmp_path / "tuned", model, apart, like=tmp_path / "base")
+    before, after = (dict(tensors.open_folder(tmp_path / name)) for name in ("base", "tuned"))
+    before, after = ({name: np.asarray(tensor) for name, tensor in state.items()} for state in (before, after))
+    assert {tensor.dtype for tensor in after.values()} == {jnp.dtype(dtype)}
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {name for name in before if f".{trained}." in name}
+    assert changed == {name for name in before if re.fullmatch(changes, name)}
     assert changed
+    _, again = models.load_pretrained(tmp_path / "tuned", dtype=None)
+    jax.tree.map(np.testing.assert_array_equal, again, jax.tree.map(whole, apart, is_leaf=is_weight))
