@@ -11,7 +11,7 @@ import numpy as np
 
 from freezejax.errors import UserError
 from freezejax.paths import PyTree, by_path, check_known, leaf_paths, nearest, path_string
-from freezejax.roles import leaves
+from freezejax.roles import Role, leaves
 
 Rule = tuple[str, bool]
 Rules = Sequence[Rule]
@@ -39,9 +39,12 @@ def trainable_mask(params: PyTree, rules: Rules) -> PyTree:
 
 def masks_of(params: PyTree, rule_sets: Sequence[Rules], *, overruled: bool = False) -> list[PyTree]:
     """One mask per rule set, whose rules may come too late if `overruled`; each pattern is tried on the paths once."""
-    paths, structure = leaf_paths(params), jax.tree.structure(params)
+    paths, structure, found_leaves = leaf_paths(params), jax.tree.structure(params), leaves(params)
     _check_no_functions(paths, params)
-    matched, learned = matcher(paths, "rule"), [leaf.role.learns for leaf in leaves(params)]
+    learned = [leaf.role.learns for leaf in found_leaves]
+    kernels = {leaf.path: leaf.value for leaf in found_leaves if leaf.role is Role.KERNEL}
+    stacks = {path: kernel.shape[0] for path, kernel in kernels.items() if np.ndim(kernel) == 3}
+    matched = matcher(paths, "rule", stacks)
 
     def mask_of(rules: Rules) -> PyTree:
         claimed: dict[str, Rule] = {}
@@ -78,11 +81,12 @@ def _check_is_heard(rule: Rule, found: Sequence[str], claimed: Mapping[str, Rule
         )
 
 
-def matcher(paths: Sequence[str], where: str) -> Callable[[str], list[str]]:
+def matcher(paths: Sequence[str], where: str, stacks: Mapping[str, int] | None = None) -> Callable[[str], list[str]]:
     """Function from a pattern to the leaf paths that it matches whole; a pattern that matches none is refused.
 
-    Each is worked out once, and one that is a leaf path, or several joined by `|`, is looked up and not searched for:
-    a rule per leaf of a large tree takes one pass.
+    `stacks` are paths of leaves that hold several matrices, and how many: an error says how rules can name one.
+    Each pattern is worked out once, and one that is a leaf path, or several joined by `|`, is looked up and not
+    searched for: a rule per leaf of a large tree takes one pass.
 
     >>> matcher(["mlp/down", "mlp/gate", "norm"], "rule")("mlp/.*")
     ['mlp/down', 'mlp/gate']
@@ -99,10 +103,22 @@ def matcher(paths: Sequence[str], where: str) -> Callable[[str], list[str]]:
             compiled = compile_pattern(pattern)
             found = [path for path in paths if compiled.fullmatch(path)]
         if not found:
-            raise UserError(f"{where} {pattern!r} matches no leaf; {nearest(pattern, paths)}")
+            hint = _of_stack(pattern, stacks or {}) or nearest(pattern, paths)
+            raise UserError(f"{where} {pattern!r} matches no leaf; {hint}")
         return found
 
     return matched
+
+
+def _of_stack(pattern: str, stacks: Mapping[str, int]) -> str:
+    """What a pattern may mean that has the number of a matrix anywhere in the path of its stack; "" if it has none."""
+    compiled = compile_pattern(pattern)
+    for path, count in stacks.items():
+        names = path.split("/")
+        places = ("/".join([*names[:at], str(i), *names[at:]]) for i in range(count) for at in range(1, len(names) + 1))
+        if any(compiled.fullmatch(place + end) for place in places for end in ("", "/a")):
+            return f"{path!r} is one leaf of {count} matrices: with kind 'each' in weights they are {path}/0 and so on"
+    return ""
 
 
 # Letters, digits, `_`, `/` and `-` stand for themselves, and so does a backslash before anything else.

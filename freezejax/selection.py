@@ -30,7 +30,7 @@ def only(params: PyTree, types: str | Sequence[str]) -> Rules:
     freeze-except ablation of the sources, whose rows are single types.
 
     Raises:
-      UserError: a type that the model does not have; the message lists those it has.
+      UserError: a type that the model does not have, or in which nothing learns; the message lists those there are.
 
     >>> params = {"blocks": {0: {"attn": {"q_proj": {"kernel": 1.0}}, "ln1": {"scale": 1.0}}}}
     >>> only(params, "q_proj")
@@ -38,9 +38,13 @@ def only(params: PyTree, types: str | Sequence[str]) -> Rules:
     """
     names = [name.strip() for name in types.split(",")] if isinstance(types, str) else [*types]
     parts = {part for path in leaf_paths(params) for part in path.split("/")}
+    learn = {part for leaf in leaves(params) if leaf.role.learns for part in leaf.path.split("/")}
     for name in names:
         if name not in parts or name.isdigit():
             raise UserError(f"there is no module type {name!r}; this model has {', '.join(module_types(params))}")
+        if name not in learn:
+            known = [kind for kind in module_types(params) if kind in learn]
+            raise UserError(f"nothing learns in module type {name!r}; types that do: {', '.join(known)}")
     return [*((rf"(.*/)?{re.escape(name)}(/.*)?", True) for name in names), (".*", False)]
 
 

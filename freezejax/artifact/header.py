@@ -167,9 +167,9 @@ def _check_model(model: Any, num_tensors: int) -> None:
     depth = sum(max(count, 1) for count in layers if isinstance(count, int))
     if depth > max(num_tensors, 1):  # before anything is built: each layer, and each model, stores a leaf
         raise ValueError(f"the model has {depth} layers, but {num_tensors} tensors are stored")
-    for part in parts:
-        if isinstance(part.get("pattern"), str):
-            _check_pattern(part["pattern"])
+    for rule in _mappings([part.get("weights") for part in parts]):
+        if isinstance(rule.get("pattern"), str):  # elsewhere it is no regex: a hybrid's blocks by letter
+            _check_pattern(rule["pattern"])
 
 
 def _mappings(value: Any) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from freezejax.cost.program import Equation, FlatProgram
 _FREE = {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "sqrt", "rsqrt", "cbrt", "sin", "cos"}
 _FREE |= {"broadcast_in_dim", "iota", "transpose", "slice", "split", "concatenate", "pad", "rev", "matrix", "gather"}
 _FREE |= {"dynamic_slice", "dynamic_update_slice", "bitcast_convert_type", "dot_general", "conv_general_dilated"}
-_FREE |= {"random_fold_in", "random_seed", "random_split", "pow"}
+_FREE |= {"random_fold_in", "random_seed", "random_split", "pow", "all_gather", "psum_scatter", "axis_index"}
 # Of what XLA writes out in simpler operations, the number of those per element. A count of threefry is of one turn of
 # its loop, which is what XLA counts.
 _WRITTEN_OUT = {"random_bits": 45.0, "erf_inv": 37.0, "cumsum": 17.0}

@@ -22,7 +22,7 @@ _EXPENSIVE |= {"div", "rem", "pow", "sqrt", "rsqrt", "cbrt", "gather", "concaten
 # Kernels of their own: they take nothing in, and their results reach memory. So does everything with a body.
 _ALONE = re.compile(
     "dot_general|conv|reduce|arg|cum|scatter|sort|random|threefry|rng|fft|top_k"
-    "|cholesky|lu|qr|geqrf|householder|eig|svd|triangular"
+    "|psum|all_gather|cholesky|lu|qr|geqrf|householder|eig|svd|triangular"
 )
 # What only a sum reads is made while summing.
 _INTO_REDUCTIONS = {"mul", "square", "integer_pow", "abs", "add", "sub", "neg", "exp", "max", "min"}

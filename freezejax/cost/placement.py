@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from freezejax.cost.program import Array, Equation, FlatProgram
-from freezejax.cost.splitting import Axes, Spec, spec_of_sharding, split_result
+from freezejax.cost.splitting import Axes, Spec, spec_of, split_result
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce")
+_BY_NAME = ("all_gather", "psum_scatter", "psum")  # what a program sends that is one device's already
 
 _LINEAR = {"convert_element_type", "neg", "transpose", "reshape", "squeeze", "expand_dims", "copy", "reduce_sum"}
 _LINEAR |= {"name", "broadcast_in_dim", "slice", "split", "sharding_constraint"}
@@ -71,14 +72,19 @@ class Placement:
         for equation in reversed(program.equations):
             out = equation.outputs[0]
             if equation.primitive == "sharding_constraint":
-                self._wanted[out] = spec_of_sharding(equation.params["sharding"], len(out.shape))
+                self._wanted[out] = spec_of(equation.params["sharding"].spec, len(out.shape))
             for array in equation.inputs:
                 if out in self._wanted and array.shape == out.shape and equation.primitive != "scatter-add":
                     self._wanted.setdefault(array, self._wanted[out])
 
     def _cut(self, equation: Equation) -> Equation:
+        if equation.primitive == "shard_map":
+            return self._by_device(equation)
         if equation.bodies:
             return self._loop(equation)
+        if equation.primitive in _BY_NAME:
+            self._send_by_name(equation)
+            return equation
         if equation.primitive == "optimization_barrier":
             for array, out in zip(equation.inputs, equation.outputs, strict=True):
                 self._specs[out], self._parts[out] = self._spec(array), self._parts.get(array, frozenset())
@@ -123,8 +129,10 @@ class Placement:
         before, after = (frozenset(itertools.chain(*self._spec(x))) for x in (array, placed))
         parts = self._parts.pop(placed, frozenset())
         self._reduce(self._part(placed).nbytes * self._ways(parts & after), parts & after, parts - after)
-        if gathered := before - after:
-            self._send("all-gather", self._part(array).nbytes * self._ways(gathered), gathered)
+        self._gather(array, before - after)
+
+    def _gather(self, array: Array, axes: frozenset[str]) -> None:
+        self._send("all-gather", self._part(array).nbytes * self._ways(axes), axes)
 
     def _reduce(self, size: int, scattered: frozenset[str], summed: frozenset[str]) -> None:
         self._send("reduce-scatter", size, scattered)
@@ -133,6 +141,28 @@ class Placement:
     def _send(self, kind: str, size: int, axes: Iterable[str]) -> None:
         ways = self._ways(axes)
         self.sent[kind] += math.ceil(size * (ways - 1) / ways)
+
+    def _send_by_name(self, equation: Equation) -> None:
+        """A collective that the program itself asks for, over axes of the mesh."""
+        axes = frozenset(equation.params["axes" if equation.primitive == "psum" else "axis_name"])
+        if equation.primitive == "all_gather":
+            self._send("all-gather", equation.outputs[0].nbytes, axes)
+        else:
+            scattered = axes if equation.primitive == "psum_scatter" else frozenset[str]()
+            self._reduce(sum(array.nbytes for array in equation.inputs), scattered, axes - scattered)
+
+    def _by_device(self, equation: Equation) -> Equation:
+        """What `shard_map` runs is one device's already: the arrays of its body have the shapes of parts."""
+        self._sum_up(equation.inputs)
+        for array, partition in zip(equation.inputs, equation.params["in_specs"], strict=True):
+            given, taken = self._spec(array), spec_of(partition, len(array.shape))
+            self._gather(array, frozenset(itertools.chain(*given)).difference(*taken))
+        for array, partition in zip(equation.outputs, equation.params["out_specs"], strict=True):
+            self._specs[array] = spec_of(partition, len(array.shape))
+        (body,), inner = equation.bodies, Placement(self.sizes)
+        local = inner.cut(body, [((),) * len(array.shape) for array in body.inputs])
+        self.sent.update(inner.sent)
+        return dataclasses.replace(equation, bodies=(local,))
 
     def _loop(self, equation: Equation) -> Equation:
         """Carried arrays lie as their first value does, or as the body leaves them; its operands have no parts."""

@@ -17,7 +17,7 @@ from freezejax.cost.flops import matmul_flops, other_flops
 from freezejax.cost.memory import temporary_bytes
 from freezejax.cost.placement import KINDS, Placement
 from freezejax.cost.program import trace
-from freezejax.cost.splitting import spec_of_sharding
+from freezejax.cost.splitting import spec_of
 from freezejax.errors import UserError
 from freezejax.masks import count_parameters
 from freezejax.models import Model
@@ -94,7 +94,7 @@ def predict(
       model: what trains; of any family.
       config: of the run.
       schedule: what trains from which step on.
-      mesh: sizes of the axes data, fsdp and tensor, 1 unless given; no such devices are needed.
+      mesh: sizes of the axes data, fsdp, expert and tensor, 1 unless given; no such devices are needed.
       codec: what the finished model is stored with, see `artifact.predict_bytes`.
 
     Raises:
@@ -191,7 +191,7 @@ def _cost(plan: RunPlan, index: int, sizes: Mapping[str, int], stored: int) -> P
     program = trace(plan.step(index), *arguments)
     if sizes:
         leaves = jax.tree.leaves(arguments)
-        program = placement.cut(program, [spec_of_sharding(leaf.sharding, len(leaf.shape)) for leaf in leaves])
+        program = placement.cut(program, [spec_of(leaf.sharding.spec, len(leaf.shape)) for leaf in leaves])
     state = plan.abstract_state(index)
     step_state, _ = state.split(phase.mask)
     matmuls = matmul_flops(program)

@@ -10,8 +10,10 @@ import numpy as np
 from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 
-# Where a loop has its bodies, which stay programs of their own; every other call is written out.
-_LOOPS = {"scan": "jaxpr", "while": "body_jaxpr", "cond": "branches"}
+# Where a loop has its bodies, which stay programs of their own, as does what a device of a mesh runs by itself; every
+# other call is written out.
+_LOOPS = {"scan": "jaxpr", "while": "body_jaxpr", "cond": "branches", "shard_map": "jaxpr"}
+_NAMES = {"reduce_scatter": "psum_scatter"}  # as jax.lax calls it: a name of its own beside the reductions of one array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class Equation:
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
     params: Mapping[str, Any]
-    bodies: tuple["FlatProgram", ...] = ()  # of a loop; of a branch one per case
+    bodies: tuple["FlatProgram", ...] = ()  # of a loop or of shard_map; of a branch one per case
     rounds: int = 1  # how often they run
 
 
@@ -116,6 +118,7 @@ def _write(jaxpr: Any, inputs: Sequence[Array], into: list[Equation]) -> tuple[A
             outputs = _write(body, operands, into)
         else:
             outputs = tuple(_array(var) for var in eqn.outvars)
+            name = _NAMES.get(name, name)
             into.append(Equation(name, operands, outputs, eqn.params, _bodies(eqn), eqn.params.get("length", 1)))
         known.update(zip(eqn.outvars, outputs, strict=True))
     return tuple(array(atom) for atom in jaxpr.outvars)

@@ -35,15 +35,14 @@ def split_result(equation: Equation, specs: Sequence[Spec]) -> tuple[Spec, froze
     return tuple(_RULES.get(name, _elementwise)(equation, specs)), frozenset(summed)
 
 
-def spec_of_sharding(sharding: Any, rank: int) -> Spec:
-    """The spec of a named sharding, one entry per dimension.
+def spec_of(partition: Iterable[Any], rank: int) -> Spec:
+    """The spec of a `PartitionSpec`, one entry per dimension.
 
     >>> import jax
-    >>> mesh = jax.sharding.AbstractMesh((2, 2), ("data", "fsdp"))
-    >>> spec_of_sharding(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp"))), 2)
+    >>> spec_of(jax.sharding.PartitionSpec(("data", "fsdp")), 2)
     (('data', 'fsdp'), ())
     """
-    entries = [() if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in sharding.spec]
+    entries = [() if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in partition]
     return (*entries, *((),) * (rank - len(entries)))
 
 
@@ -114,7 +113,7 @@ def _gather(equation: Equation, specs: Sequence[Spec]) -> Iterable[Axes]:
 
 
 _RULES: dict[str, Callable[[Equation, Sequence[Spec]], Iterable[Axes]]] = {
-    "sharding_constraint": lambda e, specs: spec_of_sharding(e.params["sharding"], len(specs[0])),
+    "sharding_constraint": lambda e, specs: spec_of(e.params["sharding"].spec, len(specs[0])),
     "dot_general": _dot,
     "reduce": _reduce,
     "broadcast_in_dim": _broadcast,

@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from freezejax.models import layers
-from freezejax.models.grouped import blocks, grouped
+from freezejax.models.grouped import Matrices, blocks, grouped
 from freezejax.sharding import BATCH, ShardedKernel, used_spec
-from freezejax.weights.linear import whole
+from freezejax.weights.stack import matrices
 
 
 class Mlp(nnx.Module):
@@ -90,7 +90,7 @@ class Experts(nnx.Module):
         compute: Callable[..., jax.Array] = functools.partial(_sum_of_experts, self.config)
         if isinstance(up, ShardedKernel) and isinstance(down, ShardedKernel):
             compute = _on_mesh(compute, up.stored, down.stored)
-        return compute(x_NxD, logits_NxE, balance_E, whole(up), whole(down))
+        return compute(x_NxD, logits_NxE, balance_E, matrices(up), matrices(down))
 
 
 def _sum_of_experts(
@@ -98,8 +98,8 @@ def _sum_of_experts(
     x_NxD: jax.Array,
     logits_NxE: jax.Array,
     balance_E: jax.Array,
-    up_ExDxW: jax.Array,
-    down_ExWxD: jax.Array,
+    up_ExDxW: Matrices,
+    down_ExWxD: Matrices,
     first: jax.Array | int = 0,
 ) -> jax.Array:
     """With kernels of the experts from number `first` on: what these give."""

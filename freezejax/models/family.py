@@ -31,6 +31,7 @@ class Hub:
     write: Callable[[Any], dict[str, Any]]  # our config -> config.json's other keys
     prefix: str = ""  # of all names but the head's; checkpoints of the model without a head lack it
     ignored: str = r"(?!)"  # pattern of tensors that are no parameters
+    replaced: tuple[str, ...] = ()  # keys of older files, of what `fields` and `write` say under other names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

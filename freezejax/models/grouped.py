@@ -1,10 +1,11 @@
 """Matrix products in which every row meets the matrix of its own group: tokens and the experts they are sent to."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from freezejax.sharding import kernel_gradient
 
@@ -52,18 +53,26 @@ def blocks(group_M: jax.Array, groups: int) -> Blocks:
     return Blocks(jnp.where(here_M, first_G[known_M] * rows + rank_M, count * rows), group_K, rows)
 
 
+Matrices = jax.Array | tuple[jax.Array, ...]  # [G, in, out] as one array, or G arrays [in, out]
+
+
 @jax.custom_vjp
-def grouped(x_KxRxI: jax.Array, kernel_GxIxO: jax.Array, group_K: jax.Array) -> jax.Array:
+def grouped(x_KxRxI: jax.Array, kernel_GxIxO: Matrices, group_K: jax.Array) -> jax.Array:
     """Each block times the matrix of its group: [K, rows, I] -> [K, rows, O], in the dtype of `x`.
 
     One block after the other, so that no matrix is copied for a block, no row is multiplied with a matrix that is not
     its own, and an empty block with none. Where the kernel is not differentiated its gradient is dead code, and leaves
-    no matmul behind.
+    no matmul behind; of matrices that are arrays of their own, those that are not differentiated have no gradient,
+    and their blocks are skipped.
 
     >>> grouped(jnp.ones((2, 1, 1)), jnp.array([[[3.0]], [[5.0]]]), jnp.array([1, 0])).ravel()
     Array([5., 3.], dtype=float32)
     """
-    return _products(x_KxRxI, kernel_GxIxO, group_K, transposed=False)
+    return _products(x_KxRxI, _stacked(kernel_GxIxO), group_K, transposed=False)
+
+
+def _stacked(kernel_GxIxO: Matrices) -> jax.Array:
+    return jnp.stack(kernel_GxIxO) if isinstance(kernel_GxIxO, tuple) else kernel_GxIxO
 
 
 def _products(x_KxRxI: jax.Array, kernel_GxIxO: jax.Array, group_K: jax.Array, transposed: bool) -> jax.Array:
@@ -74,27 +83,49 @@ def _products(x_KxRxI: jax.Array, kernel_GxIxO: jax.Array, group_K: jax.Array, t
             kernel = kernel_GxIxO[group].astype(x_RxI.dtype)
             return x_RxI @ (kernel.T if transposed else kernel)
 
-        return _unless_empty(group, kernel_GxIxO, product)
+        return _if(group < len(kernel_GxIxO), product)
 
     return jax.lax.map(one, (x_KxRxI, group_K))
 
 
-def _unless_empty(group: jax.Array, kernel_GxIxO: jax.Array, product: Callable[[], jax.Array]) -> jax.Array:
+def _if(wanted: jax.Array, product: Callable[[], jax.Array]) -> jax.Array:
+    """The product, or zeros."""
     shape = jax.eval_shape(product)
-    return jax.lax.cond(group < len(kernel_GxIxO), product, lambda: jnp.zeros(shape.shape, shape.dtype))
+    return jax.lax.cond(wanted, product, lambda: jnp.zeros(shape.shape, shape.dtype))
+
+
+def _forward(x, kernel, group):
+    """Arguments say whether they are differentiated; the keys of a dict are static, so that the backward pass knows."""
+    args = jax.tree.map(lambda primal: primal.value, (x, kernel, group))
+    trained = {i: None for i, part in enumerate(kernel) if part.perturbed} if isinstance(kernel, tuple) else None
+    return grouped(*args), (*args, trained)
 
 
 def _backward(saved, grad_KxRxO):
-    x_KxRxI, kernel_GxIxO, group_K = saved
+    x_KxRxI, kernel, group_K, trained = saved
+    kernel_grad: Any
+    if trained is None:
+        kernel_grad = _gradients(x_KxRxI, grad_KxRxO, group_K, len(kernel)).astype(kernel.dtype)
+    else:  # a group without a gradient has its place beyond those that have one, as an empty block has
+        place_G = np.full(len(kernel) + 1, len(trained), np.int32)
+        place_G[[*trained]] = np.arange(len(trained))
+        place_K = jnp.asarray(place_G)[group_K]
+        found = _gradients(x_KxRxI, grad_KxRxO, place_K, len(trained)).astype(kernel[0].dtype) if trained else ()
+        of_part = dict(zip(trained, found, strict=True))
+        kernel_grad = tuple(of_part.get(i) for i in range(len(kernel)))
+    return _products(grad_KxRxO, _stacked(kernel), group_K, transposed=True), kernel_grad, None
 
-    def one(total_GxIxO, block):
-        x_RxI, grad_RxO, group = block
-        added = _unless_empty(group, kernel_GxIxO, lambda: kernel_gradient(x_RxI, grad_RxO))
-        return total_GxIxO.at[group].add(added, mode="drop"), None
 
-    zeros = jnp.zeros(kernel_GxIxO.shape, jnp.float32)
-    total, _ = jax.lax.scan(one, zeros, (x_KxRxI, grad_KxRxO, group_K))
-    return _products(grad_KxRxO, kernel_GxIxO, group_K, transposed=True), total.astype(kernel_GxIxO.dtype), None
+def _gradients(x_KxRxI: jax.Array, grad_KxRxO: jax.Array, place_K: jax.Array, count: int) -> jax.Array:
+    """Those of so many matrices, float32 [count, I, O]: each block adds to that at its place."""
+
+    def one(total_TxIxO: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        x_RxI, grad_RxO, place = block
+        added = _if(place < count, lambda: kernel_gradient(x_RxI, grad_RxO))
+        return total_TxIxO.at[place].add(added, mode="drop"), None
+
+    zeros = jnp.zeros((count, x_KxRxI.shape[-1], grad_KxRxO.shape[-1]), jnp.float32)
+    return jax.lax.scan(one, zeros, (x_KxRxI, grad_KxRxO, place_K))[0]
 
 
-grouped.defvjp(lambda *args: (grouped(*args), args), _backward)
+grouped.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -15,6 +15,7 @@ from freezejax.models.base import Model, functional
 from freezejax.models.family import Params
 from freezejax.paths import by_path, check_known, leaf_paths, map_with_paths
 from freezejax.roles import is_weight
+from freezejax.ties import untie
 from freezejax.weights import matrix
 
 
@@ -69,7 +70,7 @@ def state_to_torch(model: Model, params: Params) -> dict[str, np.ndarray]:
     >>> state_to_torch(model, model.init(jax.random.key(0)))["blocks.0.mlp.up.weight"].shape
     (384, 192)
     """
-    params = jax.tree.map(matrix, params, is_leaf=is_weight)
+    params = jax.tree.map(matrix, untie(params), is_leaf=is_weight)
     return {name: read().astype(np.float32, copy=False) for name, _, read in leaves_to_torch(model, params)}
 
 

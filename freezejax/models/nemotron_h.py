@@ -106,6 +106,12 @@ class NemotronHConfig:
                 f"group_choices={self.group_choices} of expert_groups={self.expert_groups} cannot be"
             )
 
+        if self.group_choices < self.expert_groups == self.experts:
+            raise UserError(
+                f"NemotronHConfig.expert_groups={self.expert_groups} must leave two experts or more to a group, "
+                f"of which there are experts={self.experts}: a group is as good as its two best"
+            )
+
     @property
     def layers(self) -> str:
         """The letter of every block."""

@@ -41,12 +41,11 @@ def _number(value: Any) -> float:
 
 def _write(config: Any) -> dict[str, Any]:
     words = {letter: word for word, letter in reversed(_WORDS.items())}
-    limit = {"time_step_limit": [config.dt_min, config.dt_max]} if config.dt_max else {}
     return {
         "layers_block_type": [words[letter] for letter in config.layers],
         "head_dim": config.head_dim,
         "moe_latent_size": config.latent_dim or None,
-        **limit,
+        "time_step_limit": [config.dt_min, config.dt_max or {"__float__": "Infinity"}],
     }
 
 
@@ -110,4 +109,5 @@ HUB = Hub(
     write=_write,
     prefix="backbone.",
     ignored=r"mtp\..*",  # heads that predict several tokens
+    replaced=("attention_head_dim", "hybrid_override_pattern"),
 )

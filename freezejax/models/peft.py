@@ -21,6 +21,7 @@ from freezejax.models.family import Params
 from freezejax.paths import by_path, check_known, map_with_paths
 from freezejax.roles import Role, is_weight, leaves, weights
 from freezejax.weights import DoraWeight, LoraWeight, VeraWeight
+from freezejax.weights.kinds import warn_above_break_even
 from freezejax.weights.vera import StoredMap
 
 CONFIG, TENSORS = "adapter_config.json", tensors.ADAPTER
@@ -44,7 +45,8 @@ class Module(NamedTuple):
 def load_adapter(path: str | PathLike[str], model: Model, params: Params) -> Params:
     """The parameters with the adapters of a PEFT folder over their kernels, and with its `modules_to_save` in place.
 
-    What it trains: `folder_rules`. VeRA must have been saved with its projections.
+    What it trains: `folder_rules`. VeRA must have been saved with its projections. An adapter that is larger than its
+    kernel is warned of.
 
     Raises:
       UserError: another kind of adapter, or a tensor that is missing, left over or of another shape.
@@ -80,7 +82,9 @@ def load_adapter(path: str | PathLike[str], model: Model, params: Params) -> Par
         except UserError as error:
             raise UserError(f"{folder / TENSORS}: {places[leaf_path].name}: {error}") from None
 
-    return map_with_paths(over, _with_saved(folder, model, params, saved))
+    params = map_with_paths(over, _with_saved(folder, model, params, saved))
+    warn_above_break_even(params)
+    return params
 
 
 def adapter_rules(params: Params, also: str | None = None) -> list[tuple[str, bool]]:

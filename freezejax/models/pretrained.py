@@ -21,7 +21,8 @@ from freezejax.models.base import Model, build
 from freezejax.models.family import FAMILIES, Family, Hub, Params
 from freezejax.paths import nearest
 from freezejax.roles import is_weight
-from freezejax.weights import matrix
+from freezejax.ties import untie
+from freezejax.weights.linear import whole
 
 CONFIG = "config.json"
 SHARD = 5 * 10**9  # bytes, about what others put into one file
@@ -68,7 +69,8 @@ def save_pretrained(
     like: str | PathLike[str] | None = None,
     shard_bytes: int = SHARD,
 ) -> None:
-    """Writes a folder that transformers loads; random maps and adapters become the matrices they stand for.
+    """Writes a folder that transformers loads; random maps and adapters become the matrices they stand for,
+    and a shared kernel a copy at each place where it is used.
 
     Every leaf keeps its dtype. `like` is the folder that the model came from: its other files (tokenizer, generation
     config) are copied, and what its config.json says beyond the model is kept.
@@ -79,7 +81,7 @@ def save_pretrained(
     folder = Path(path)
     if (folder / CONFIG).exists():
         raise UserError(f"{folder}: there is a model already; give a new folder")
-    params = jax.tree.map(lambda node: matrix(node) if is_weight(node) else node, params, is_leaf=is_weight)
+    params = jax.tree.map(whole, untie(params), is_leaf=is_weight)
     model = model._replace(init=build_plain(model).init)
     model.check(params)
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,8 +119,9 @@ def save_config(path: str | PathLike[str], model: Model, *, like: str | PathLike
     # says it all already, as `like` has it.
     if kept.get("architectures") == [hub.architecture]:
         rate = {"dropout": model.config.dropout}
-        told = {} if _model_of(Path(like or "") / CONFIG, kept, rate).config == model.config else told
-    write_atomically(Path(path) / CONFIG, json.dumps({**kept, **told}, indent=2) + "\n")
+        told = kept if _model_of(Path(like or "") / CONFIG, kept, rate).config == model.config else told
+    others = {name: value for name, value in kept.items() if name in told or name not in hub.replaced}
+    write_atomically(Path(path) / CONFIG, json.dumps({**others, **told}, indent=2) + "\n")
 
 
 def hub_of(family: Family) -> Hub:

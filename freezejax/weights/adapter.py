@@ -8,6 +8,7 @@ import jax
 from freezejax.errors import UserError
 from freezejax.paths import PyTree
 from freezejax.roles import Role, Weight, is_weight, leaves
+from freezejax.ties import Tied
 from freezejax.weights.linear import linear, matrix
 from freezejax.weights.stack import Stack
 
@@ -47,7 +48,7 @@ def merge(params: PyTree) -> PyTree:
     A weight that stands over no other, such as a random map or one of few bits, stays what it is.
 
     Raises:
-      UserError: a weight that adds something beside a matrix, such as a shift.
+      UserError: a weight that adds something beside a matrix, such as a shift, or that stands over a shared kernel.
 
     >>> import jax.numpy as jnp
     >>> from freezejax.weights import GainWeight
@@ -89,7 +90,17 @@ def _is_adapted(node: Any) -> bool:
     return is_weight(node) and hasattr(node, "base")
 
 
+def _check_own(weight: Weight) -> None:
+    is_tied = lambda node: isinstance(node, Tied)  # noqa: E731
+    if tied := next(filter(is_tied, jax.tree.leaves(weight, is_leaf=is_tied)), None):
+        raise UserError(
+            f"a {type(weight).__name__} stands over the kernel of {tied.to!r}, which it shares: "
+            "with freezejax.untie(params) every use has one of its own"
+        )
+
+
 def _merged(weight: Weight) -> jax.Array:
+    _check_own(weight)
     if any(leaf.owner is not None and leaf.owner.shifts for leaf in leaves(weight)):
         raise UserError(f"a {type(weight).__name__} adds a shift, which is no part of a matrix: it cannot be merged")
     kernel = next((leaf.value for leaf in leaves(weight) if leaf.role is Role.KERNEL), None)
@@ -100,5 +111,6 @@ def _merged(weight: Weight) -> jax.Array:
 def _unmerged(weight: Any, merged: jax.Array) -> Any:
     if not _is_adapted(weight):
         return merged
+    _check_own(weight)
     outer = weight.unmerged(merged)
     return dataclasses.replace(outer, base=_unmerged(weight.base, outer.base))

@@ -126,10 +126,11 @@ def warn_above_break_even(params: PyTree) -> None:
             trained[leaf.kernel] += leaf.value.size
     above = [path for path, count in trained.items() if count > math.prod(shapes[path])]
     if above:
-        (m, n), more = shapes[above[0]], f" and {len(above) - 1} more" if above[1:] else ""
+        shape, more = shapes[above[0]], f" and {len(above) - 1} more" if above[1:] else ""
+        *_, m, n = shape  # of each matrix, where it is a stack of them
         warnings.warn(
             f"weights: what is trained beside kernel {above[0]!r}{more}, {trained[above[0]]:,} numbers, is more than "
-            f"the kernel's own {m * n:,}: a low rank saves something below {m * n / (m + n):.0f}",
+            f"the kernel's own {math.prod(shape):,}: a low rank saves something below {m * n / (m + n):.0f}",
             stacklevel=3,
         )
 

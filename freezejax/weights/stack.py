@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from freezejax.errors import UserError
 from freezejax.roles import Role, Weight
-from freezejax.weights.linear import matrix
+from freezejax.weights.linear import whole
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -31,8 +31,14 @@ class Stack(Weight):
         return {str(i): Role.KERNEL for i in range(len(self.parts))}
 
     def materialize(self) -> jax.Array:
-        """All matrices, float32 [E, in, out]."""
-        return jnp.stack([matrix(part) for part in self.parts])
+        """All matrices, [E, in, out]."""
+        return jnp.stack(self.matrices())
+
+    def matrices(self) -> tuple[jax.Array, ...]:
+        """All of them, [in, out], in the dtype of the parts, so that none loses a bit; float32 where they differ."""
+        parts = tuple(whole(part) for part in self.parts)
+        same = len({part.dtype for part in parts}) == 1
+        return parts if same else tuple(part.astype(jnp.float32) for part in parts)
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], None]:
         """For JAX."""
@@ -42,6 +48,11 @@ class Stack(Weight):
     def tree_unflatten(cls, _: None, parts: Any) -> "Stack":
         """For JAX."""
         return cls(tuple(parts))
+
+
+def matrices(kernel: Any) -> jax.Array | tuple[jax.Array, ...]:
+    """A kernel [E, in, out] as an array, or as its matrices [in, out] where each is a weight of its own."""
+    return kernel.matrices() if isinstance(kernel, Stack) else whole(kernel)
 
 
 def each(kernel: Any, site: Any) -> Any:

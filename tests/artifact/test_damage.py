@@ -233,6 +233,13 @@ def test_a_pattern_of_many_layers_may_stand_in_a_header(pattern):
     assert header.check(fields_with(pattern)).model == model_with(pattern)
 
 
+def test_the_blocks_of_a_hybrid_are_letters_and_no_regular_expression():
+    hybrid = {"family": "nemotron_h", "pattern": "ME*-" * 9, "num_layers": 1}
+    assert header.check({**fields_with(""), "model": hybrid}).model == hybrid
+    with pytest.raises(ValueError, match="no repeated group"):
+        header.check({**fields_with(""), "model": {**hybrid, "weights": [{"pattern": "ME*-" * 9, "kind": "map"}]}})
+
+
 @pytest.mark.parametrize(
     "pattern", [*REPEATED.values(), *TOO_MANY.values(), "a" * 4097], ids=[*REPEATED, *TOO_MANY, "long"]
 )

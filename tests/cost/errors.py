@@ -19,7 +19,7 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", devices)
     found: dict[str, list[tuple[float, str]]] = {quantity: [] for quantity in QUANTITIES}
     for case in grid.one_device() if devices == 1 else grid.meshes():
-        compiled, predicted = case.sizes(case.lower().compile()), case.predicted()
+        compiled, predicted = case.sizes(case.lower().compile()), case.as_xla_counts()
         for quantity in QUANTITIES:
             found[quantity].append((100 * (getattr(predicted, quantity) / compiled[quantity] - 1), case.name))
         print(case.name, [f"{found[quantity][-1][0]:+.2f} %" for quantity in QUANTITIES], flush=True)

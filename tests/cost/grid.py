@@ -10,6 +10,26 @@ GEGLU: dict[str, Any] = {"family": "geglu", "vocab_size": 300, "num_layers": 2, 
 GOLF: dict[str, Any] = {**GEGLU, "family": "parameter_golf", "num_kv_heads": 2}
 MAPS = [{"pattern": r"blocks/\d+/mlp/(gate|up|fc)/kernel", "kind": "map"}]
 LORA = [{"pattern": "blocks/.*/kernel", "kind": "lora", "rank": 6}]
+# A kernel of each kind that is neither a map nor plain LoRA.
+KINDS: list[dict[str, Any]] = [
+    {"pattern": "blocks/0/attn/qkv/kernel", "kind": "dora", "rank": 4},
+    {"pattern": "blocks/0/attn/out/kernel", "kind": "vera", "rank": 8},
+    {"pattern": "blocks/0/mlp/gate/kernel", "kind": "randlora", "rank": 4},
+    {"pattern": "blocks/0/mlp/up/kernel", "kind": "supermask"},
+    {"pattern": "blocks/0/mlp/down/kernel", "kind": "gain"},
+    {"pattern": "blocks/1/attn/qkv/kernel", "kind": "lowbit"},
+    {"pattern": "blocks/1/attn/out/kernel", "kind": "crystal"},
+    {"pattern": "blocks/1/mlp/gate/kernel", "kind": "scalar"},
+    {"pattern": "blocks/1/mlp/up/kernel", "kind": "scale_shift"},
+    {"pattern": "blocks/1/mlp/down/kernel", "kind": "shared", "block": 0},
+]
+CORRECTION: dict[str, Any] = {"correction": "gelu", "correction_rank": 8}
+HYBRID: dict[str, Any] = {
+    **{"family": "nemotron_h", "num_layers": 4, "pattern": "ME*-", "vocab_size": 320, "model_dim": 112},
+    **{"num_heads": 4, "num_kv_heads": 2, "head_dim": 28, "mamba_heads": 4, "mamba_head_dim": 28, "mamba_groups": 2},
+    **{"state_dim": 16, "chunk": 32, "mlp_width": 112, "experts": 4, "expert_choices": 2, "expert_width": 48},
+    "shared_expert_width": 96,
+}
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 WHOLE = os.environ.get("FREEZEJAX_WHOLE_COST_GRID") == "1"
 
@@ -24,6 +44,7 @@ def one_device() -> list[Case]:
         Case("geglu, maps per layer", {**GEGLU, "weights": MAPS}, {}, ALL),
         Case("geglu, maps once per step", {**GEGLU, "weights": MAPS}, {"draw_maps": "per_step"}, ALL),
         Case("geglu, maps stored", {**GEGLU, "weights": MAPS}, {"draw_maps": "once"}, ALL),
+        Case("geglu, all other kinds", {**GEGLU, **CORRECTION, "weights": KINDS}, {}, ALL),
         Case("golf, nothing frozen", GOLF, odd, ALL),
         Case("golf, attention", {**GOLF, "num_layers": 3}, {}, ATTENTION),
         Case("golf, prefix", {**GOLF, "num_layers": 3}, {}, prefix(2)),
@@ -69,7 +90,7 @@ def meshes() -> list[Case]:
     """Steps over 8 devices; with FREEZEJAX_WHOLE_COST_GRID=1 of both families on every mesh, and more masks."""
     train = {"batch_size": 16, "seq_len": 72}
     masks = {"gate up": GATE_UP, "prefix": prefix(1)} if WHOLE else {"gate up": GATE_UP}
-    found = []
+    found = [Case("hybrid, experts apart", HYBRID, train, ALL, {"data": 2, "fsdp": 2, "expert": 2})]
     for base in (GEGLU, GOLF):
         for mesh in MESHES if WHOLE or base is GEGLU else MESHES[-1:]:
             model = {**base, "vocab_size": 320}

@@ -54,6 +54,24 @@ def test_a_type_that_the_model_lacks_is_told_with_those_that_it_has():
         only(HYBRID, "out_pro")
 
 
+def test_a_type_in_which_nothing_learns_is_told_with_those_that_do():
+    with pytest.raises(
+        UserError, match="nothing learns in module type 'balance'; types that do: a_log, conv1d"
+    ) as told:
+        only(HYBRID, "v_proj, balance")
+    assert "balance" not in str(told.value).partition("do:")[2]
+
+
+def test_a_rule_for_one_expert_of_many_in_one_leaf_is_told_the_kind_that_takes_them_apart():
+    stack = "blocks/1/mixer/experts/down_proj/kernel"
+    for rule in (f"{stack}/3", ".*/experts/3/.*", ".*/experts/.*/kernel/[23]", ".*/down_proj/kernel/3/.*"):
+        with pytest.raises(UserError, match=f"no leaf; '{stack}' is one leaf of 4 matrices: with kind 'each'"):
+            trainable_mask(HYBRID, [(rule, True), (".*", False)])
+    for rule in (f"{stack}/4", ".*/mlp/.*"):
+        with pytest.raises(UserError, match="matches no leaf; nearest"):
+            trainable_mask(HYBRID, [(rule, True), (".*", False)])
+
+
 def test_every_leaf_is_decided_by_one_rule():
     rules = [("blocks/[01]/mlp/up", False), ("blocks/.*/up", True), ("head", False), (".*", True)]
     found = matches(PLAIN, rules)

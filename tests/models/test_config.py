@@ -46,6 +46,7 @@ OWN_ERRORS = [
     ("nemotron_h", {"num_kv_heads": 3}, "num_kv_heads=3 must divide num_heads=32"),
     ("nemotron_h", {"mamba_groups": 5}, "mamba_groups=5 must divide mamba_heads=64"),
     ("nemotron_h", {"experts": 4}, "expert_choices=6 of 4 experts"),
+    ("nemotron_h", {"expert_groups": 128, "group_choices": 8}, "expert_groups=128 must leave two experts or more"),
     ("nemotron_h", {"expert_groups": 4, "group_choices": 5}, "group_choices=5 of expert_groups=4 cannot be"),
     ("nemotron_h", {"latent_dim": -1}, "latent_dim=-1 must be an integer of at least 1 or 0"),
     ("nemotron_h", {"dt_min": 0.2, "dt_max": 0.1}, r"dt_max=0\.1 must be above dt_min=0\.2, or 0: no limit"),

@@ -50,6 +50,21 @@ def test_greedy_text_is_that_of_the_whole_forward_pass(family, small):
     assert len({tuple(row) for row in found}) > 1
 
 
+def test_prompts_that_end_around_a_chunk_of_the_scan(small):
+    """Of 3, 4 and 5 tokens, in chunks of 4."""
+    model, params = small("nemotron_h")
+    prompts = [[3, 1, 4], [1, 5, 9, 2], [6, 5, 3, 5, 8]]
+    tokens, starts = left_padded(prompts, 13)
+    wanted = np.stack([last_logits(model, params, prompt) for prompt in prompts])
+    extend = jax.jit(model.extend)
+    for cuts in ([5], [4, 1]):
+        past, at = model.past(starts, 6, jnp.float32), 0
+        for size in cuts:
+            logits, past = extend(params, tokens[:, at : at + size], past)
+            at += size
+        np.testing.assert_allclose(logits, wanted, atol=3e-5)
+
+
 def test_counterpart_padding_that_is_seen_changes_the_logits(family, small):
     model, params = small(family)
     tokens, starts = left_padded(PROMPTS, 13)
@@ -103,14 +118,21 @@ def test_weights_of_other_kinds_generate(small):
     assert models.generate(model, params, PROMPTS[:1], tokens=3) == [greedy(model, params, PROMPTS[0], 3)]
 
 
-def test_bfloat16_keeps_bfloat16(small):
-    model, params = small("llama")
+@pytest.mark.parametrize("family", ["llama", "nemotron_h"])
+def test_bfloat16_keeps_bfloat16(family, small):
+    """But for the state of Mamba-2, which is float32."""
+    model, params = small(family)
     tokens, starts = left_padded(PROMPTS, 13)
     logits, past = model.extend(
         params, jnp.asarray(tokens), model.past(starts, 9, jnp.bfloat16), compute_dtype=jnp.bfloat16
     )
     assert logits.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(past.kept)} == {jnp.dtype(jnp.bfloat16)}
+    kept = jax.tree_util.tree_leaves_with_path(past.kept)
+    in_float32 = {
+        jax.tree_util.keystr(path)[-len("state_BxHxPxN") :] for path, leaf in kept if leaf.dtype == jnp.float32
+    }
+    assert in_float32 == ({"state_BxHxPxN"} if family == "nemotron_h" else set())
+    assert {leaf.dtype for _, leaf in kept} <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}
     np.testing.assert_allclose(logits[0], last_logits(model, params, PROMPTS[0]), atol=0.3)
 
 

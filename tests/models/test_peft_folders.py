@@ -183,6 +183,17 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(case, tuned):
     assert not (path / "adapter" / RAN).exists()
 
 
+def test_a_rank_that_is_too_high_to_save_anything_is_warned_of(small, tmp_path):
+    model, params = small("llama")
+    models.save_pretrained(tmp_path / "base", model, params)
+    rules = [{"pattern": ".*/0/attn/q_proj/kernel", "kind": "lora", "rank": 20}]
+    with pytest.warns(UserWarning, match="a low rank saves something below 14"):
+        adapted = models.build("llama", **vars(model.config), weights=rules)
+    models.save_adapter(tmp_path / "adapter", model, adapted.init(jax.random.key(1)))
+    with pytest.warns(UserWarning, match="beside kernel 'blocks/0/attn/q_proj/kernel', 1,120 numbers, is more than"):
+        models.load_pretrained(tmp_path / "base", tmp_path / "adapter")
+
+
 def test_vera_without_its_projections_is_refused(tmp_path, small):
     model, params = small("llama")
     models.save_pretrained(tmp_path / "base", model, params)

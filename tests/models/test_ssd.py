@@ -73,6 +73,35 @@ def test_a_token_of_step_zero_is_none():
     np.testing.assert_allclose(last, wanted_last, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pieces", [[17], [1, 7, 9], [9, 8]], ids=str)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_are_their_own_tokens_in_the_recurrence(side, pieces):
+    """Rows of 17, 9 and 3 tokens, the others of step 0; the counterpart is padding with steps of its own."""
+    lengths, T = [17, CHUNK + 1, 3], 17
+    x, dt, a, b, c, first = made(T, B=3)
+    real = [slice(T - n, T) if side == "left" else slice(n) for n in lengths]
+    masked = np.zeros_like(dt)
+    for row, own in enumerate(real):
+        masked[row, own] = dt[row, own]
+
+    def in_pieces(dt):
+        state, found, at = first, [], 0
+        for size in pieces:
+            part = slice(at, at + size)
+            y, state = scan(x[:, part], dt[:, part], a, b[:, part], c[:, part], state)
+            found.append(y)
+            at += size
+        return np.concatenate(found, axis=1), state
+
+    (y, last), (_, seen) = in_pieces(masked), in_pieces(dt)
+    for row, own in enumerate(real):
+        one = slice(row, row + 1)
+        wanted, state = recurrence(x[one, own], dt[one, own], a, b[one, own], c[one, own], first[one])
+        np.testing.assert_allclose(y[one, own], wanted, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(last[one], state, rtol=2e-5, atol=2e-5)
+        assert (np.abs(seen[one] - state).max() > 1e-2) == (lengths[row] < T)
+
+
 def test_gradients_are_those_of_the_recurrence_and_finite_where_fades_overflow():
     """Steps of up to 60 and rates of up to 20: above the diagonal of a chunk the exponential would be infinite."""
     x, dt, a, b, c, state = made(2 * CHUNK + 3)

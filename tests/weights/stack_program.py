@@ -36,7 +36,8 @@ def main() -> None:
             return model.apply(params, tokens, targets_BxT=tokens).mean()
 
         alone, wanted = jax.jit(jax.value_and_grad(loss, allow_int=True))(params, TOKENS)
-        for sizes in ((8, 1, 1), (1, 4, 2)):
+        not_divided = [] if rules else [(1, 1, 1, 8)]  # 8 devices for 4 experts: each has all of them
+        for sizes in ((8, 1, 1), (1, 4, 2), *not_divided):
             layout = Layout(make_mesh(*sizes), model.abstract_params(), model.sharding)
             spread = jax.device_put(params, layout.shardings(params))
             at_use = jax.value_and_grad(lambda p, t, of=layout: loss(of.at_use(p), t), allow_int=True)

@@ -5,6 +5,7 @@ models are in test_peft.py.
 """
 
 import dataclasses
+import math
 
 import chex
 import jax
@@ -255,11 +256,14 @@ def test_betas_are_told_by_kernel():
 def test_a_rank_from_which_on_nothing_is_saved_is_warned_of(width_in, width_out, data):
     """Break-even at rank mn / (m + n)."""
     rank = data.draw(st.integers(1, max(width_in, width_out)))
+    experts = data.draw(st.sampled_from([(), (3,)]))  # a stack is as its matrices are
     rules = [{"pattern": ".*", "kind": "lora", "rank": rank}]
-    build_it = lambda: attach(lambda *_: {"up": {"kernel": jnp.ones((width_in, width_out))}}, rules)  # noqa: E731
+    shape = (*experts, width_in, width_out)
+    build_it = lambda: attach(lambda *_: {"up": {"kernel": jnp.ones(shape)}}, rules)  # noqa: E731
     if rank * (width_in + width_out) > width_in * width_out:
-        with pytest.warns(UserWarning, match="beside kernel 'up/kernel', .* a low rank saves something below"):
+        with pytest.warns(UserWarning, match="beside kernel 'up/kernel', .* a low rank saves something below") as told:
             build_it()
+        assert f"the kernel's own {math.prod(shape):,}:" in str(told[0].message)
     else:
         build_it()  # warnings are errors here
 

@@ -7,10 +7,11 @@ import pytest
 
 from freezejax import artifact, models, trainable_mask
 from freezejax.masks import count_parameters
+from freezejax.models import importers
 from freezejax.paths import leaf_paths
 from freezejax.sharding import Layout, make_mesh
 from freezejax.ties import untie
-from freezejax.weights import count_seeded
+from freezejax.weights import count_seeded, merge, unmerge
 
 MODEL = {"family": "geglu", "num_layers": 3, "model_dim": 64, "num_heads": 2, "vocab_size": 31}
 LOOP = {"pattern": r"blocks/2/.*", "kind": "shared", "block": 0}
@@ -73,6 +74,36 @@ def test_what_is_shared_may_be_of_any_kind_and_each_use_may_have_an_adapter():
     # The adapter of the first use belongs to what is shared: it stands under the second use's own.
     inner = untie(params)["blocks"][2]["mlp"]["up"]["kernel"].base
     np.testing.assert_array_equal(inner.a, up(0).a)
+
+
+def test_under_an_adapter_it_is_saved_as_a_matrix_of_its_own_and_merged_once_it_is_untied(tmp_path, check_refused):
+    looped = {**LOOP, "pattern": "blocks/1/mlp/.*"}
+    rules = [looped, {"pattern": ".*/1/.*/up_proj/kernel", "kind": "lora", "rank": 2}]
+    sizes = {
+        **MODEL,
+        "family": "llama",
+        "num_layers": 2,
+        "model_dim": 16,
+        "num_kv_heads": 1,
+        "head_dim": 8,
+        "mlp_mult": 2,
+    }
+    model = models.build(**sizes, weights=rules)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, model.init(KEY))
+    wanted = jax.jit(model.apply)(params, TOKENS)
+    models.save_pretrained(tmp_path / "model", model, params)
+    _, loaded = models.load_pretrained(tmp_path / "model")
+    np.testing.assert_allclose(jax.jit(model.apply)(loaded, TOKENS), wanted, atol=1e-5)
+    merged, state = merge(untie(params)), importers.state_to_torch(model, params)
+    first, second = (merged["blocks"][i]["mlp"]["up_proj"]["kernel"] for i in (0, 1))
+    np.testing.assert_array_equal(state["model.layers.0.mlp.up_proj.weight"].T, first)
+    np.testing.assert_array_equal(state["model.layers.1.mlp.up_proj.weight"].T, second)
+    assert np.abs(first - second).max() > 1e-3
+    own = params["blocks"][1]["mlp"]["up_proj"]
+    for call in (lambda: merge(params), lambda: unmerge({"kernel": second}, own)):
+        check_refused(
+            call, "a LoraWeight stands over the kernel of 'blocks/0/mlp/up_proj/kernel', which it shares: with"
+        )
 
 
 def test_on_a_mesh_it_computes_the_same():

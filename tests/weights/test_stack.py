@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import freezejax
 from freezejax import UserError, artifact, models, trainable_mask
+from freezejax.cost.program import trace
 from freezejax.paths import by_path
 from freezejax.weights import KINDS, Stack, Weight, count_seeded, matrix, merge, recast
 from tests.weights import stack_program
@@ -54,13 +56,26 @@ def test_a_rule_names_an_expert_by_its_number():
     ]
 
 
-def test_what_is_frozen_of_a_stack_has_no_gradient_and_what_trains_has_its_own():
+def test_each_matrix_of_a_stack_has_its_own_gradient_and_what_is_frozen_has_none():
+    """Law 5: where one expert trains, no program has the gradients of three."""
     model, plain = built({"pattern": UP, "kind": "each"}), built()
     params, whole = (m.init(jax.random.key(0)) for m in (model, plain))
-    loss = lambda m: lambda p: m.apply(p, TOKENS, targets_BxT=TOKENS).mean()  # noqa: E731
-    found, wanted = (by_path(jax.jit(jax.grad(loss(m)))(p)) for m, p in ((model, params), (plain, whole)))
-    for i in range(3):
-        np.testing.assert_allclose(found[f"{UP}/{i}"], wanted[UP][i], atol=1e-6)
+
+    def gradient(of, params, *trained):
+        mask = freezejax.trainable_mask(params, [*((path, True) for path in trained), (".*", False)])
+        fn = freezejax.value_and_grad(lambda p: of.apply(p, TOKENS, targets_BxT=TOKENS).mean(), mask)
+        sums = {e.outputs[0].shape for e in trace(fn, params).equations if e.primitive == "scan"}
+        return by_path(jax.jit(fn)(params)[1]), {shape for shape in sums if shape[1:] == (16, 8)}
+
+    wanted, sums = gradient(plain, whole, UP)
+    assert sums == {(3, 16, 8)}
+    assert gradient(model, params, "tok_emb/embedding")[1] == set()
+    for trained, count in ((["1"], 1), (["2", "0"], 2)):
+        found, sums = gradient(model, params, *(f"{UP}/{i}" for i in trained))
+        assert found.keys() == {f"{UP}/{i}" for i in trained}
+        assert sums == {(count, 16, 8)}
+        for i in trained:
+            np.testing.assert_allclose(found[f"{UP}/{i}"], wanted[UP][int(i)], atol=1e-6)
 
 
 def test_a_trained_model_is_taken_apart_and_put_together():
