@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from experiments import pretrain
 from experiments.configs import pretrain as configs
 from experiments.engine import cli, study
+from experiments.engine.pretrained import model_at, tokenizer_of
 from experiments.engine.tasks import Start
 from freezejax import models
 from freezejax.paths import PyTree
@@ -17,7 +18,6 @@ from freezejax.roles import Role, leaves
 
 _ENDS = 2**20  # bytes
 FOLDER = "base"  # of a workdir, where a base was made for it
-tokenizer_of = pretrain.tokenizer_of
 
 
 class Base(NamedTuple):
@@ -30,7 +30,7 @@ class Base(NamedTuple):
         """Family and config, as for `models.build`."""
         if self.path is None:
             return dict(pretrain.make_study(config.base, vocab_size).variants[0].model)
-        return pretrain.model_at(self.path, **({"dropout": config.dropout} if config.dropout else {}))
+        return model_at(self.path, **({"dropout": config.dropout} if config.dropout else {}))
 
     def params(self) -> PyTree:
         """Its weights, float32."""

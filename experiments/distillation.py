@@ -144,7 +144,7 @@ def _teacher(
 ) -> tuple[Teacher | None, Mapping[str, Any] | None]:
     """The teacher of a row and its model; none where text alone teaches."""
     if row.teacher == FILE and file is not None:
-        return file, file.about["model"]
+        return file, file.model
     return (run_of(row.teacher), earlier[row.teacher].model) if row.teacher else (None, None)
 
 

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments import bases, parts
 from experiments.engine import cli, study
+from experiments.engine.pretrained import tokenizer_of
 from experiments.engine.tasks import Evaluate, Minimize, Start, Task
 from experiments.engine.variants import Evaluators, Figure, Study, Variant
 from experiments.engine.workdir import read_result
@@ -145,7 +146,7 @@ def on_answers(config: ConfigDict, part: Part | None = None, few: int = 0, learn
 def main() -> None:
     """Runs every row, then says what each gained and forgot."""
     config = flags.FLAGS.config
-    base = bases.Base(Path(config.base.path), bases.tokenizer_of(Path(config.base.path))) if config.base.path else None
+    base = bases.Base(Path(config.base.path), tokenizer_of(Path(config.base.path))) if config.base.path else None
     if base is not None and base.path is not None:
         models.model_of(base.path)  # refuses what is no model before any text is read
     made = functools.partial(make_study, base=base)

@@ -8,20 +8,18 @@ WORKDIR/model is then a folder for `models.load_pretrained`, its tokenizer insid
 these types train alone, in a model of any family.
 """
 
-import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.engine import cli, study
+from experiments.engine.pretrained import model_at, tokenizer_of
 from experiments.engine.variants import Run, Study, Variant
 from freezejax import models, only
 from freezejax.errors import UserError
 from freezejax.masks import Rules
-from freezejax.models import FAMILIES
 from freezejax.models.pretrained import CONFIG
 from freezejax.paths import PyTree
 from freezejax.schedules import FreezeSchedule
@@ -49,23 +47,6 @@ def rules_of(types: str, params: PyTree) -> Rules:
         return only(params, types) if types else [(".*", True)]
     except UserError as error:
         raise UserError(f"config.trainable: {error}") from None
-
-
-def model_at(path: Path, **changes: Any) -> dict[str, Any]:
-    """Family and config of a pretrained model, as for `models.build`; `changes` are fields of the config."""
-    model = models.model_of(path, **changes)
-    (family,) = (name for name, known in FAMILIES.items() if known is model.family)
-    return {"family": family, **dataclasses.asdict(model.config)}
-
-
-def tokenizer_of(path: Path) -> str:
-    """The tokenizer beside a model, or inside it, as for config.data.tokenizer; "" where there is none."""
-    if path.suffix == ".gguf":
-        return str(path)
-    sentencepiece = sorted(path.glob("*.model"))
-    if sentencepiece:
-        return str(sentencepiece[0])
-    return str(path) if (path / "tokenizer.json").exists() else ""
 
 
 def save(config: ConfigDict, workdir: Path) -> Path:

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.bases import short, tokenizer_of
+from experiments.bases import short
 from experiments.engine import cli
+from experiments.engine.pretrained import tokenizer_of
 from experiments.report.statistics import Interval, interval
 from freezejax import data, models
 from freezejax.atomic import write_atomically

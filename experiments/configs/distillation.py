@@ -9,8 +9,9 @@ Scales (after the colon), with the time all 26 variants take:
   cpu    3 seeds, 40 to 80 minutes on one CPU core per corpus; give --config.data.path=FOLDER of .txt books.
   h100   the paper's sizes, 3 seeds; h100x8 and v5e: the same batch on 8 devices, the teacher on the first.
 
---config.distillation.teacher=FILE.fjax adds two students of a model of your own, of any architecture with the same
-tokenizer. What is not set here is as in experiments/configs/progressive.py.
+--config.distillation.teacher=PATH adds two students of a model of your own (a packed .fjax file, a folder in Hugging
+Face's layout, a .gguf), of any architecture with the same tokenizer. What is not set here is as in
+experiments/configs/progressive.py.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.paper = "auto"  # the paper's corpus that this is: gutenberg, none; auto = by fingerprint
     del config.freeze.dropout  # no variant has it
     config.distillation = ConfigDict()
-    config.distillation.teacher = ""  # a packed file, model.fjax of a run for instance; empty = none
+    config.distillation.teacher = ""  # model.fjax of a run, a folder of a pretrained model, a .gguf; empty = none
     config.distillation.temperature = 2.0  # T (the paper's)
     config.distillation.share = 0.5  # of T^2 KL in the loss; the rest is cross entropy (the paper's)
     # Whether the teacher's logits are kept: off, memory or disk. Pays from the second pass over the text on.

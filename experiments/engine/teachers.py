@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from experiments.engine.pretrained import model_at, tokenizer_of
 from experiments.engine.tasks import Minimize, Task, Trained
 from freezejax import artifact, models
-from freezejax.data import Corpus
+from freezejax.data import Corpus, tokenizer_at
 from freezejax.errors import UserError
 from freezejax.training.batches import BatchSource, TokenBatches
 from freezejax.training.objectives.base import Objective
@@ -77,33 +79,52 @@ def run_of(variant: str) -> Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class FromFile:
-    """The teacher that a packed file holds, of any architecture; `field` of a config names the path.
+    """The teacher of a packed file, or a pretrained model, of any architecture; `field` of a config names the path.
 
     Raises:
-      UserError: no such file, a damaged one, or one without a model.
+      UserError: no such file or folder, a damaged one, or one without a model.
     """
 
     path: str
     field: str
-    about: Mapping[str, Any] = dataclasses.field(init=False)  # what the file says of itself
+    model: Mapping[str, Any] = dataclasses.field(init=False)  # family and config, as for `models.build`
+    tokenizer: tuple[str, str] | None = dataclasses.field(init=False)  # name and fingerprint, if the file says them
 
     def __post_init__(self) -> None:  # noqa: D105
+        read = self._pretrained if self._is_pretrained() else self._packed
         try:
-            about = artifact.read_metadata(self.path)
+            model, tokenizer = read()
         except UserError as error:
             raise UserError(f"{self.field}={error}") from None  # which begins with the path
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "tokenizer", tokenizer)
+
+    def _is_pretrained(self) -> bool:
+        return Path(self.path).is_dir() or self.path.endswith(".gguf")
+
+    def _packed(self) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
+        about = artifact.read_metadata(self.path)
         if about["model"] is None:
-            raise UserError(f"{self.field}={self.path!r}: it holds parameters alone, and no model")
-        object.__setattr__(self, "about", about)
+            raise UserError(f"{self.path!r}: it holds parameters alone, and no model")
+        theirs = about["tokenizer"]
+        return about["model"], None if theirs is None else (theirs["name"], theirs["sha256"])
+
+    def _pretrained(self) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
+        spec = tokenizer_of(Path(self.path))
+        theirs = tokenizer_at(spec) if spec else None
+        return model_at(Path(self.path)), None if theirs is None else (theirs.name, theirs.fingerprint)
 
     def __call__(self, task: Task) -> Trained:
         """The model, read anew for each run."""
-        apply, params, _ = artifact.load(self.path)
+        if self._is_pretrained():
+            apply, params = models.load_pretrained(self.path)
+        else:
+            apply, params, _ = artifact.load(self.path)
         return Trained(apply, params)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuses a teacher with another vocabulary than its students."""
-        if (found := models.build(**self.about["model"]).config.vocab_size) != vocab_size:
+        if (found := models.build(**self.model).config.vocab_size) != vocab_size:
             raise UserError(
                 f"{self.field}={self.path!r}: the teacher has a vocabulary of {found} tokens, its students of "
                 f"{vocab_size}; they must read the same tokens"
@@ -111,9 +132,10 @@ class FromFile:
 
     def check_tokenizer(self, corpus: Corpus) -> None:
         """Refuses a teacher that was trained on the tokens of another tokenizer; a file may not say of which."""
-        theirs, ours = self.about["tokenizer"], corpus.tokenizer
-        if theirs is not None and theirs["sha256"] != ours.fingerprint:
+        ours = corpus.tokenizer
+        if self.tokenizer is not None and self.tokenizer[1] != ours.fingerprint:
+            name, fingerprint = self.tokenizer
             raise UserError(
-                f"{self.field}={self.path!r}: the teacher was trained on the tokens of {theirs['name']} "
-                f"({theirs['sha256'][:8]}), and the corpus has those of {ours.name} ({ours.fingerprint[:8]})"
+                f"{self.field}={self.path!r}: the teacher was trained on the tokens of {name} "
+                f"({fingerprint[:8]}), and the corpus has those of {ours.name} ({ours.fingerprint[:8]})"
             )

@@ -258,3 +258,24 @@ def test_a_file_that_cannot_teach_is_told_before_anything_runs(file, tmp_path, c
     other = distillation.make_study(config, 256)
     assert [variant.name for variant in other.variants[-2:]] == ["small_of_file", "selective_medium_of_file"]
     check_refused(lambda: check(other, config, corpus), "the tokens of sp256 .*the corpus has those of bytes")
+
+
+def test_a_pretrained_model_teaches_as_its_folder_has_it(tmp_path, check_refused, monkeypatch):
+    monkeypatch.setenv("FREEZEJAX_CACHE", str(tmp_path / "cache"))
+    sizes = {"num_layers": 1, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "mlp_mult": 2.0}
+    model = models.build("llama", **sizes, vocab_size=256)
+    params = model.init(jax.random.key(0))
+    models.save_pretrained(tmp_path / "llama", model, params)
+    file = FromFile(str(tmp_path / "llama"), "config.distillation.teacher")
+    apply, found = file(None)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    tokens = np.arange(8, dtype=np.int32)[None]
+    np.testing.assert_array_equal(apply(found, tokens), model.apply(params, tokens))
+    check_refused(lambda: file.check_vocabulary(300), "vocabulary of 256 tokens, its students of 300")
+    config = get_config("tiny")
+    config.distillation.teacher = str(tmp_path / "llama")
+    study = distillation.make_study(config, 256)
+    assert "small_of_file" in [variant.name for variant in study.variants]
+    study.check(load_corpus(config))  # it says no tokenizer
+    config.distillation.teacher = str(tmp_path)
+    check_refused(lambda: distillation.make_study(config, 256), "config.distillation.teacher=.*config.json")
