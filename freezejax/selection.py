@@ -14,13 +14,17 @@ _GENERAL = {"blocks", "mixer", "attn", "mlp", "kernel", "bias", "scale", "embedd
 
 
 def module_types(params: PyTree) -> list[str]:
-    """The names of modules and leaves that rules can tell apart: every part of a path that is no number or container.
+    """The names of modules and leaves that may train and that rules can tell apart: parts of paths, no containers.
 
     >>> module_types({"blocks": {0: {"attn": {"q_proj": {"kernel": 1.0}}, "ln1": {"scale": 1.0}}}})
     ['ln1', 'q_proj']
     """
-    parts = {part for path in leaf_paths(params) for part in path.split("/")}
-    return sorted(part for part in parts - _GENERAL if not part.isdigit())
+    return sorted(part for part in _learning(params) - _GENERAL if not part.isdigit())
+
+
+def _learning(params: PyTree) -> set[str]:
+    """Parts of the paths of leaves that learn; the counters of a router do not."""
+    return {part for leaf in leaves(params) if leaf.role.learns for part in leaf.path.split("/")}
 
 
 def only(params: PyTree, types: str | Sequence[str]) -> Rules:
@@ -38,13 +42,12 @@ def only(params: PyTree, types: str | Sequence[str]) -> Rules:
     """
     names = [name.strip() for name in types.split(",")] if isinstance(types, str) else [*types]
     parts = {part for path in leaf_paths(params) for part in path.split("/")}
-    learn = {part for leaf in leaves(params) if leaf.role.learns for part in leaf.path.split("/")}
+    known, learning = ", ".join(module_types(params)), _learning(params)
     for name in names:
         if name not in parts or name.isdigit():
-            raise UserError(f"there is no module type {name!r}; this model has {', '.join(module_types(params))}")
-        if name not in learn:
-            known = [kind for kind in module_types(params) if kind in learn]
-            raise UserError(f"nothing learns in module type {name!r}; types that do: {', '.join(known)}")
+            raise UserError(f"there is no module type {name!r}; this model has {known}")
+        if name not in learning:
+            raise UserError(f"nothing learns in module type {name!r}; types that do: {known}")
     return [*((rf"(.*/)?{re.escape(name)}(/.*)?", True) for name in names), (".*", False)]
 
 
