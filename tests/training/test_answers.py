@@ -62,7 +62,9 @@ def test_every_puzzle_comes_once_an_epoch_in_an_order_of_the_seed_alone():
 
 def test_scores_are_those_of_the_whole_forward_pass_and_of_greedy_text(model):
     params = model.init(jax.random.key(0))
-    found = make_scorer(model, MIXED, TOKENIZER, seq_len=SEQ_LEN, batch_size=4)(params)
+    scorer = make_scorer(model, MIXED, TOKENIZER, seq_len=SEQ_LEN, batch_size=4)
+    found = scorer.scores(params)
+    np.testing.assert_array_equal(scorer.nats(params), found.nats_N)
     texts = [puzzle.prompt + puzzle.answer + "\n" for puzzle in MIXED]
     tokens = np.stack([TOKENIZER.encode(text.ljust(SEQ_LEN)) for text in texts])
     logits = np.asarray(jax.jit(lambda params, x: jax.nn.log_softmax(model.apply(params, x)))(params, tokens))
@@ -81,7 +83,7 @@ def test_a_model_that_learned_its_puzzles_answers_them(model, tmp_path):
     config = TrainConfig(
         steps=150, batch_size=4, seq_len=SEQ_LEN, optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant")
     )
-    score = make_scorer(model, few, TOKENIZER, seq_len=SEQ_LEN, batch_size=4)
+    score = make_scorer(model, few, TOKENIZER, seq_len=SEQ_LEN, batch_size=4).scores
     assert not score(model.init(jax.random.key(0))).right_N.any()
     batches, everything = AnswerBatches(few, TOKENIZER, config), FreezeSchedule([(0, [(".*", True)])])
     with jax.numpy_dtype_promotion("standard"):  # for optax
