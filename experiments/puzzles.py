@@ -15,7 +15,7 @@ from freezejax.data import Corpus
 from freezejax.data.puzzles import FAMILIES, Puzzle, draw, read_jsonl
 from freezejax.errors import UserError
 from freezejax.paths import check_known
-from freezejax.training.answers import encoded
+from freezejax.training.answers import SHOWN, encoded
 
 FILES = ("train", "target", "test")  # of a folder of the user's, with .jsonl
 
@@ -105,6 +105,7 @@ def check(config: ConfigDict, corpus: Corpus, learns: bool) -> None:
 
 
 def items_of(puzzles: Sequence[Puzzle], target: Sequence[str]) -> Items:
-    """Puzzles as items; those that ask the same with the same answer are one question."""
-    asked = [f"{p.family}: {p.prompt.splitlines()[-1]}{p.answer}" for p in puzzles]
-    return Items([puzzle.family for puzzle in puzzles], target, ACCURACY, asked)
+    """Puzzles as items; drawn ones that ask the same with the same answer, whatever they show, are one question."""
+    asked = [p.prompt.splitlines()[-1] if p.prompt.endswith(SHOWN) else p.prompt for p in puzzles]
+    questions = [f"{p.family}: {question}{p.answer}" for p, question in zip(puzzles, asked, strict=True)]
+    return Items([puzzle.family for puzzle in puzzles], target, ACCURACY, questions)

@@ -9,21 +9,8 @@ from experiments.configs.progressive import get_config
 from experiments.engine import study
 from experiments.engine.workdir import CONFIG, read_config
 from freezejax.data import shards
-from tests.data.test_corpus import TEXTS, load
-
-
-@pytest.fixture
-def books(tmp_path):
-    folder = tmp_path / "books"
-    folder.mkdir()
-    for name, content in TEXTS.items():
-        (folder / name).write_text(content, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
+from tests.data.conftest import TEXTS
+from tests.data.test_corpus import load
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])

@@ -159,6 +159,13 @@ def test_an_interval_is_over_questions_and_over_seeds():
     assert forgetting.judged(forgetting.paired(apart, 0.0, range(500))._asdict(), forgetting.ACCURACY) == "noise"
 
 
+def test_puzzles_that_ask_the_same_are_one_question_and_yours_are_told_apart():
+    drawn = [puzzles.Puzzle("numerals", f"{i} -> I\n4 -> ", "IV") for i in (1, 2)]
+    yours = [puzzles.Puzzle("sums", f"Q: {a}+{4 - a}?\nA:", "4") for a in (1, 2)]
+    questions = puzzle_sets.items_of([*drawn, *yours], ["sums"]).questions
+    assert [len(set(questions[:2])), len(set(questions[2:]))] == [1, 2]
+
+
 def left(folder, name, moved, target, rest):
     """A run of two items, one of each kind, with losses at the end, at a third and at a ninth of the way."""
     losses = np.array([target, rest]).T
