@@ -22,8 +22,12 @@ class Row(NamedTuple):
     extra: Collection[str] = ()  # seeds: runs with every base seed; ema, twice; one_head: has its control
 
 
-# Over normal maps everywhere; those with a rank have the rank of the usual LoRA, VeRA that of the width.
-KINDS = ("dora", "randlora", "vera", "vera_scalars", "gain", "rank_stabilised", "scalar_lora")
+# Over normal maps, everywhere and of the MLP alone; those with a rank have that of the usual LoRA, VeRA the width.
+_SMALL = ("randlora", "vera", "vera_scalars", "gain")  # hardly more than the maps' own file
+_OF_OTHER_BYTES = ("dora", *_SMALL)
+OF_LORAS_BYTES = ("rank_stabilised", "scalar_lora")
+KINDS = (*_OF_OTHER_BYTES, *OF_LORAS_BYTES)
+MLP_LORA = "mlp_lora"
 DISTRIBUTIONS = ("rademacher", "uniform", "hadamard", "orthogonal_qr")
 FULL_RANK, RANK_2 = "pr_1549", "pr_1870"  # rows of the sweep: its largest rank, and rank 2
 
@@ -43,14 +47,17 @@ def _references() -> list[Row]:
         Row("trained_same_maps", "all", trained=True),
         Row("trained_mlp_same_maps", "mlp", trained=True),
         Row("trained_attention_same_maps", "attention", (), "rademacher", trained=True),
-        Row("frozen", "all"),
+        Row("frozen", "all", extra={"one_head"}),
+        Row("frozen_mlp", "mlp"),
     ]
 
 
 def _swept(config: ConfigDict) -> list[Row]:
-    extra = {RANK_2: {"seeds", "one_head"}}
-    names = {sweep_name(config, rank): rank for rank in config.lora.ranks}
-    return [Row(name, "all", [_lora(rank)], extra=extra.get(name, ())) for name, rank in names.items()]
+    small = lambda rank: {"one_head"} if rank < config.lora.rank else set[str]()  # noqa: E731
+    return [
+        Row(sweep_name(config, rank), "all", [_lora(rank)], extra=small(rank) | ({"seeds"} if rank == 2 else set()))
+        for rank in config.lora.ranks
+    ]
 
 
 def _kinds(config: ConfigDict) -> list[Row]:
@@ -65,7 +72,9 @@ def _kinds(config: ConfigDict) -> list[Row]:
         "scalar_lora": [{"kind": "scalar"}, usual],
     }
     distributions = [Row(f"lora_{name}", "all", [usual], name) for name in DISTRIBUTIONS]
-    return [*(Row(name, "all", over[name]) for name in KINDS), *distributions]
+    everywhere = [Row(name, "all", over[name], extra={"one_head"} if name in _SMALL else ()) for name in KINDS]
+    mlp = [Row(MLP_LORA, "mlp", [usual]), *(Row(f"mlp_{name}", "mlp", over[name]) for name in KINDS)]
+    return [*everywhere, *distributions, *mlp]
 
 
 def _submissions(config: ConfigDict) -> list[Row]:
@@ -143,7 +152,9 @@ def run_twice(model: dict[str, Any], twice: bool) -> dict[str, Any]:
 
 
 _BYTES = {  # row with a control of the same bytes -> what is asked of the two
-    RANK_2: "LoRA of rank 2 everywhere against trained at the same bytes",
+    "frozen": "frozen everywhere without adapters against trained at the same bytes",
+    MLP_LORA: "MLP frozen with the usual LoRA against trained at the same bytes",
+    **dict.fromkeys(_OF_OTHER_BYTES, "this kind of adapter everywhere against trained at the same bytes"),
     "pr_2058": "MLP frozen with LoRA, attention learned, against trained at the same bytes",
     "pr_974": "attention frozen with LoRA, MLP learned, against trained at the same bytes",
     "pr_1113": "everything orthogonal with LoRA against trained at the same bytes",
@@ -156,4 +167,8 @@ _BYTES = {  # row with a control of the same bytes -> what is asked of the two
 
 def same_bytes(config: ConfigDict) -> dict[str, str]:
     """Every row that has a control of the same bytes, and what is asked of the two."""
-    return {sweep_name(config, config.lora.rank): "LoRA everywhere against trained at the same bytes", **_BYTES}
+    swept = {
+        sweep_name(config, rank): f"LoRA of rank {rank} everywhere against trained at the same bytes"
+        for rank in config.lora.ranks
+    }
+    return swept | _BYTES

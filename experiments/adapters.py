@@ -17,6 +17,8 @@ from experiments.adapter_rows import (
     DISTRIBUTIONS,
     FULL_RANK,
     KINDS,
+    MLP_LORA,
+    OF_LORAS_BYTES,
     RANK_2,
     Row,
     control,
@@ -28,7 +30,7 @@ from experiments.adapter_rows import (
 )
 from experiments.engine import cli, matching, study
 from experiments.engine.results import packing
-from experiments.engine.variants import Contrast, Paper, Study, Variant
+from experiments.engine.variants import ANY, Contrast, Paper, Study, Variant
 from experiments.report.statistics import NO_EFFECT_PCT
 from freezejax.errors import UserError
 from freezejax.weights import betas_of
@@ -89,6 +91,7 @@ _FULL = Paper(
 _DIAGONAL = Paper(
     "fineweb", "PRs 1195, 1113", None, +60.6, "2.2017 bits per byte against 1.3705 at rank 32 (fineweb, two scripts)"
 )
+_ANY_DISTRIBUTION = Paper(ANY, "LottaLoRA", None, 0.0, "no effect: maps of any distribution work as well under LoRA")
 _AT_BUDGET = {  # against trained models of the same budget of bytes
     "pr_2058": Paper("fineweb", "PR 2058", None, -0.5, "1.2182 bits per byte against the baseline's 1.2244 (fineweb)"),
     "pr_1228": Paper("fineweb", "PR 1228", None, +2.7, "1.1528 bits per byte against 1.1228 of its stack (fineweb)"),
@@ -108,7 +111,17 @@ def _contrasts(config: ConfigDict) -> list[Contrast]:
         Contrast(FULL_RANK, "trained_same_maps", "is the largest rank as good as training?", [_FULL]),
         Contrast(f"{FULL_RANK}_ema", FULL_RANK, "an average of adapters that start at zero, its decay warmed up"),
         *(Contrast(kind, usual, "this kind of adapter against LoRA, over the same maps") for kind in KINDS),
-        *(Contrast(f"lora_{name}", usual, f"{name} maps against normal ones, under LoRA") for name in DISTRIBUTIONS),
+        *(
+            Contrast(f"lora_{name}", usual, f"{name} maps against normal ones, under LoRA", [_ANY_DISTRIBUTION])
+            for name in DISTRIBUTIONS
+        ),
+        *(
+            Contrast(name, control(usual), "the same bytes as LoRA's: against trained at them")
+            for name in (*OF_LORAS_BYTES, *(f"lora_{name}" for name in DISTRIBUTIONS))
+        ),
+        Contrast("frozen_mlp", "trained_mlp_same_maps", "MLP frozen without adapters against the same maps trained"),
+        Contrast(MLP_LORA, "trained_mlp_same_maps", "MLP frozen with the usual LoRA against the same maps trained"),
+        *(Contrast(f"mlp_{kind}", MLP_LORA, "this kind of adapter of the MLP against LoRA of it") for kind in KINDS),
         Contrast("pr_1195", "pr_1113", "a scale and a shift against LoRA, everything orthogonal", [_DIAGONAL]),
         Contrast("pr_2058", "trained_mlp_same_maps", "MLP frozen with LoRA against the same maps trained"),
         Contrast("pr_974", "trained_attention_same_maps", "attention frozen with LoRA against the same maps trained"),

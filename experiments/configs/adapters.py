@@ -2,11 +2,11 @@
 
     uv run python -m experiments.adapters --config=experiments/configs/adapters.py:tiny --workdir=runs/adapters
 
-Scales (after the colon), with the time all 42 variants take:
+Scales (after the colon), with the time all 63 variants take:
 
   tiny   embedded corpus, bytes, 1 seed, 25 of the variants: under 2 minutes on 2 CPU cores. Shows that
          everything works; its model is far too small and short for a verdict.
-  cpu    3 training seeds, and 2 base seeds (of the random maps) for the row of PR 1870, about 80 minutes
+  cpu    3 training seeds, and 2 base seeds (of the random maps) for the row of PR 1870, about 2 hours
          on one CPU core per corpus; give --config.data.path=FOLDER of FineWeb shards or of .txt books.
   h100   the paper's small size, ranks up to 128; h100x8 and v5e: the same batch on 8 devices.
 
