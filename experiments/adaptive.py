@@ -11,6 +11,7 @@ participation ratio early, and expects 2 to 3 times the speed.
 """
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,18 +22,21 @@ from experiments import bases
 from experiments.bases import Base
 from experiments.engine import cli, study
 from experiments.engine.tasks import Decide, Start, Task
-from experiments.engine.variants import Contrast, Study, Variant
+from experiments.engine.variants import Contrast, Run, Study, Variant
+from experiments.report import series
 from experiments.report.statistics import Interval, interval
 from freezejax import models
+from freezejax.atomic import write_atomically
 from freezejax.schedules import FreezeSchedule, layer_by_layer
-from freezejax.training.adaptive import GradientNorm, LowParticipation, Plasticity, Policy, each_matrix
+from freezejax.training.adaptive import FILE, Policy
 from freezejax.training.batches import TokenBatches
 from freezejax.training.objectives.language_modelling import LanguageModelling
+from freezejax.training.policies import Fisher, GradientNorm, LowParticipation, Plasticity, each_matrix
 
 CLAIM = 2.0  # times as fast: the lower end of what paper 62 expects
 CLOCKS = {"seconds": "with all that was waited for", "step_seconds": "by its steps alone"}
 WAYS = ("scratch", "tuning")
-POLICIES = ("gradient", "gradient_thaw", "plasticity", "low_participation")
+POLICIES = ("gradient", "gradient_thaw", "fisher", "plasticity", "low_participation")
 FIXED = ("fixed_bottom", "fixed_top")
 
 
@@ -83,14 +87,22 @@ def _probe(task: Task) -> dict[str, np.ndarray]:
     return next(TokenBatches(task.corpus.val, task.config))
 
 
-def _gradient(task: Task, config: ConfigDict, thaw: float = float("inf")) -> Policy:
-    groups = each_matrix(bases.kernels(task.model.abstract_params()))
-    objective = LanguageModelling(task.model, task.config.compute_dtype)
-    return GradientNorm(config.every, groups, objective, _probe(task), config.gradient.threshold, thaw)
+def _gradient(task: Task, config: ConfigDict) -> Policy:
+    return _by_gradients(GradientNorm, task, config, config.gradient.threshold)
 
 
 def _gradient_thaw(task: Task, config: ConfigDict) -> Policy:
-    return _gradient(task, config, config.gradient.thaw)
+    return _by_gradients(GradientNorm, task, config, config.gradient.threshold, config.gradient.thaw)
+
+
+def _fisher(task: Task, config: ConfigDict) -> Policy:
+    return _by_gradients(Fisher, task, config, config.fisher.threshold)
+
+
+def _by_gradients(kind: type[GradientNorm], task: Task, config: ConfigDict, *thresholds: float) -> Policy:
+    groups = each_matrix(bases.kernels(task.model.abstract_params()))
+    objective = LanguageModelling(task.model, task.config.compute_dtype)
+    return kind(config.every, groups, objective, _probe(task), *thresholds)
 
 
 def _plasticity(task: Task, config: ConfigDict) -> Policy:
@@ -106,6 +118,7 @@ def _low_participation(task: Task, config: ConfigDict) -> Policy:
 _DECIDE: dict[str, Callable[..., Policy]] = {
     "gradient": _gradient,
     "gradient_thaw": _gradient_thaw,
+    "fisher": _fisher,
     "plasticity": _plasticity,
     "low_participation": _low_participation,
 }
@@ -165,9 +178,18 @@ def _text(value: Interval, digits: int, sign: str = "") -> str:
 
 
 def main() -> None:
-    """Makes the base if need be, then runs every variant."""
+    """Makes the base if need be, runs every variant, then draws what the policies measured in each first run."""
     base = bases.of_flags()
-    study.main(functools.partial(make_study, base=base), tokenizer=base.tokenizer)
+    workdir = study.main(functools.partial(make_study, base=base), tokenizer=base.tokenizer)
+    if workdir is None:
+        return
+    lines = {
+        file.parts[-3]: file.read_text(encoding="utf-8").splitlines()
+        for file in sorted(workdir.glob(f"runs/*/{Run('', 0).folder}/{FILE}"))
+    }
+    if drawn := series.picture({name: [json.loads(line) for line in of_run] for name, of_run in lines.items()}):
+        write_atomically(workdir / "measured.svg", drawn)
+        print(f"What the policies measured: {workdir / 'measured.svg'}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ int6 with Brotli reached in the challenge (34.4 M parameters in 15,847,061 bytes
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments.engine import cli
 from experiments.engine.matching import abstract_params, with_maps
+from experiments.report.claimed import Claim, of_figure
 from experiments.report.table import Column, terminal
 from freezejax import artifact
 from freezejax.artifact.inspect import code_size
@@ -26,7 +27,7 @@ from freezejax.weights import count_seeded
 
 _BUDGET = flags.DEFINE_integer("budget", 16_000_000, "Code and model bytes allowed, decimal.", lower_bound=1)
 _CODE = flags.DEFINE_list("code", None, "Files or folders of code to count; default: the freezejax package.")
-_OUT = flags.DEFINE_string("out", None, "Also write the table as JSON to this file.")
+_OUT = flags.DEFINE_string("out", None, "Also write the table as JSON to this file; `experiments.claims` reads it.")
 
 GPTQ_BYTES_PER_PARAMETER = 0.4607
 
@@ -104,8 +105,10 @@ def main() -> None:
     code = code_size(_CODE.value or ())[0]
     rows = [figures(row, code, _BUDGET.value or 0) for row in ROWS]
     if _OUT.value:
+        told = [claim._asdict() for row in rows for claim in claims(row)]
+        found = {"budget": _BUDGET.value, "rows": rows, "claims": told}
         with cli.writing(f"--out={_OUT.value}"):
-            write_atomically(Path(_OUT.value), json.dumps({"budget": _BUDGET.value, "rows": rows}, indent=2) + "\n")
+            write_atomically(Path(_OUT.value), json.dumps(found, indent=2) + "\n")
     title = f"model + {code:,} code bytes within {_BUDGET.value:,}: * fits; MB are 10^6 bytes, M 10^6 parameters"
     terminal(title, _COLUMNS, rows, width=190)
     print(_CAPTION)
@@ -139,6 +142,21 @@ def figures(row: _Row, code_bytes: int, limit: int) -> dict[str, Any]:
         },
         "why": row.why,
     }
+
+
+def claims(row: dict[str, Any]) -> Iterator[Claim]:
+    """The paper's parameters and bytes of a row, ours beside each."""
+    claimed, of = row["claimed"], f"from shapes (artifact_size); {row['why']}"
+    source = f"PR 1301, section {2 if claimed['parameters'] is None else 9}"
+    ours = {
+        "parameters": (claimed["parameters"], row["parameters"], " M"),
+        "stored parameters": (claimed["stored_parameters"], row["stored_parameters"], " M"),
+        "file": (claimed["bytes"], row["bytes"]["int6_brotli"], " MB"),
+    }
+    for what, (theirs, found, unit) in ours.items():
+        if theirs is not None:
+            told = f"{row['name']}, {what}"
+            yield of_figure(source, told, theirs / 1e6, found / 1e6, of, digits=1, unit=unit)
 
 
 if __name__ == "__main__":

@@ -7,24 +7,14 @@ import collections
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 
 from experiments.engine import cli
+from experiments.report.claimed import Claim
 from experiments.report.table import DASH, Column, markdown, with_ci
 from freezejax.errors import UserError
-
-
-class Claim(NamedTuple):
-    """A paper's figure, and what a study measured."""
-
-    source: str
-    claim: str
-    ours: str
-    verdict: str
-    measured: str  # what against what, and where
-
 
 COLUMNS = [
     Column("source", lambda claim: claim.source, kind="words"),
@@ -39,6 +29,9 @@ def claims_of(summary: Mapping[str, Any]) -> Iterator[Claim]:
     """The judged rows and contrasts of a study; a contrast that says the same as a row stands once."""
     if "items" in summary:
         yield from _of_parts(summary)
+        return
+    if "claims" in summary:
+        yield from (Claim(**claim) for claim in summary["claims"])
         return
     study, text = summary["experiment"], summary["data"]["source"]
     baseline, seen = summary["rows"][0]["name"] if summary["rows"] else "", set()
@@ -85,13 +78,17 @@ def main(paths: Sequence[str]) -> None:
         if not Path(path).is_file():
             raise UserError(f"--summaries={path}: no such file; give the summary.json of a study")
         found.append(json.loads(Path(path).read_text(encoding="utf-8")))
-        if not {"contrasts", "items"} & found[-1].keys():
-            raise UserError(f"--summaries={path}: not the summary.json of a study, nor a forgetting.json")
+        if not {"contrasts", "items", "claims"} & found[-1].keys():
+            raise UserError(
+                f"--summaries={path}: not the summary.json of a study, nor a forgetting.json or claims.json"
+            )
     print(as_markdown(found))
 
 
 if __name__ == "__main__":
     flags.DEFINE_list(
-        "summaries", [], "The summary.json files of finished studies, and the forgetting.json of freeze_except."
+        "summaries",
+        [],
+        "The summary.json and claims.json of finished studies, and the forgetting.json of freeze_except.",
     )
     cli.run(lambda: main(flags.FLAGS.summaries))

@@ -12,7 +12,7 @@ import functools
 import json
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from experiments.diagnostics import Diagnostics, name_of
 from experiments.engine import cli, study
 from experiments.engine.tasks import Start
 from experiments.engine.variants import ANY, Contrast, Evaluators, Paper, Study, Variant
+from experiments.report import claimed
+from experiments.report.claimed import Claim
 from experiments.report.statistics import same_figure
 from experiments.report.table import Column, markdown
 from freezejax import models
@@ -55,7 +57,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "mean": {"form": "mean"},
 }
 _PAPER = "paper 63 (crystallization)"
-_CLAIMS = {  # of block 4's attn/c_proj in a model of 8 layers: percent against full fine-tuning
+_CLAIMED, _BEFORE_PCT = "L4_attn_c_proj", -0.44  # what its rank 1 changes before fine-tuning
+_CLAIMS = {  # of that matrix in a model of 8 layers: percent against full fine-tuning
     "kept": (0.0, "frozen trained values cost nothing (-0.2 %)"),
     "rank_1": (0.0, "its rank 1 costs nothing (0.0 %)"),
     "random": (-1.6, "a random one is best of all (-1.6 %)"),
@@ -78,7 +81,7 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
             of_form = Variant(f"{form}_{name_of(kernel)}", model, train, schedule, start=start)
             if form != "kept":
                 of_form = replace(of_form, model={**model, "weights": rules}, start=_replaced(base, rules))
-            if name_of(kernel) == "L4_attn_c_proj" and form in _CLAIMS:
+            if name_of(kernel) == _CLAIMED and form in _CLAIMS:
                 pct, claim = _CLAIMS[form]
                 of_form = replace(of_form, papers=[Paper(ANY, _PAPER, None, pct, claim)])
             variants.append(of_form)
@@ -175,6 +178,23 @@ def _verdicts(item: Mapping[str, Any]) -> str | None:
     return ", ".join(told) or None
 
 
+def claims(measured: Diagnostics, earlier: Mapping[str, Mapping[str, float]], data: str) -> Iterator[Claim]:
+    """The paper's figures of the weights, ours beside each."""
+    for name, (ratio, first) in PAPER.items():
+        if name not in measured:
+            continue
+        of = f"{name} (crystallization, {data})"
+        yield claimed.of_figure(
+            _PAPER, f"participation ratio of {name}", ratio, measured[name]["participation ratio"], of, digits=1
+        )
+        if first is not None:
+            ours = 100 * measured[name]["first component"]
+            yield claimed.of_figure(_PAPER, f"first component of {name}", first, ours, of, digits=1, unit=" %")
+    if (cost := earlier.get(_CLAIMED, {}).get("rank_1")) is not None:
+        told = f"rank 1 in place of {_CLAIMED}, before fine-tuning"
+        yield claimed.of_figure(_PAPER, told, _BEFORE_PCT, cost, f"rank_1 of it (crystallization, {data})", unit=" %")
+
+
 def main() -> None:
     """Makes the base if need be, measures it, runs every variant, and writes one table of all matrices."""
     base = bases.of_flags()
@@ -183,8 +203,9 @@ def main() -> None:
         return
     found = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     measured = diagnostics.of_base(base, config, workdir)
-    path = Path(workdir) / FILE
-    write_atomically(path, scan(found, measured, before(base, config)))
+    path, earlier = Path(workdir) / FILE, before(base, config)
+    write_atomically(path, scan(found, measured, earlier))
+    claimed.write(Path(workdir) / claimed.FILE, claims(measured, earlier, found["data"]["source"]))
     print(f"Every matrix: {path}")
 
 

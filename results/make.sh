@@ -47,7 +47,9 @@ pages() {
   command=$(grep -o 'experiments.markdown .*--picture=docs/images/tradeoff.svg.*' results/README.md)
   # shellcheck disable=SC2086 # it is one command of many words
   $python -m $command
-  summaries=$(printf '%s\n' results/*/{gutenberg,fineweb}/summary.json | sort | paste -sd,)
+  mkdir -p results/artifact_size
+  $python -m experiments.artifact_size --out=results/artifact_size/claims.json
+  summaries=$(printf '%s\n' results/*/{gutenberg,fineweb}/summary.json results/artifact_size/claims.json | sort | paste -sd,)
   command="experiments.claims --summaries=$summaries"
   {
     sed "/^uv run/s|experiments.claims .*|$command|; /^[0-9]* figures: /,\$d" results/claims.md

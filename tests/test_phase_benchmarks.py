@@ -1,16 +1,18 @@
-"""Benchmarks of prefixes, phase boundaries, compilation, sweeps and hybrids at a toy size; pages quote their data."""
+"""Benchmarks of prefixes, phase boundaries, compilation, sweeps, hybrids, adapters at a toy size; pages quote them."""
 
 import dataclasses
 import json
 
+import chex
 import jax
+import jax.numpy as jnp
 import pytest
 
-from benchmarks import compile_level, hybrid, pages, phase_switch, prefix_cache, sweep
+from benchmarks import adapters, compile_level, hybrid, pages, phase_switch, prefix_cache, sweep
 
 BENCHMARKS = {
     **{"compile_level": compile_level, "phase_switch": phase_switch, "prefix_cache": prefix_cache},
-    **{"sweep": sweep, "hybrid": hybrid},
+    **{"sweep": sweep, "hybrid": hybrid, "adapters": adapters},
 }
 
 
@@ -56,3 +58,19 @@ def test_pages_quote_the_committed_figures(benchmark):
         assert f"<!-- {kind}: " in text, page.name
         assert pages.fill(text, kind, module.write_tables(committed)) == text, page.name
         assert pages.fill(text, kind, module.write_tables(slower(committed))) != text
+
+
+@pytest.mark.parametrize("form", adapters.FORMS)
+def test_every_form_of_adapters_gives_the_same_outputs_and_gradients(form):
+    x, loras = adapters.example(adapters.QUICK, 3, 16)
+    if form == adapters.ALONE:
+        loras = [dataclasses.replace(lora, b=jnp.zeros_like(lora.b)) for lora in loras]
+    outputs, wanted = adapters.FORMS[form](x, loras), [x @ lora.materialize() for lora in loras]
+    chex.assert_trees_all_close(list(outputs), wanted, atol=1e-5)
+    if form != adapters.ALONE:
+        found, plain = (adapters.gradients(each)(x, loras) for each in (adapters.FORMS[form], _plain))
+        chex.assert_trees_all_close(found, plain, atol=1e-4, rtol=1e-4)
+
+
+def _plain(x, loras):
+    return [x @ lora.base + x @ lora.a @ lora.b * lora.scale for lora in loras]

@@ -19,7 +19,7 @@ from freezejax import models
 ROOT = Path(__file__).parents[1]
 STUDIES = ("progressive", "selective", "adapters", "correction", "distillation", "ensemble")
 # The papers have no figures for these, of that text.
-NOT_JUDGED = [("selective", "gutenberg"), ("adapters", "gutenberg")]
+NOT_JUDGED = [("selective", "gutenberg")]
 NOT_JUDGED += [(study, "fineweb") for study in ("correction", "distillation", "ensemble")]
 SUMMARIES = [path for name in STUDIES for path in sorted(ROOT.glob(f"results/{name}/*/summary.json"))]
 
@@ -54,21 +54,13 @@ def test_tables_are_those_of_the_summary(path, found):
     assert path.with_name("tables.md").read_text(encoding="utf-8") == as_markdown(found) + "\n"
 
 
-EIGHT_BOOKS = "adapters/gutenberg"  # as its section says: four more than the paper's
-
-
 @pytest.mark.parametrize("path", [*SUMMARIES, *sorted(ROOT.glob("results/frontier/*/*.json"))], ids=str)
 def test_a_folder_is_of_the_text_that_it_is_called_after(path):
     """By fingerprint: a folder of other books, of the same name, would pass for the paper's."""
     found = json.loads(path.read_text(encoding="utf-8"))
     if "fingerprint" not in found.get("data", {}):
         pytest.skip("it says nothing of its text; the summaries beside it do")
-    study, corpus = path.parts[-3:-1]
-    if f"{study}/{corpus}" == EIGHT_BOOKS:
-        assert found["data"]["train_tokens"] == 5_148_965
-        assert "The books of this section are eight" in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    else:
-        assert CORPORA[found["data"]["fingerprint"]] == corpus.rpartition("_")[2]
+    assert CORPORA[found["data"]["fingerprint"]] == path.parent.name.rpartition("_")[2]
 
 
 PAGES = [page for page in (ROOT / "README.md", ROOT / "results" / "README.md") if page.exists()]

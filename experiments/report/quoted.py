@@ -26,6 +26,16 @@ def placed(place: str, usual: str) -> list[Comparison]:
     return [*both("selective", frozen, f"trained_{place}"), *both("selective", frozen, usual)]
 
 
+def at_its_bytes(variant: str) -> list[Comparison]:
+    """Of the adapters: a row against the model trained whole whose file is as large."""
+    return both("adapters", variant, f"trained_at_{variant}_bytes")
+
+
+def against_lora(kind: str) -> list[Comparison]:
+    """A kind of adapter against LoRA, over everything, then over the MLP alone."""
+    return [*both("adapters", kind, "lora_r16"), *both("adapters", f"mlp_{kind}", "mlp_lora")]
+
+
 BUDGETS = (100_000, 300_000, 1_000_000)
 
 
@@ -111,23 +121,38 @@ QUOTES: Mapping[str, Sequence[Comparison]] = {
         f"| {kind} |": both("selective", f"selective_small_{kind}", "selective_small")
         for kind in ("rademacher", "uniform", "hadamard", "normal_f32", "orthogonal_qr", "gain")
     },
-    "| everything at random, LoRA of rank 16 |": both("adapters", "lora_r16", "trained_at_lora_r16_bytes"),
-    "| the MLP, LoRA (as PR 2058) |": both("adapters", "pr_2058", "trained_at_pr_2058_bytes"),
-    "| attention, LoRA (as PR 974) |": both("adapters", "pr_974", "trained_at_pr_974_bytes"),
-    "| up of the first layers, a gain (as PR 1228) |": both("adapters", "pr_1228", "trained_at_pr_1228_bytes"),
-    "| gate and up, middle blocks run twice (as PR 1710) |": both("adapters", "pr_1710", "trained_at_pr_1710_bytes"),
-    "| everything under a trained mask (as PR 1753) |": both("adapters", "pr_1753", "trained_at_pr_1753_bytes"),
+    "| everything at random, no adapter |": at_its_bytes("frozen"),
+    "| everything at random, LoRA of rank 1 |": at_its_bytes("lora_r1"),
+    "| everything at random, LoRA of rank 4 |": at_its_bytes("lora_r4"),
+    "| everything at random, LoRA of rank 16 |": at_its_bytes("lora_r16"),
+    "| everything at random, LoRA of rank 64 |": at_its_bytes("pr_1549"),
+    "| everything at random, DoRA |": at_its_bytes("dora"),
+    "| everything at random, a gain per feature |": at_its_bytes("gain"),
+    "| everything at random, VeRA |": at_its_bytes("vera"),
+    "| everything at random, RandLoRA |": at_its_bytes("randlora"),
+    "| everything under a trained mask (as PR 1753) |": at_its_bytes("pr_1753"),
+    "| the MLP, LoRA of rank 16 |": at_its_bytes("mlp_lora"),
+    "| the MLP, LoRA (as PR 2058) |": at_its_bytes("pr_2058"),
+    "| attention, LoRA (as PR 974) |": at_its_bytes("pr_974"),
+    "| up of the first layers, a gain (as PR 1228) |": at_its_bytes("pr_1228"),
+    "| gate and up, middle blocks run twice (as PR 1710) |": at_its_bytes("pr_1710"),
+    "| no adapter |": both("adapters", "frozen", "trained_same_maps"),
     "| LoRA of rank 1 |": both("adapters", "lora_r1", "trained_same_maps"),
     "| LoRA of rank 4 |": both("adapters", "lora_r4", "trained_same_maps"),
     "| LoRA of rank 16 |": both("adapters", "lora_r16", "trained_same_maps"),
     "| LoRA of rank 64 |": both("adapters", "pr_1549", "trained_same_maps"),
-    "| no adapter |": both("adapters", "frozen", "trained_same_maps"),
-    "| DoRA |": both("adapters", "dora", "lora_r16"),
-    "| LoRA and a learned scale |": both("adapters", "scalar_lora", "lora_r16"),
-    "| LoRA, rank-stabilised |": both("adapters", "rank_stabilised", "lora_r16"),
-    "| a gain per feature |": both("adapters", "gain", "lora_r16"),
-    "| VeRA |": both("adapters", "vera", "lora_r16"),
-    "| RandLoRA |": both("adapters", "randlora", "lora_r16"),
+    "| the MLP alone, no adapter |": both("adapters", "frozen_mlp", "trained_mlp_same_maps"),
+    "| the MLP alone, LoRA of rank 16 |": both("adapters", "mlp_lora", "trained_mlp_same_maps"),
+    "| DoRA |": against_lora("dora"),
+    "| LoRA and a learned scale |": against_lora("scalar_lora"),
+    "| LoRA, rank-stabilised |": against_lora("rank_stabilised"),
+    "| a gain per feature |": against_lora("gain"),
+    "| VeRA |": against_lora("vera"),
+    "| RandLoRA |": against_lora("randlora"),
+    **{
+        f"| {name} maps under LoRA |": both("adapters", f"lora_{name}", "lora_r16")
+        for name in ("rademacher", "uniform", "hadamard", "orthogonal_qr")
+    },
     "- **Random and frozen costs a little.**": both("selective", "selective_small", "baseline_same_maps"),
     "- **The paper's gain is its initial scale.**": both("selective", "baseline_same_maps", "baseline"),
     "- **At the same stored bytes it pays": both(

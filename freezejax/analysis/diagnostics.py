@@ -1,5 +1,6 @@
 """What may tell, before a matrix is frozen, whether that will cost: gradients, Fisher information, plasticity."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,17 +34,7 @@ def sensitivities(
     """
     half, rest = partition(params, mask)
 
-    @jax.jit
-    def of_batch(half: PyTree, rest: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
-        def add(sums: Any, row: Any) -> tuple[Any, None]:
-            alone = jax.tree.map(lambda leaf: leaf[None], row)
-            grads = jax.grad(lambda part: loss(combine(part, rest), alone))(half)
-            squares = jax.tree.map(lambda grad: jnp.sum(jnp.square(grad.astype(jnp.float32))), grads)
-            return jax.tree.map(jnp.add, sums, (grads, squares)), None
-
-        zeros = jax.tree.map(jnp.zeros_like, half), jax.tree.map(lambda leaf: jnp.zeros([], jnp.float32), half)
-        return jax.lax.scan(add, zeros, batch)[0]
-
+    of_batch = jax.jit(functools.partial(gradient_sums, loss))
     rows, total = 0, None
     for batch in batches:
         rows += jax.tree.leaves(batch)[0].shape[0]
@@ -53,6 +44,28 @@ def sensitivities(
     grads, squares = map(by_path, total)
     norm = lambda grad: float(jnp.linalg.norm(grad.astype(jnp.float32)))  # noqa: E731
     return {path: Sensitivity(norm(grads[path]) / rows, float(squares[path]) / rows) for path in grads}
+
+
+def gradient_sums(
+    loss: Callable[[PyTree, Any], jax.Array], half: PyTree, rest: PyTree, batch: Any
+) -> tuple[PyTree, PyTree]:
+    """Sums over the rows of a batch of what `half` of the parameters gets: gradients, and their squared norms by leaf.
+
+    Traceable; arguments as of `sensitivities`, the parameters in two halves (`partition`).
+
+    >>> gradient_sums(lambda p, x: jnp.mean(p["w"] * x), {"w": jnp.ones(())}, {"w": None}, jnp.array([1.0, 3.0]))[1]
+    {'w': Array(10., dtype=float32)}
+    """
+
+    def add(sums: Any, row: Any) -> tuple[Any, None]:
+        alone = jax.tree.map(lambda leaf: leaf[None], row)
+        grads = jax.grad(lambda part: loss(combine(part, rest), alone))(half)
+        squares = jax.tree.map(lambda grad: jnp.sum(jnp.square(grad.astype(jnp.float32))), grads)
+        return jax.tree.map(jnp.add, sums, (grads, squares)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, half), jax.tree.map(lambda leaf: jnp.zeros([], jnp.float32), half)
+    found: tuple[PyTree, PyTree] = jax.lax.scan(add, zeros, batch)[0]
+    return found
 
 
 def plasticity(activations: jax.Array, reference: jax.Array) -> jax.Array:

@@ -1,6 +1,11 @@
 """The scales for accelerators: the paper's sizes on every machine, and the budget of Parameter Golf by prediction."""
 
+import io
 import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -71,8 +76,23 @@ def test_parameter_golf_fits_its_minutes_at_a_fifth_of_the_peak(golf):
 def best():
     """The entries of `parameter_golf.py:best`, by name."""
     config = parameter_golf.get_config("best")
-    config.model.model_dim = 640  # nearer to what comes out: the search is shorter
     return config, {variant.name: variant for variant in golf_study.make_study(config, 1_024).variants}
+
+
+_PRINT_MODULES = """
+import sys, experiments.golf
+ours = (m.__file__ for name, m in sys.modules.items() if name.split(".")[0] in ("freezejax", "experiments"))
+print(*filter(None, ours), sep="\\n")
+"""
+
+
+def test_the_code_that_an_entry_imports_fits_what_is_left_for_it():
+    root, archive = Path(parameter_golf.__file__).parents[2], io.BytesIO()
+    said = subprocess.run([sys.executable, "-c", _PRINT_MODULES], cwd=root, capture_output=True, text=True, check=True)
+    with tarfile.open(fileobj=archive, mode="w:xz", preset=9) as file:
+        for path in map(Path, sorted(said.stdout.splitlines())):
+            file.add(path, path.relative_to(root))
+    assert 0.6 * parameter_golf.CODE < len(archive.getvalue()) <= parameter_golf.CODE
 
 
 def test_the_recommended_entry_fits_its_bytes_and_minutes(best):

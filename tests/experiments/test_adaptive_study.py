@@ -92,9 +92,9 @@ def test_every_way_has_the_same_variants_and_starts_where_it_says():
     of_way = {way: [v for v in study.variants if v.name.startswith(way)] for way in adaptive.WAYS}
     names = {way: [v.name.removeprefix(way) for v in of_way[way]] for way in of_way}
     assert names["scratch"] == names["tuning"]
-    assert len(names["scratch"]) == 4 + 2 + 4
+    assert len(names["scratch"]) == 4 + 2 + 5
     assert all(v.start is None for v in of_way["scratch"])
     assert all(v.start is not None for v in of_way["tuning"])
     assert {v.name.removeprefix("scratch_") for v in of_way["scratch"] if v.policy} == set(adaptive.POLICIES)
-    assert len(contrasts := study.contrasts) == 12
+    assert len(contrasts := study.contrasts) == 14
     assert {c.reference for c in contrasts} == {"scratch_none_100", "tuning_none_100"}

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiments import claims
+from experiments.report import claimed
+from experiments.report.statistics import Interval
 from freezejax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +51,19 @@ def test_a_figure_without_a_verdict_is_counted_as_such():
 def test_the_committed_page_is_that_of_the_committed_summaries():
     page = (ROOT / "results" / "claims.md").read_text(encoding="utf-8")
     paths = re.search(r"--summaries=(\S+)", page)[1].split(",")
-    assert sorted(paths) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("results/*/*/summary.json"))
+    files = [*ROOT.glob("results/*/*/summary.json"), *ROOT.glob("results/**/claims.json")]
+    assert sorted(paths) == sorted(str(path.relative_to(ROOT)) for path in files)
     found = [json.loads((ROOT / path).read_text(encoding="utf-8")) for path in paths]
     assert page.endswith(claims.as_markdown(found) + "\n")
+
+
+def test_figures_that_are_no_comparison_stand_with_the_others(tmp_path):
+    made = claimed.of_figure("paper 9", "PR", 4.26, Interval(4.4, 0.5), "all")
+    claimed.write(tmp_path / "claims.json", [made])
+    found = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
+    assert list(claims.claims_of(found)) == [made]
+    assert made[1:4] == ("PR: 4.26", "4.40 ±0.50", "other")
+    assert claims.as_markdown([found, summary([row()])]).startswith("2 figures: 1 other, 1 reproduced.")
 
 
 @pytest.mark.parametrize(("paths", "line"), [([], "--summaries is missing"), (["/no.json"], "no such file")])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import amplitude, bases, crystallization, diagnostics, pretrain, redundancy
+from experiments import amplitude, amplitudes, bases, crystallization, diagnostics, pretrain, redundancy
 from experiments.bases import Base
 from experiments.configs import amplitude as amplitude_config
 from experiments.configs import crystallization as crystals_config
@@ -18,7 +18,7 @@ from experiments.engine import lock
 from experiments.engine.study import run_study
 from experiments.engine.variants import paper_of
 from experiments.report import heatmap
-from experiments.report.statistics import interval
+from experiments.report.statistics import interval, same_figure
 from experiments.report.table import with_ci
 from freezejax import UserError, models
 from freezejax.analysis import participation_ratio
@@ -239,6 +239,9 @@ def test_what_a_replacement_costs_before_and_after_stands_in_one_table(ran, base
     assert measured.keys() <= rows.keys()  # every matrix, those that were not replaced with empty cells
     ratio = measured["L1_mlp_c_fc"]["participation ratio"]
     assert rows["L1_mlp_c_fc"][1] == f"{ratio:.1f}"
+    told = [claim.claim for claim in crystallization.claims(measured, earlier, "code")]
+    assert "participation ratio of L0_attn_c_proj: 145.3" in told
+    assert len(told) == 3  # L0 c_attn has no first component in the paper, L4 c_proj is not here
     assert set(rows["L1_mlp_c_fc"][4:]) <= {"", " |"}
     for ratio, share, verdicts in ((140.0, 0.3, "reproduced, other"), (16.0, 0.115, "other, reproduced")):
         figures = {"participation ratio": ratio, "first component": share}
@@ -266,7 +269,8 @@ def test_efficiency_is_the_share_of_what_everything_gains(ran, base):
     assert re.search(
         rf"attn_c_proj {told('attn_c_proj')} % with \S+ % of the parameters \(paper 62: 35.4 % with", sentence
     )
-    text = amplitude.tables(base, ran["amplitude"][1])
+    measured = amplitudes.of_base(base, ran["amplitude"][1])
+    text = amplitudes.as_markdown(measured)
     assert "| L1_attn_c_proj |" in text
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()}
     assert "±" in lines["alignment"]
@@ -276,6 +280,11 @@ def test_efficiency_is_the_share_of_what_everything_gains(ran, base):
     assert "(2.95, 53.9, 0.742, 89.0) | " in lines["L0_attn_c_attn"]
     assert re.search(r" of 4(: .*)? \|$", lines["L0_attn_c_attn"])
     assert "PR of white noise" in text
+    claims = [*amplitudes.claims(measured, "code")]
+    assert len(claims) == 4 + 5  # of L0 c_attn, the one matrix of the paper here, and of all c_proj
+    (row,) = (row for row in measured.matrices if row["matrix"] == "L0_attn_c_attn")
+    told = ("PR of L0_attn_c_attn: 2.950", f"{row['PR']:.3f}", same_figure(row["PR"], 2.95))
+    assert claims[0][1:4] == told
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ from freezejax import FreezeSchedule, UserError
 from freezejax.analysis import plasticity
 from freezejax.paths import by_path
 from freezejax.training import loop
-from freezejax.training.adaptive import FILE, Decisions, GradientNorm, LowParticipation, Plasticity, Policy, each_matrix
+from freezejax.training.adaptive import FILE, Decisions, Policy
 from freezejax.training.batches import TokenBatches
 from freezejax.training.config import OptimizerConfig, TrainConfig
 from freezejax.training.interrupts import Stopped
 from freezejax.training.loop import train
 from freezejax.training.objectives.language_modelling import LanguageModelling
 from freezejax.training.plan import RunPlan
+from freezejax.training.policies import Fisher, GradientNorm, LowParticipation, Plasticity, each_matrix
 from freezejax.training.programs.compiler import BackgroundCompiler
 from tests.training.conftest import Recorder
 
@@ -46,6 +47,7 @@ def policies(model, tokens):
     groups = each_matrix(MATRICES)
     return {
         "gradient": GradientNorm(EVERY, groups, objective, probe, threshold=0.95, thaw=0.99),
+        "fisher": Fisher(EVERY, groups, objective, probe, threshold=0.95),
         "plasticity": Plasticity(EVERY, BLOCKS, model, probe["inputs"], threshold=0.8, thaw=0.9),
         "participation": LowParticipation(EVERY, groups, share=0.25, most=0.75),
     }
@@ -84,7 +86,7 @@ def decisions(directory):
     return [json.loads(line) for line in (directory / FILE).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["gradient", "plasticity", "participation"])
+@pytest.mark.parametrize("name", ["gradient", "fisher", "plasticity", "participation"])
 def test_what_a_policy_decides_is_a_plain_schedule_with_the_same_bits(name, wholes, go, tmp_path):
     found, _, directory = wholes(name)
     taken = decisions(directory)
@@ -250,6 +252,18 @@ def test_the_gradient_measured_is_that_of_the_loss(policies, model):
     grads = by_path(jax.grad(loss)(params))
     for kernel in MATRICES:
         assert found[kernel] == pytest.approx(float(jnp.linalg.norm(grads[kernel])), rel=1e-4)
+
+
+def test_the_fisher_information_measured_is_that_of_each_example_by_itself(policies, model):
+    policy, params = policies["fisher"], model.init(jax.random.key(1))
+    found, _ = policy.measure(params, [])
+    rows = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], policy.probe) for i in range(4)]
+    loss = lambda params, row: policy.objective.loss(params, row, jax.random.key(0))[0]  # noqa: E731
+    grads = [by_path(jax.grad(loss)(params, row)) for row in rows]
+    for kernel in MATRICES:
+        wanted = np.mean([float(jnp.sum(jnp.square(of_row[kernel]))) for of_row in grads])
+        assert found[kernel] == pytest.approx(wanted, rel=1e-4)
+        assert found[kernel] > 1.01 * policies["gradient"].measure(params, [])[0][kernel] ** 2  # what cancels there
 
 
 def test_what_the_schedule_freezes_and_no_group_names_stays_frozen(policies, go, tmp_path):
