@@ -21,6 +21,16 @@ study() { # NAME TEXT
   cp "$workdir"/{config.json,summary.json,report.html} "$out"
 }
 
+tuned() { # NAME: a study of a base that is pretrained on the books and fine-tuned on the Python reference
+  local out=results/$1/python workdir=$runs/$1/python
+  $python -m "experiments.$1" --config="experiments/configs/$1.py:cpu" --config.base.data.path=gutenberg --workdir="$workdir"
+  mkdir -p "$out"
+  cp "$workdir"/{config.json,summary.json,report.html} "$out"
+  for file in claims.json amplitudes.md matrices.md matrices.svg measured.svg diagnostics.json; do
+    if [[ -f $workdir/$file ]]; then cp "$workdir/$file" "$out"; fi
+  done
+}
+
 frontier() { # STACK_TEXT, or STACK_TEXT and the one whose search it takes
   local scale=cpu text=${1#*_} workdir=$runs/frontier/$1 out=results/frontier/$1 searched=()
   if [[ $1 == golf_* ]]; then scale=cpu_golf; fi
@@ -36,7 +46,7 @@ frontier() { # STACK_TEXT, or STACK_TEXT and the one whose search it takes
 
 pages() {
   local summaries cells='' command
-  for file in results/*/{gutenberg,fineweb}/summary.json; do
+  for file in results/*/*/summary.json; do
     $python -m experiments.markdown --summary="$file" >"${file%summary.json}tables.md"
   done
   for cell in geglu_gutenberg geglu_fineweb golf_fineweb golf_gutenberg; do
@@ -49,7 +59,7 @@ pages() {
   $python -m $command
   mkdir -p results/artifact_size
   $python -m experiments.artifact_size --out=results/artifact_size/claims.json
-  summaries=$(printf '%s\n' results/*/{gutenberg,fineweb}/summary.json results/artifact_size/claims.json | sort | paste -sd,)
+  summaries=$(find results -name summary.json -o -name claims.json | sort | paste -sd,)
   command="experiments.claims --summaries=$summaries"
   {
     sed "/^uv run/s|experiments.claims .*|$command|; /^[0-9]* figures: /,\$d" results/claims.md
@@ -65,12 +75,21 @@ case $# in
     for text in gutenberg fineweb; do
       for name in progressive selective adapters correction distillation ensemble; do study $name $text; done
     done
+    tuned amplitude
     frontier geglu_gutenberg
     frontier golf_fineweb
     frontier geglu_fineweb geglu_gutenberg
     frontier golf_gutenberg golf_fineweb
     ;;
   1) [[ $1 == pages ]] || { echo "usage: bash results/make.sh [STUDY TEXT | pages]" >&2; exit 2; } ;;
-  *) if [[ $1 == frontier ]]; then frontier "${@:2}"; else study "$1" "$2"; fi ;;
+  *)
+    if [[ $1 == frontier ]]; then
+      frontier "${@:2}"
+    elif [[ $2 == python ]]; then
+      tuned "$1"
+    else
+      study "$1" "$2"
+    fi
+    ;;
 esac
 pages

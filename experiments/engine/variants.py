@@ -279,5 +279,10 @@ def paper_corpus(study: Study, wanted: str, fingerprint: str) -> str:
 
 
 def paper_of(papers: Sequence[Paper], corpus: str) -> Paper | None:
-    """The paper's figure on a corpus, if it has one."""
-    return next((paper for paper in papers if paper.corpus == corpus), None)
+    """The paper's figure on a corpus, if it has one, or one of no corpus; none where `corpus` is "".
+
+    >>> claims = [Paper("fineweb", "PR 1", None, -1.0, "better"), Paper(ANY, "PR 1", None, 0.0, "no effect")]
+    >>> [paper_of(claims, corpus).claim for corpus in ("fineweb", "any", "gutenberg")], paper_of(claims, "")
+    (['better', 'no effect', 'no effect'], None)
+    """
+    return next((paper for paper in papers if corpus and paper.corpus in (corpus, ANY)), None)

@@ -1,6 +1,7 @@
 """The scales for accelerators: the paper's sizes on every machine, and the budget of Parameter Golf by prediction."""
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -104,6 +105,21 @@ def test_the_recommended_entry_fits_its_bytes_and_minutes(best):
         assert size == pytest.approx(config.budget, rel=1e-3)
         assert size <= parameter_golf.BUDGET - parameter_golf.CODE
         assert 0.95 * parameter_golf.SECONDS < seconds(entry) <= parameter_golf.SECONDS
+
+
+def test_the_page_has_what_preflight_found(best):
+    _, entries = best
+    root = Path(parameter_golf.__file__).parents[2]
+    page = (root / "docs" / "preflight.md").read_text(encoding="utf-8")
+    found = json.loads((root / "results" / "parameter_golf" / "preflight.json").read_text(encoding="utf-8"))
+    taken = {variant["variant"]: variant["seconds"] for variant in found["variants"]}
+    assert taken.keys() == entries.keys()
+    for program in found["programs"]:
+        (phase,) = program["phases"]
+        name, model = phase["variant"], entries[phase["variant"]].model
+        size = artifact.predict_size(abstract_params(model), model=model, **packing(best[0])).gaussian
+        sizes = f"{model['num_layers']}, {model['model_dim']} | {size:,} | {program['peak_bytes'] / 2**30:.2f}"
+        assert f"| `{name}` | {sizes} | {phase['stop']:,} | {taken[name] / 60:.1f} |" in page
 
 
 def test_the_recommended_entry_draws_queries_and_keys_and_trains_the_rest_in_four_bits(best):
