@@ -53,11 +53,13 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def _group(settings: Settings, count: int, width_out: int) -> list[dict[str, Any]]:
     x, loras = example(settings, count, width_out)
-    calls = {}
-    for name, form in FORMS.items():
-        program = jax.jit(gradients(form)).lower(x, loras).compile()
-        calls[name] = lambda program=program: jax.block_until_ready(program(x, loras))
-    return compare(interleave(calls, settings.rounds), ALONE)
+    programs = {name: jax.jit(gradients(form)).lower(x, loras).compile() for name, form in FORMS.items()}
+    calls = {
+        name: lambda program=program: jax.block_until_ready(program(x, loras)) for name, program in programs.items()
+    }
+    flops = {name: program.cost_analysis()["flops"] for name, program in programs.items()}
+    rows = compare(interleave(calls, settings.rounds), ALONE)
+    return [{**row, "flop_ratio": flops[row["name"]] / flops[ALONE]} for row in rows]
 
 
 def example(settings: Settings, count: int, width_out: int) -> tuple[jax.Array, list[LoraWeight]]:
@@ -155,7 +157,8 @@ def write_tables(found: Mapping[str, Any]) -> dict[str, str]:
     for group, rows in found["groups"].items():
         for row in rows:
             ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
-            lines[row["name"]] |= {f"{group}: ms": f"{row['ms_median']:.2f}", f"{group}: times {ALONE}": ratio}
+            told = {"ms": f"{row['ms_median']:.2f}", "FLOPs, ratio": f"{row['flop_ratio']:.2f}", "time, ratio": ratio}
+            lines[row["name"]] |= {f"{group}: {heading}": value for heading, value in told.items()}
     return {"forms": table(list(lines.values())), "machine": pages.sentence(found)}
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the committed results again: runs what has not run yet, then writes every table, page and picture.
 #
-#   bash results/make.sh                       # all of them, about 25 hours on one CPU core
+#   bash results/make.sh                       # all of them, about 27 hours on one CPU core
 #   bash results/make.sh progressive fineweb   # one study on one text
 #   bash results/make.sh pages                 # tables, pages and pictures alone, in a minute
 #
