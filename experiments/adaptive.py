@@ -27,6 +27,7 @@ from experiments.report import series
 from experiments.report.statistics import Interval, interval
 from freezejax import models
 from freezejax.atomic import write_atomically
+from freezejax.paths import check_known
 from freezejax.schedules import FreezeSchedule, layer_by_layer
 from freezejax.training.adaptive import FILE, Policy
 from freezejax.training.batches import TokenBatches
@@ -73,7 +74,8 @@ def _variants(config: ConfigDict, model: dict[str, Any], way: str, start: Start 
     for name in FIXED:
         schedule = layer_by_layer(shapes, starts, order=name.removeprefix("fixed_"))
         yield Variant(f"{way}_{name}", model, train, schedule, start=start)
-    for name in POLICIES:
+    for name in (name.strip() for name in config.policies.split(",")):
+        check_known(name, POLICIES, f"config.policies: there is no policy {name!r}")
         decide = functools.partial(_DECIDE[name], config=config)
         yield Variant(f"{way}_{name}", model, train, everything, start=start, policy=_policy(decide))
 

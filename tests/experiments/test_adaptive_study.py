@@ -11,6 +11,7 @@ from experiments.bases import Base
 from experiments.configs.adaptive import get_config
 from experiments.engine import lock
 from experiments.engine.study import run_study
+from freezejax.errors import UserError
 from freezejax.training.adaptive import FILE
 
 
@@ -98,3 +99,10 @@ def test_every_way_has_the_same_variants_and_starts_where_it_says():
     assert {v.name.removeprefix("scratch_") for v in of_way["scratch"] if v.policy} == set(adaptive.POLICIES)
     assert len(contrasts := study.contrasts) == 14
     assert {c.reference for c in contrasts} == {"scratch_none_100", "tuning_none_100"}
+
+
+def test_an_unknown_policy_is_told():
+    config = get_config("tiny")
+    config.policies = "gradient,fischer"
+    with pytest.raises(UserError, match=r"config.policies: there is no policy 'fischer'; nearest: fisher"):
+        adaptive.make_study(config, 256, Base(None, ""))
