@@ -163,3 +163,9 @@ def test_bad_flags_are_one_line(command, tmp_path):
         (("more",), "unexpected argument 'more'"),
     ]:
         assert words in one_line(command(MODULE, *arguments))
+
+
+def test_the_committed_claims_are_those_of_todays_shapes():
+    path = Path(artifact_size.__file__).parents[1] / "results" / "artifact_size" / "claims.json"
+    told = [claim._asdict() for row in ROWS for claim in artifact_size.claims(figures(row, 0, 16_000_000))]
+    assert json.loads(path.read_text(encoding="utf-8"))["claims"] == told
