@@ -67,6 +67,11 @@ pages() {
     $python -m $command
   } >results/claims.md.new
   mv results/claims.md.new results/claims.md
+  {
+    sed '/ rows, ours beside /,$d' results/sources.md
+    $python -m experiments.sources
+  } >results/sources.md.new
+  mv results/sources.md.new results/sources.md
   $python -m experiments.quotes
 }
 
