@@ -10,7 +10,7 @@ fine-tuning gains.
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from experiments.bases import Base
 from experiments.engine import cli, study
 from experiments.engine.variants import Contrast, Study, Variant
 from experiments.report import claimed
+from experiments.report.claimed import Claim
 from experiments.report.statistics import Interval, interval, same_figure
 from experiments.report.table import with_ci
 from freezejax import models
@@ -99,6 +100,17 @@ def findings(found: Mapping[str, Any], sizes: Mapping[str, float]) -> list[str]:
     ]
 
 
+def claims(found: Mapping[str, Any], measured: amplitudes.OfBase) -> Iterator[Claim]:
+    """The paper's figures, ours beside each."""
+    text, of_kind = found["data"]["source"], gains(found)
+    yield from amplitudes.claims(measured, text)
+    for kind, (gained, of_parameters) in PAPER_EFFICIENCY.items():
+        if kind in of_kind:
+            what = f"gained by {kind} alone, {of_parameters} % of the parameters, of what everything gains"
+            of = f"only_{kind} (amplitude, {text})"
+            yield claimed.of_figure(amplitudes.SOURCE, what, gained, of_kind[kind], of, digits=1, unit=" %")
+
+
 def main() -> None:
     """Makes the base if need be, runs every variant, and writes the tables of its amplitudes."""
     base = bases.of_flags()
@@ -107,14 +119,8 @@ def main() -> None:
     measured = amplitudes.of_base(base, flags.FLAGS.config)
     write_atomically(workdir / amplitudes.FILE, amplitudes.as_markdown(measured))
     found = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-    text, of_kind = found["data"]["source"], gains(found)
-    claims = [*amplitudes.claims(measured, text)]
-    for kind, (gained, of_parameters) in PAPER_EFFICIENCY.items():
-        if kind in of_kind:
-            what = f"gained by {kind} alone, {of_parameters} % of the parameters, of what everything gains"
-            of = f"only_{kind} (amplitude, {text})"
-            claims.append(claimed.of_figure(amplitudes.SOURCE, what, gained, of_kind[kind], of, digits=1, unit=" %"))
-    claimed.write(workdir / claimed.FILE, claims)
+    if bases.as_in_papers(found["rows"][0]["model"]):
+        claimed.write(workdir / claimed.FILE, claims(found, measured))
     print(f"The amplitudes: {workdir / amplitudes.FILE}")
 
 

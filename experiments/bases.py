@@ -1,6 +1,7 @@
 """The pretrained model that a study freezes parts of: a folder of the user's, or one pretrained in the workdir."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +78,11 @@ def of_flags() -> Base:
     study.run_study(pretrain.make_study, config, workdir)  # what is finished is kept, if it is of this config
     path = pretrain.save(config, workdir)
     return Base(path, tokenizer_of(path))
+
+
+def as_in_papers(model: Mapping[str, Any]) -> bool:
+    """Whether a model is of the size that papers 62 to 64 report of: of another their figures are not judged."""
+    return model["family"] == "gpt2" and (model["num_layers"], model["model_dim"]) == (8, 256)
 
 
 def kernels(params: PyTree) -> list[str]:

@@ -81,7 +81,7 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
             of_form = Variant(f"{form}_{name_of(kernel)}", model, train, schedule, start=start)
             if form != "kept":
                 of_form = replace(of_form, model={**model, "weights": rules}, start=_replaced(base, rules))
-            if name_of(kernel) == _CLAIMED and form in _CLAIMS:
+            if name_of(kernel) == _CLAIMED and form in _CLAIMS and bases.as_in_papers(model):
                 pct, claim = _CLAIMS[form]
                 of_form = replace(of_form, papers=[Paper(ANY, _PAPER, None, pct, claim)])
             variants.append(of_form)
@@ -205,7 +205,8 @@ def main() -> None:
     measured = diagnostics.of_base(base, config, workdir)
     path, earlier = Path(workdir) / FILE, before(base, config)
     write_atomically(path, scan(found, measured, earlier))
-    claimed.write(Path(workdir) / claimed.FILE, claims(measured, earlier, found["data"]["source"]))
+    if bases.as_in_papers(found["rows"][0]["model"]):
+        claimed.write(Path(workdir) / claimed.FILE, claims(measured, earlier, found["data"]["source"]))
     print(f"Every matrix: {path}")
 
 

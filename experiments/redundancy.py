@@ -67,7 +67,7 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base, measured: Diagno
     def variant(name: str, frozen: Sequence[str], steps: int = train["steps"]) -> Variant:
         rules = [*((pattern, False) for pattern in frozen), (".*", True)]
         papers = []
-        if name in _CLAIMS:
+        if name in _CLAIMS and bases.as_in_papers(model):
             pct, claim = _CLAIMS[name]
             small = abs(pct) < _SMALL_PCT
             papers = [Paper(ANY, _PAPER, None, 0.0 if small else pct, f"{claim} ({pct:+.2f} %)")]

@@ -138,6 +138,8 @@ def test_the_papers_figures_stand_at_the_rows_they_are_of():
     assert pct == {"kept_L4_attn_c_proj": 0.0, "rank_1_L4_attn_c_proj": 0.0, "random_L4_attn_c_proj": -1.6}
     sizes = models.build(**found["full"].model).abstract_params()
     assert 10.1e6 < sum(leaf.size for leaf in jax.tree.leaves(sizes)) < 10.4e6  # the papers' model
+    of_tiny = redundancy.make_study(redundancy_config.get_config("tiny"), 512, Base(None, ""), {})
+    assert not any(variant.papers for variant in of_tiny.variants)  # of a model of another size
 
 
 def test_costs_interactions_and_the_map_of_matrices(ran):
