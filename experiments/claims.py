@@ -53,7 +53,7 @@ def _of_parts(found: Mapping[str, Any]) -> Iterator[Claim]:
     for row in found["rows"]:
         for claim in row["claims"]:
             change = row["change" if claim["what"] == "overall" else "gain"]
-            told = f"{row['name']} alone fine-tuned: {claim['points']:+.1f} points {claim['what']} ({claim['over']})"
+            told = f"{row['name']} alone, {claim['what']}: {claim['points']:+.1f} points ({claim['over']})"
             ours = with_ci(change["mean"], change["ci95"], 1, " points")
             measured = f"{row['name']} against base (freeze_except, {found['items']:,} puzzles)"
             yield Claim(claim["source"], told, ours, claim["verdict"], measured)

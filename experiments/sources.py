@@ -48,7 +48,7 @@ def _at(where: str, results: Path) -> Iterator[Ours]:
     if words:
         for claim in claims_of(_read(results / file) or {"claims": []}):
             if words in claim.claim:
-                what, _, _ = claim.claim.removeprefix(words).partition(":")
+                what = claim.claim.partition(":")[0].replace(words.rstrip(":"), "").strip(", ")
                 yield Ours(f"{what} {claim.ours}", claim.verdict, file.split("/")[0])
         return
     folder, _, variant = where.partition(":")

@@ -20,6 +20,7 @@ from freezejax.gguf_file import Gguf, open_gguf
 from freezejax.paths import check_known
 
 FILE = "tokenizer.json"
+_MAX_IDS = 4  # per token: vocabularies may have holes, a damaged one has an id of billions
 _CONTROL, _USER = 3, 4  # GGUF's types of tokens that are no text, and of whole words added to a vocabulary
 
 
@@ -43,10 +44,18 @@ class JsonTokenizer:
         content = self._tokenizer.to_str()
         self._added = {token for token, kept in self._tokenizer.get_added_tokens_decoder().items() if kept.special}
         self._byte_level = '"ByteLevel"' in json.dumps(json.loads(content).get("decoder"))
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = self._ids()
         alone = self._tokenizer.encode("").ids
         self.bos_id: int | None = alone[0] if alone else None
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
+
+    def _ids(self) -> int:
+        """How many ids there are, those that no token has among them."""
+        of_tokens = self._tokenizer.get_vocab(with_added_tokens=True)
+        count = 1 + max(of_tokens.values(), default=-1)
+        if not 0 < count <= _MAX_IDS * len(of_tokens):
+            raise UserError(f"{self.path}: damaged: {len(of_tokens):,} tokens with ids up to {count - 1:,}")
+        return count
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids int32 [n]."""

@@ -94,11 +94,14 @@ class SentencePieceTokenizer:
         try:
             model = self.path.read_bytes()
             self._processor.LoadFromSerializedProto(model)
+            self._pieces = [self._processor.id_to_piece(i) for i in range(self._processor.vocab_size())]
         except OSError as error:
             fault = f"cannot read the tokenizer: {error.strerror}; give bytes, bpe:SIZE or a .model"
             raise UserError(f"{self.path}: {fault}") from None
         except RuntimeError:
             raise UserError(f"{self.path}: not a SentencePiece model") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{self.path}: a damaged SentencePiece model: a piece is no UTF-8 text") from None
         self.name = self.path.stem
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int | None = self._processor.bos_id() if self._processor.bos_id() >= 0 else None
@@ -117,7 +120,7 @@ class SentencePieceTokenizer:
         sp, ids = self._processor, range(self.vocab_size)
         boundary_V = np.array([sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i) for i in ids])
         byte_V = np.array([sp.is_byte(i) for i in ids])
-        pieces = [sp.id_to_piece(i) for i in ids]
+        pieces = self._pieces
         text_V = ~boundary_V & ~byte_V
         leading_space_V = np.array([piece.startswith(SPACE) for piece in pieces]) & text_V
         # Inside a piece the mark stands for a one-byte space too. The challenge's vocabularies have none

@@ -43,7 +43,10 @@ def load_pretrained(
       UserError: an unknown architecture; a tensor that is missing, left over or of another shape; a broken file.
     """
     model, source = _opened(Path(path), {})
-    params = importers.params_from_torch(model, _named(source(importers.tensor_names(model)), model), dtype)
+    try:
+        params = importers.params_from_torch(model, _named(source(importers.tensor_names(model)), model), dtype)
+    except UserError as error:
+        raise UserError(told if (told := str(error)).startswith(str(path)) else f"{path}: {told}") from None
     return model.apply, params if adapter is None else peft.load_adapter(adapter, model, params)
 
 
@@ -150,8 +153,10 @@ def _opened(path: Path, changes: Mapping[str, Any]) -> tuple[Model, Callable[[It
 
 def _model_of(path: Path, config: Mapping[str, Any], changes: Mapping[str, Any]) -> Model:
     architectures = config.get("architectures") or ["(none)"]
+    if not isinstance(architectures, list):
+        raise UserError(f"{path}: architectures is {architectures!r}; expected a list of one name")
     known = {family.hub.architecture: name for name, family in FAMILIES.items() if family.hub is not None}
-    if architectures[0] not in known:
+    if str(architectures[0]) not in known:
         raise UserError(
             f"{path}: architecture {architectures[0]!r} is not known; {nearest(str(architectures[0]), known)}"
         )

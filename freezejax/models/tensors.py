@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected a JSON object, found a {type(found).__name__}")
@@ -95,8 +95,9 @@ def _sharded(folder: Path) -> dict[str, Stored]:
     index = read_json(folder / INDEX).get("weight_map")
     if not isinstance(index, Mapping) or not all(isinstance(name, str) for name in index.values()):
         raise UserError(f"{folder / INDEX}: expected weight_map, the file of every tensor")
-    if outside := [name for name in index.values() if Path(name).name != name]:
-        raise UserError(f"{folder / INDEX}: {outside[0]!r} is no file of this folder")
+    inside = {path.name for path in folder.iterdir()}
+    if outside := [name for name in index.values() if name not in inside]:
+        raise UserError(f"{folder / INDEX}: {outside[0][:100]!r} is no file of this folder")
     shards = {name: open_file(folder / name) for name in sorted(set(index.values()))}
     for tensor, name in index.items():
         if tensor not in shards[name]:

@@ -98,7 +98,7 @@ def test_the_tables_say_all_rows_and_the_source(ran):
     assert text.count("| out_proj |") == text.count("| all |") == 4  # two of them claims
     found = json.loads((ran[0] / "forgetting.json").read_text())
     told, on_target, *_ = claims.claims_of(found)
-    assert told.claim == "out_proj alone fine-tuned: +0.0 points overall (450 samples of nine families)"
+    assert told.claim == "out_proj alone, overall: +0.0 points (450 samples of nine families)"
     assert (told.ours, told.verdict) == ("+0.0 ±9.8 points", "inconclusive")
     assert "points on the target (450" in on_target.claim
     assert found["items"] == 18

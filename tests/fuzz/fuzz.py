@@ -1,6 +1,7 @@
-"""Damaged artifacts, shards and lists of checksums: each is refused in one line, or gives exactly what it says.
+"""Damaged files: each is refused in one line, or gives exactly what it says.
 
-    uv run --extra dev python -m tests.fuzz.fuzz --files=10000 --seed=0
+    uv run --extra dev python -m tests.fuzz.fuzz --files=10000 --seed=0            # artifacts, shards, checksums
+    uv run --extra dev python -m tests.fuzz.fuzz --files=10000 --seed=0 --folders  # models of others, tokenizers
 
 File number n is drawn from (seed, n) alone: `--first=n --files=1` makes it again. Exit code 1 where anything else
 happened: another exception, more than a few seconds, more memory than a file may ask for, another content.
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from freezejax.artifact import store
+from tests.fuzz import folders
 from tests.fuzz.judges import Judge, Subject, subjects
 
 SECONDS, MEMORY = 120, 1 << 30  # that one file may take; the seconds are for a machine that does much else
@@ -119,9 +121,11 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first file")
+    parser.add_argument("--folders", action="store_true", help="files of other programs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        counts, findings = campaign(subjects(Path(folder) / "files"), arguments.files, arguments.seed, arguments.first)
+        chosen = (folders.subjects if arguments.folders else subjects)(Path(folder) / "files")
+        counts, findings = campaign(chosen, arguments.files, arguments.seed, arguments.first)
     outcomes = sorted({outcome for _, outcome in counts})
     print(f"{'kind':32}" + "".join(f"{outcome:>14}" for outcome in outcomes))
     for kind in [*dict.fromkeys(kind for kind, _ in counts), "total"]:

@@ -69,7 +69,7 @@ def subjects(folder: Path) -> list[Subject]:
     ]
 
 
-def _check_line(error: UserError, path: Path) -> None:
+def check_line(error: UserError, path: Path) -> None:
     message = str(error)
     assert message.startswith(str(path)), f"the error does not name the file: {message}"
     assert message.isprintable(), f"the error is not one printable line: {message!r}"
@@ -97,7 +97,7 @@ def _judge_artifact(path: Path, whole: dict[bytes, Any] | None, content: bytes) 
     try:
         _, params, metadata = artifact.load(path)
     except UserError as error:
-        _check_line(error, path)
+        check_line(error, path)
         return REFUSED
     assert whole is None or content in whole, "its bytes changed, and nothing was noticed"
     if whole is not None:
@@ -164,7 +164,7 @@ def _shard_judge(folder: Path, *, listed: bool) -> Judge:
         try:
             corpus = _load(folder)
         except UserError as error:
-            _check_line(error, folder)
+            check_line(error, folder)
             return REFUSED
         assert np.asarray(corpus.train).tobytes() == content[1024:], "not the tokens of the file"
         assert np.asarray(corpus.train).max() < 256, "a token outside the vocabulary"
@@ -183,7 +183,7 @@ def _list_judge(folder: Path) -> Judge:
         try:
             corpus = _load(folder)
         except UserError as error:
-            _check_line(error, folder)
+            check_line(error, folder)
             return REFUSED
         assert corpus.fingerprint == fingerprint, "another corpus"
         return SAME

@@ -203,6 +203,7 @@ BAD = {
         lambda path: edit_config(path, architectures=["LamaForCausalLM"]),
         "config.json: architecture 'LamaForCausalLM' is not known; nearest: LlamaForCausalLM",
     ),
+    "no list": (lambda path: edit_config(path, architectures=1.5), "architectures is 1.5; expected a list"),
     "no architecture": (lambda path: edit_config(path, architectures=None), "architecture '(none)' is not known"),
     "quantized": (lambda path: edit_config(path, quantization_config={"bits": 4}), "quantized weights are not read"),
     "a size that cannot be": (lambda path: edit_config(path, vocab_size=-1), "vocab_size=-1 must be an integer"),
@@ -219,7 +220,7 @@ BAD = {
         lambda path: _edit_tensors(path, lambda state: state.update({n: a.astype(np.int32) for n, a in state.items()})),
         "is int32; expected floats",
     ),
-    "a shard that is not there": (lambda path: _index(path, a="m-1.safetensors"), "m-1.safetensors: no such file"),
+    "a shard that is not there": (lambda path: _index(path, a="m-1.safetensors"), "'m-1.safetensors' is no file of"),
     "a shard without its tensor": (lambda path: _index(path, a="model.safetensors"), "no tensor 'a', which model"),
     "a shard elsewhere": (lambda path: _index(path, a="../x.safetensors"), "'../x.safetensors' is no file of this"),
 }  # fmt: skip
