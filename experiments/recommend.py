@@ -58,8 +58,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch_size", 4, "Sequences per step.", lower_bound=1)
     flags.DEFINE_integer("seq_len", 128, "Tokens per sequence.", lower_bound=1)
     flags.DEFINE_float("learning_rate", 3e-4, "At its peak; it falls to zero by the last step.", lower_bound=0.0)
-    flags.DEFINE_integer("subsets", 0, "How many are measured; 0 = three times the groups.", lower_bound=0)
-    flags.DEFINE_integer("seeds", 3, "Of data order; the subsets are dealt out among them.", lower_bound=1)
+    flags.DEFINE_integer("subsets", 0, "How many are measured; 0 = three times the groups + seeds.", lower_bound=0)
+    flags.DEFINE_integer("seeds", 6, "Of data order; the subsets are dealt out among them.", lower_bound=1)
     flags.DEFINE_integer("val_sequences", 128, "Sequences of the validation text to score.", lower_bound=1)
     flags.DEFINE_multi_string("validate", [], "Model to train with the recommendation; may be given several times.")
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes the committed results again: runs what has not run yet, then writes every table, page and picture.
 #
-#   bash results/make.sh                       # all of them, about 27 hours on one CPU core
+#   bash results/make.sh                       # all of them, about 30 hours on one CPU core
 #   bash results/make.sh progressive fineweb   # one study on one text
+#   bash results/make.sh amplitude python      # one study of a model that is pretrained on the books
 #   bash results/make.sh pages                 # tables, pages and pictures alone, in a minute
 #
 # In the folder of the checkout there must be `gutenberg`, with Project Gutenberg 11, 84, 1342 and 1661 as .txt, and
@@ -81,12 +82,13 @@ case $# in
       for name in progressive selective adapters correction distillation ensemble; do study $name $text; done
     done
     tuned amplitude
+    tuned crystallization
     frontier geglu_gutenberg
     frontier golf_fineweb
     frontier geglu_fineweb geglu_gutenberg
     frontier golf_gutenberg golf_fineweb
     ;;
-  1) [[ $1 == pages ]] || { echo "usage: bash results/make.sh [STUDY TEXT | pages]" >&2; exit 2; } ;;
+  1) [[ $1 == pages ]] || { echo "usage: bash results/make.sh [STUDY TEXT | STUDY python | pages]" >&2; exit 2; } ;;
   *)
     if [[ $1 == frontier ]]; then
       frontier "${@:2}"

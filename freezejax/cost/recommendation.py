@@ -2,9 +2,10 @@
 
 Groups of leaves are frozen in random company, one subset per run and all runs of a seed in one sweep. The loss is
 taken as a level of each seed, an effect of each group, and an effect of the squared share of parameters that is
-frozen: alone nearly every matrix can be spared, together they cannot (paper 64), and the last term is what tells. The
-groups are then frozen one after the other, the cheapest per parameter first, as long as the upper end of the predicted
-cost stays within the tolerance.
+frozen: alone nearly every matrix can be spared, together they cannot (paper 64), and the last term is what tells. What
+freezing costs differs from one order of the data to another by more than two runs of the same order do; how much, in
+proportion to the share that is frozen, is measured, too, and widens the intervals. The groups are then frozen one after
+the other, the cheapest per parameter first, as long as the upper end of the predicted cost stays within the tolerance.
 """
 
 import dataclasses
@@ -52,6 +53,8 @@ class Fit:
     variance: float  # of one run
     freedom: int
     level: float  # loss with everything trained, mean over seeds
+    seeds: int
+    slope_variance: float  # over seeds: of the loss per frozen share of the parameters
 
     def predict(self, frozen: Sequence[str], *, runs: bool = False) -> Cost:
         """What freezing these groups costs; with `runs`, the interval is that of one run against another of its seed.
@@ -62,10 +65,15 @@ class Fit:
         for name in frozen:
             if name not in self.names:
                 raise UserError(f"there is no group {name!r}; those measured are {', '.join(self.names)}")
-        x = _features(np.array([[name in frozen for name in self.names]], float), self.shares)[0]
+        row = np.array([name in frozen for name in self.names], float)
+        x, share = _features(row[None], self.shares)[0], row @ self.shares
         mean = x @ self.effects
-        spread = float(np.sqrt(max(0.0, (2.0 * runs + x @ self.covariance @ x) * self.variance)))
-        half = float(stdtrit(self.freedom, 0.975)) * spread
+        of_runs = max(0.0, (2.0 * runs + x @ self.covariance @ x) * self.variance)
+        of_seeds = share**2 * self.slope_variance * (runs + 1 / self.seeds)
+        # Welch and Satterthwaite: two variances, each known with so much freedom.
+        known = of_runs**2 / self.freedom + of_seeds**2 / max(1, self.seeds - 1)
+        freedom = (of_runs + of_seeds) ** 2 / known if known else self.freedom
+        half = float(stdtrit(freedom, 0.975) * np.sqrt(of_runs + of_seeds))
         return Cost(*(100 * float(value) / self.level for value in (mean, mean - half, mean + half)))
 
 
@@ -98,7 +106,7 @@ def recommend(
     tolerance_pct: float,
     groups: Mapping[str, str] | None = None,
     subsets: int = 0,
-    seeds: int = 3,
+    seeds: int = 6,
     figure: str = "val_ce",
     say: Say = lambda text: None,
     stop: StopSignal | None = None,
@@ -115,8 +123,9 @@ def recommend(
       config: of the runs; as many steps as the training that is planned, or as one can afford.
       tolerance_pct: the largest rise of the figure, in percent of that with everything trained.
       groups: name -> pattern of leaf paths, of what is frozen together; None = the matrices of each block, apart.
-      subsets: how many are measured; 0 = three times as many as there are groups.
-      seeds: of data order and dropout; the subsets are dealt out among them.
+      subsets: how many are measured; 0 = three times as many as there are groups, and one more for each seed.
+      seeds: of data order and dropout; the subsets are dealt out among them. From a single one, or from too few
+        subsets, the intervals are those of runs in the same order of data.
       figure: of the evaluation; lower is better.
       say: told what happens.
       stop: as of `sweep`.
@@ -130,7 +139,7 @@ def recommend(
     patterns = dict(each_block_matrix(model.abstract_params()) if groups is None else groups)
     if not tolerance_pct > 0 or seeds < 1:
         raise UserError(f"tolerance={tolerance_pct} %, seeds={seeds}: expected a number above 0, and 1 or more")
-    wanted = subsets or 3 * len(patterns)
+    wanted = subsets or 3 * len(patterns) + seeds
     if wanted < len(patterns) + 2:
         raise UserError(f"subsets={wanted}: {len(patterns)} groups need at least {len(patterns) + 2} to be told apart")
     if figure not in (figures := objective.evaluate(params)):
@@ -228,17 +237,38 @@ def fit(names: Sequence[str], shares: np.ndarray, losses: Sequence[tuple[int, np
     >>> round(found.predict(["b"]).mean, 3)
     4.0
     """
-    x = _design([(seed, row) for seed, row, _ in losses], shares)
-    y = np.array([loss for _, _, loss in losses])
-    freedom, levels = len(y) - np.linalg.matrix_rank(x), x.shape[1] - len(names) - 1
-    if freedom < 1 or not _is_determined(x, len(names)):
+    runs = [(seed, row) for seed, row, _ in losses]
+    x, y = _design(runs, shares), np.array([loss for _, _, loss in losses])
+    levels, last = x.shape[1] - len(names) - 1, x.shape[1]
+    slopes = _slopes(runs, shares)
+    if len(y) > np.linalg.matrix_rank(both := np.hstack([x, slopes])) == last + slopes.shape[1]:
+        x = both
+    freedom = len(y) - np.linalg.matrix_rank(x)
+    if freedom < 1 or not _is_determined(x[:, :last], len(names)):
         raise UserError(f"{len(y)} runs cannot tell {len(names)} groups apart: measure more subsets")
     inverse = np.linalg.pinv(x.T @ x)
     found = inverse @ x.T @ y
     variance = float(np.sum(np.square(y - x @ found)) / freedom)
-    level, effects = float(np.mean(found[:levels])), found[levels:]
-    covariance = inverse[levels:, levels:]
-    return Fit(tuple(names), np.asarray(shares), effects, covariance, variance, int(freedom), level)
+    level, effects = float(np.mean(found[:levels])), found[levels:last]
+    covariance = inverse[levels:last, levels:last]
+    of_slopes = _variance_of_slopes(found[last:], inverse[last:, last:] * variance)
+    return Fit(tuple(names), np.asarray(shares), effects, covariance, variance, int(freedom), level, levels, of_slopes)
+
+
+def _slopes(runs: Sequence[tuple[int, np.ndarray]], shares: np.ndarray) -> np.ndarray:
+    """How much steeper the loss rises with the frozen share in each seed but the last, the sum over all being zero."""
+    seeds = sorted({seed for seed, _ in runs})
+    signs = np.array([[float(seed == own) - float(seed == seeds[-1]) for own in seeds[:-1]] for seed, _ in runs])
+    return signs.reshape(len(runs), -1) * np.array([[row @ shares] for _, row in runs])
+
+
+def _variance_of_slopes(slopes: np.ndarray, covariance: np.ndarray) -> float:
+    """Their variance over seeds, less what the error of each would make of equal ones; of `_slopes`."""
+    if not len(slopes):
+        return 0.0
+    each = np.vstack([np.eye(len(slopes)), -np.ones(len(slopes))])  # the last seed's is what the others leave
+    squares = np.sum(np.square(each @ slopes)) - np.trace(each @ covariance @ each.T)
+    return float(max(0.0, squares / len(slopes)))
 
 
 def within(found: Fit, tolerance_pct: float) -> tuple[str, ...]:
@@ -289,5 +319,6 @@ def describe(found: Recommendation) -> dict[str, Any]:
         "alone_pct": effects,
         "loss": found.fit.level,
         "seed_sd": float(np.sqrt(found.fit.variance)),
+        "slope_sd": float(np.sqrt(found.fit.slope_variance)),
         "devices": [str(device.device_kind) for device in jax.devices()[:1]],
     }
