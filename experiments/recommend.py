@@ -4,8 +4,9 @@
 
 Writes WORKDIR/recommendation.json: the groups to freeze, the schedule as rules, the predicted cost with its interval,
 what a step saves. FLOPs and bytes are counted, so they have no interval; time is measured on this machine, in pairs of
-steps. `--validate=DIR` trains that model too, with the recommended groups frozen and with none, with seeds that nothing
-was fitted on, and says whether the measured costs lie in the predicted interval.
+steps. The model is then trained with the recommended groups frozen and with none, with seeds that nothing was fitted
+on, and the command says whether the measured costs lie in the predicted interval; `--validate=DIR` does the same with
+another model.
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("subsets", 0, "How many are measured; 0 = three times the groups + seeds.", lower_bound=0)
     flags.DEFINE_integer("seeds", 6, "Of data order; the subsets are dealt out among them.", lower_bound=1)
     flags.DEFINE_integer("val_sequences", 128, "Sequences of the validation text to score.", lower_bound=1)
-    flags.DEFINE_multi_string("validate", [], "Model to train with the recommendation; may be given several times.")
+    flags.DEFINE_multi_string("validate", [], "Another model to train with the recommendation, too; may be repeated.")
 
 
 def main() -> None:
@@ -98,11 +99,10 @@ def main() -> None:
         told["saved"] |= {"time_pct": saved._asdict()}
         show(found, tolerance, saved)
         write_atomically(path, json.dumps({**told, "validated": []}, indent=1) + "\n")  # what comes may be stopped
-        checked = [validate(other, setup, found, given.groups, stop) for other in given.validate]
+        checked = [validate(path, setup, found, given.groups, stop) for path in (given.model, *given.validate)]
     write_atomically(path, json.dumps({**told, "validated": checked}, indent=1) + "\n")
     inside = [cost for each in checked for cost in each["inside"]]
-    if inside:
-        print(f"{sum(inside)} of {len(inside)} measured costs lie in the interval predicted for one run")
+    print(f"{sum(inside)} of {len(inside)} measured costs lie in the interval predicted for one run")
     print(f"Written: {path}")
 
 
