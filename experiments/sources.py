@@ -57,7 +57,8 @@ def _at(where: str, results: Path) -> Iterator[Ours]:
         judged = item.get("judged", {"effect_pct": item["delta_pct"], "effect_pct_ci95": item["delta_pct_ci95"]})
         figures = f"CE {with_ci(item['val_ce_mean'], item['val_ce_ci95'], 4)}"
         if item is not summary["rows"][0]:
-            figures += f", {with_ci(judged['effect_pct'], judged['effect_pct_ci95'], 1, ' %')}"
+            pct, ci95 = judged["effect_pct"], judged["effect_pct_ci95"]
+            figures += f", {with_ci(pct, ci95, 1 if abs(pct) + (ci95 or 0) >= 1 else 2, ' %')}"
         yield Ours(figures, item.get("verdict", ""), f"{variant} ({folder})")
 
 

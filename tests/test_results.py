@@ -89,6 +89,18 @@ def test_every_known_comparison_is_quoted():
     assert [start for start in QUOTES if not any(line.startswith(start) for line in lines)] == []
 
 
+def test_figures_of_pretrained_models_are_those_of_their_tables():
+    """To the digits that are told; of the prose alone, where no summary is quoted."""
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## Pretrained models") :].partition("```")[0]
+    files = [ROOT / "results" / file for file in re.findall(r"\]\((\S+\.md)\)", section)]
+    number = re.compile(r"(?<![\w.])[+-]?\d+\.(\d+)")
+    there = [float(found[0]) for file in files for found in number.finditer(file.read_text(encoding="utf-8"))]
+    for found in number.finditer(section):
+        digits = len(found[1])
+        assert any(abs(float(found[0]) - value) <= 0.5001 * 10**-digits for value in there), found[0]
+
+
 def test_the_picture_of_bytes_is_what_its_command_draws():
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     summary, path, names = re.search(r"--summary=(\S+) --picture=(\S+) --variants=([\w,]+)\n", text).groups()
