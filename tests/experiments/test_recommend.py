@@ -1,6 +1,7 @@
 """The command that recommends what to freeze: on a Llama of one block, validated on another; what it refuses."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -110,3 +111,18 @@ def test_without_a_workdir_the_folder_is_named_after_the_model():
     assert recommend.default_workdir("models/base/") == "runs/recommend_base"
     with pytest.raises(UserError, match="tolerance"):
         recommend._percent("half")
+
+
+def test_the_page_tells_what_the_committed_recommendations_were_worth():
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "pretrained.md").read_text(encoding="utf-8")
+    own = others = 0
+    for family in ("gpt2", "llama"):
+        found = json.loads((root / "results" / "recommend" / family / recommend.FILE).read_text(encoding="utf-8"))
+        one, inside = found["cost_of_one_run_pct"], [sum(each["inside"]) for each in found["validated"]]
+        told = f"{one['mean']:+.2f} % [{one['low']:+.2f}, {one['high']:+.2f}] | {sum(inside)} of 24 |"
+        assert f"| {family} | {len(found['frozen'])} of {len(found['alone_pct'])} | {told}" in page
+        own, others = own + inside[0], others + sum(inside[1:])
+        for each in found["validated"]:
+            assert all(ok or cost < one["low"] for ok, cost in zip(each["inside"], each["costs_pct"], strict=True))
+    assert f"{own} of 12 costs lie inside, of the others {others} of 36" in page
