@@ -6,8 +6,9 @@ import pytest
 
 import freezejax
 from freezejax import UserError, models
-from freezejax.cost import recommendation
-from freezejax.cost.recommendation import draw_subsets, each_block_matrix, fit, recommend, rules_of, shares_of, within
+from freezejax.cost import effects, recommendation
+from freezejax.cost.effects import draw_subsets, fit, within
+from freezejax.cost.recommendation import each_block_matrix, recommend, rules_of, shares_of
 from freezejax.paths import by_path
 from freezejax.training.batches import TokenBatches
 from freezejax.training.config import OptimizerConfig, TrainConfig
@@ -68,7 +69,7 @@ def test_the_same_where_freezing_costs_differently_from_one_order_of_the_data_to
     coverage = {}
     for knows in (True, False):
         if not knows:
-            monkeypatch.setattr(recommendation, "_variance_of_slopes", lambda slopes, covariance: 0.0)
+            monkeypatch.setattr(effects, "_variance_of_slopes", lambda slopes, covariance: 0.0)
         rng, inside, of_mean = np.random.default_rng(5), [], []
         for _ in range(300):
             slopes = rng.normal(size=9) * 0.04
@@ -109,7 +110,7 @@ def test_what_is_cheap_alone_and_dear_together_is_frozen_in_part(monkeypatch):
     noise = lambda rows, _: np.hstack([rows, 1.0 * (np.arange(len(rows)) % 2)[:, None]])  # noqa: E731
     alone = cost_of(np.arange(6) == 0)
     assert abs(found.predict(["a"]).mean - alone) < 0.1
-    monkeypatch.setattr(recommendation, "_features", noise)  # the counterpart: nothing that knows of company
+    monkeypatch.setattr(effects, "_features", noise)  # the counterpart: nothing that knows of company
     blind = fit(NAMES, SHARES, made(np.random.default_rng(3), sd=1e-4))
     assert abs(blind.predict(["a"]).mean - alone) > 1
 
@@ -126,7 +127,7 @@ def test_every_subset_is_run_once_and_sizes_are_even():
 def test_the_fewest_subsets_still_tell_the_groups_apart(groups, seeds):
     """Of some draws only sums of effects follow: the least squares of least norm would deal them out at will."""
     shares = np.full(groups, 1 / groups)
-    chosen = recommendation.told_apart(shares, groups + 2, seeds)
+    chosen = effects.told_apart(shares, groups + 2, seeds)
     runs = [(seed, row) for seed in range(seeds) for row in [np.zeros(groups, bool), *chosen[seed::seeds]]]
     true = np.linspace(0.0, 0.25, groups)
     found = fit(list("abcdefghijkl"[:groups]), shares, [(seed, row, 2.0 + seed + row @ true) for seed, row in runs])

@@ -100,7 +100,7 @@ def test_the_tables_say_all_rows_and_the_source(ran):
     told, on_target, *_ = claims.claims_of(found)
     assert told.claim == "out_proj alone, overall: +0.0 points (450 samples of nine families)"
     assert (told.ours, told.verdict) == ("+0.0 ±9.8 points", "inconclusive")
-    assert "points on the target (450" in on_target.claim
+    assert "on the target: +0.0 points (450" in on_target.claim
     assert found["items"] == 18
     assert list(found["rows"][0]["families"]) == list(puzzles.FAMILIES)
     assert all("<svg" in (ran[0] / f"{name}.svg").read_text() for name in ("forgetting", "forgetting_gain"))

@@ -10,7 +10,7 @@ import pytest
 from experiments import recommend
 from experiments.report.statistics import Interval
 from freezejax import UserError, models
-from freezejax.cost import recommendation
+from freezejax.cost import effects, recommendation
 from tests.experiments.test_cli import check_one_line
 
 SIZES = {"vocab_size": 256, "num_layers": 1, "model_dim": 16, "num_heads": 2}
@@ -91,9 +91,9 @@ def test_groups_hold_every_matrix_of_the_blocks_once(places):
 
 def test_what_is_printed_is_in_the_order_of_costs(capsys):
     shares = np.full(2, 0.5)
-    rows = recommendation.draw_subsets(2, 12)
+    rows = effects.draw_subsets(2, 12)
     losses = [(0, row, 5.0 + row @ [0.2, 0.1]) for row in [*rows, *(rows[:2] & False)]]
-    fit = recommendation.fit(["dear", "cheap"], shares, losses)
+    fit = effects.fit(["dear", "cheap"], shares, losses)
     cost = fit.predict(["cheap"])
     found = type("Found", (), {"fit": fit, "frozen": ("cheap",), "cost": cost, "saved": {"flops": 0.25, "memory": 0.5}})
     recommend.show(found, 3.0, Interval(12.0, 2.0))
