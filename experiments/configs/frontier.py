@@ -4,7 +4,7 @@
 
 Scales (after the colon), each for the GEGLU model with AdamW, and with `_golf` for the Parameter Golf model with Muon:
 
-  tiny   embedded corpus, bytes, one small budget, one trial of six ways: under 2 minutes on 2 CPU cores. Shows that
+  tiny   embedded corpus, bytes, one small budget, one trial of four ways: under 2 minutes on 2 CPU cores. Shows that
          everything works.
   cpu    100 kB, 300 kB and 1 MB, 4 trials of every way, the best of each with 3 new seeds: about 4 hours on one
          core per corpus, half of it with --config.search=FILE; give --config.data.path=FOLDER of FineWeb shards or of
@@ -28,7 +28,7 @@ _SIZES = {  # bytes of the packed file; at each: layers to try, heads, ranks of 
         ((32, 64), (64, 128), (128, 256)),
     ),
 }
-_TINY = ("narrow", "int4", "shared", "gate_up", "mlp", "everything")  # ways to build a model, of the ten
+_TINY = ("narrow", "int4", "gate_up", "everything")  # ways to build a model, of the ten
 
 
 def get_config(scale: str = "cpu") -> ConfigDict:

@@ -4,7 +4,7 @@
 
 Scales (after the colon), with the time all 36 variants take:
 
-  tiny   embedded corpus, bytes, 1 seed: under 100 seconds on 2 CPU cores. Shows that everything works; its
+  tiny   embedded corpus, bytes, 1 seed: under 2 minutes on 2 CPU cores. Shows that everything works; its
          models are far too small and short for a verdict.
   cpu    3 training seeds, and 2 base seeds (of the random maps) for the paper's rows, about 70 minutes
          on one CPU core per corpus; give --config.data.path=FOLDER of FineWeb shards or of .txt books.
