@@ -6,7 +6,7 @@ Scales (after the colon), with the time all 36 variants take:
 
   tiny   embedded corpus, bytes, 1 seed: under 2 minutes on 2 CPU cores. Shows that everything works; its
          models are far too small and short for a verdict.
-  cpu    3 training seeds, and 2 base seeds (of the random maps) for the paper's rows, about 70 minutes
+  cpu    3 training seeds, and 2 base seeds (of the random maps) for the paper's rows, about 80 minutes
          on one CPU core per corpus; give --config.data.path=FOLDER of FineWeb shards or of .txt books.
          Expected: results/selective/.
   h100   the paper's sizes, 3 x 2 seeds; h100x8 and v5e: the same batch on 8 devices.

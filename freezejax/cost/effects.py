@@ -91,6 +91,8 @@ def told_apart(shares: np.ndarray, count: int, seeds: int) -> np.ndarray:
 def fit(names: Sequence[str], shares: np.ndarray, losses: Sequence[tuple[int, np.ndarray, float]]) -> Fit:
     """Least squares of the losses on a level of each seed, the groups, and the squared share that is frozen.
 
+    And, where there are runs enough, on how much steeper they rise with the frozen share in each seed.
+
     >>> rows = draw_subsets(2, 12)
     >>> losses = [(i % 2, row, 5.0 + row @ [0.1, 0.2]) for i, row in enumerate([*rows, *(rows[:2] & False)])]
     >>> found = fit(["a", "b"], np.array([0.5, 0.5]), losses)
