@@ -53,7 +53,9 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def _group(settings: Settings, count: int, width_out: int) -> list[dict[str, Any]]:
     x, loras = example(settings, count, width_out)
-    programs = {name: jax.jit(gradients(form)).lower(x, loras).compile() for name, form in FORMS.items()}
+    programs: dict[str, Any] = {
+        name: jax.jit(gradients(form)).lower(x, loras).compile() for name, form in FORMS.items()
+    }
     calls = {
         name: lambda program=program: jax.block_until_ready(program(x, loras)) for name, program in programs.items()
     }

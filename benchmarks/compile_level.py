@@ -112,10 +112,10 @@ def of_program(name: str, settings: Settings) -> list[dict[str, Any]]:
     programs = {level: Steps(plan, program, level) for level in LEVELS}
     rows = compare(interleave(programs, settings.rounds, sample_seconds=1e-3), LEVELS[0])
     default = programs[LEVELS[0]]
-    for row, program in zip(rows, programs.values(), strict=True):
-        row |= {"program": name, "compile_s": program.compile_seconds, "loss": float(program.loss)}
-        row |= {"compile_ratio": program.compile_seconds / default.compile_seconds}
-        row |= {"loss_moved": abs(float(program.loss / default.loss) - 1)}
+    for row, steps in zip(rows, programs.values(), strict=True):
+        row |= {"program": name, "compile_s": steps.compile_seconds, "loss": float(steps.loss)}
+        row |= {"compile_ratio": steps.compile_seconds / default.compile_seconds}
+        row |= {"loss_moved": abs(float(steps.loss / default.loss) - 1)}
     return rows
 
 

@@ -170,8 +170,8 @@ def _largest_change(program: RunningStep, rules: list[Rule]) -> float:
 
 
 def _costs(program: RunningStep) -> dict[str, Any]:
-    memory = program.program.memory_analysis()
-    flops = program.program.cost_analysis()["flops"]
+    compiled: Any = program.program
+    memory, flops = compiled.memory_analysis(), compiled.cost_analysis()["flops"]
     sizes = {"argument_bytes": memory.argument_size_in_bytes, "temporary_bytes": memory.temp_size_in_bytes}
     weights = program.state.trainable if hasattr(program.state, "trainable") else program.state[0]
     return {"flops": flops, **sizes, "differentiated": count_parameters(weights)}

@@ -8,6 +8,7 @@ The first runs the training loop itself several times and prints its tables: min
 """
 
 import dataclasses
+import functools
 import itertools
 import tempfile
 import time
@@ -51,7 +52,7 @@ PHASES = {
 class Settings:
     """How large and how often."""
 
-    model: Mapping[str, int] = dataclasses.field(
+    model: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"num_layers": 6, "model_dim": 192, "num_heads": 6}
     )
     batch_size: int = 8
@@ -157,6 +158,10 @@ def stalls(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
+def _waited_for(call: Callable[[], Any]) -> None:
+    jax.block_until_ready(call())
+
+
 def time_crossings(settings: Settings) -> list[dict[str, Any]]:
     """Each crossing alone: prepared, as the loop has it, beside running `next_phase` operation by operation."""
     plan = RunPlan(*arguments(settings))
@@ -164,12 +169,9 @@ def time_crossings(settings: Settings) -> list[dict[str, Any]]:
     for index, (before, name) in enumerate(itertools.pairwise(PHASES), start=1):
         old, new = plan.phases[index - 1 : index + 1]
         transition = plan.transition(index)
-        calls: dict[str, Callable[[], Any]] = {
-            "prepared": lambda transition=transition, state=state: jax.block_until_ready(transition(state)),
-            "operation by operation": lambda old=old, new=new, state=state: jax.block_until_ready(
-                next_phase(state, old, new, plan.optimizer(new), plan.config)
-            ),
-        }
+        slow = functools.partial(next_phase, state, old, new, plan.optimizer(new), plan.config)
+        ways = {"prepared": functools.partial(transition, state), "operation by operation": slow}
+        calls = {way: functools.partial(_waited_for, call) for way, call in ways.items()}
         found = compare(interleave(calls, settings.crossings), "prepared")
         rows += [{"boundary": f"{before} -> {name}", **row} for row in found]
         state = transition(state)

@@ -45,7 +45,7 @@ FORMS = {
 class Settings:
     """How large and how often."""
 
-    families: Mapping[str, Mapping[str, int]] = dataclasses.field(
+    families: Mapping[str, Mapping[str, Any]] = dataclasses.field(
         default_factory=lambda: {
             "geglu": {"num_layers": 8, "model_dim": 192, "num_heads": 6},
             "parameter_golf": {"num_layers": 8, "model_dim": 192, "num_heads": 6, "num_kv_heads": 3, "vocab_size": 256},

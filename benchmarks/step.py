@@ -106,7 +106,7 @@ def check_losses(programs: Mapping[tuple[str, str], Run], steps: int) -> dict[st
       UserError: it is above the tolerance: the two sides are not the same computation.
     """
     losses = {key: run(steps) for key, run in programs.items()}
-    found = {}
+    found: dict[str, float] = {}
     for (case, side), values in losses.items():
         difference = float(np.abs(np.subtract(values, losses[case, "freezejax"])).max())
         if not difference <= TOLERANCE:
@@ -148,7 +148,8 @@ def write_orders(folder: Path, settings: Settings) -> list[tuple[str, str]]:
     """Parameters, batches, operands and config for `torch_step.py`; the names of its programs."""
     sizes, model = settings.sizes, settings.sizes.model()
     params = model.init(jax.random.key(0))
-    np.savez(folder / "arrays.npz", **state_to_torch(model, params), **sizes.batches())
+    arrays: dict[str, Any] = {**state_to_torch(model, params), **sizes.batches()}
+    np.savez(folder / "arrays.npz", **arrays)
     programs: dict[tuple[str, str], dict[str, Any]] = {}
     names = torch_names(model, params)
     for case, rules in CASES.items():

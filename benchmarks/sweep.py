@@ -25,7 +25,8 @@ from benchmarks import command, pages
 from benchmarks.tables import table
 from experiments.engine import accelerators
 from freezejax import models
-from freezejax.cost.recommendation import draw_subsets, each_block_matrix, rules_of
+from freezejax.cost.effects import draw_subsets
+from freezejax.cost.recommendation import each_block_matrix, rules_of
 from freezejax.schedules import FreezeSchedule
 from freezejax.training.batches import TokenBatches
 from freezejax.training.config import TrainConfig
@@ -87,8 +88,8 @@ def print_seconds(way: str, settings: dict[str, Any]) -> None:
 
 
 def _run(way: str, settings: Settings) -> tuple[float, float]:
-    sizes = {"num_layers": settings.num_layers, "model_dim": settings.model_dim, "num_heads": 2, "positions": 128}
-    model = models.build("gpt2", vocab_size=256, **sizes)
+    sizes: dict[str, Any] = {"num_layers": settings.num_layers, "model_dim": settings.model_dim, "num_heads": 2}
+    model = models.build("gpt2", vocab_size=256, positions=128, **sizes)
     config = TrainConfig(settings.steps, settings.batch_size, settings.seq_len)
     tokens = np.random.default_rng(0).integers(0, 256, 20_000).astype(np.uint16)
     patterns = each_block_matrix(model.abstract_params())
