@@ -21,12 +21,14 @@ from ml_collections import ConfigDict
 from experiments import bases
 from experiments.bases import Base
 from experiments.engine import cli, study
+from experiments.engine.fields import check_range
 from experiments.engine.tasks import Decide, Start, Task
 from experiments.engine.variants import Contrast, Run, Study, Variant
 from experiments.report import series
 from experiments.report.statistics import Interval, interval
 from freezejax import models
 from freezejax.atomic import write_atomically
+from freezejax.errors import UserError
 from freezejax.paths import check_known
 from freezejax.schedules import FreezeSchedule, layer_by_layer
 from freezejax.training.adaptive import FILE, Policy
@@ -43,6 +45,7 @@ FIXED = ("fixed_bottom", "fixed_top")
 
 def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
     """Everything trained for several lengths, two fixed schedules and four policies: from scratch and from the base."""
+    _check(config)
     model, variants, contrasts = base.model(config, vocab_size), list[Variant](), list[Contrast]()
     for way in [way.strip() for way in config.ways.split(",")]:
         start = base.start() if way == "tuning" else None
@@ -55,6 +58,19 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
             if "_none_" not in v.name
         ]
     return Study("adaptive", variants, contrasts, files=False, findings=findings)
+
+
+def _check(config: ConfigDict) -> None:
+    for way in config.ways.split(","):
+        check_known(way.strip(), WAYS, f"config.ways: there is no way {way.strip()!r}")
+    check_range(config, "every", 1)
+    check_range(config, "lengths", 1, 100)
+    for field in ("fixed.first", "fixed.last", "participation.share", "participation.most"):
+        check_range(config, field, 0, 1)
+    for field in ("gradient.threshold", "gradient.thaw", "fisher.threshold", "plasticity.threshold"):
+        check_range(config, field, 0)
+    if "plasticity" in config.policies and config.train.batch_size < 2:
+        raise UserError(f"config.train.batch_size={config.train.batch_size}: plasticity compares 2 or more examples")
 
 
 def _none(pct: int) -> str:
@@ -181,7 +197,7 @@ def _text(value: Interval, digits: int, sign: str = "") -> str:
 
 def main() -> None:
     """Makes the base if need be, runs every variant, then draws what the policies measured in each first run."""
-    base = bases.of_flags()
+    base = bases.of_flags(make_study)
     workdir = study.main(functools.partial(make_study, base=base), tokenizer=base.tokenizer)
     if workdir is None:
         return

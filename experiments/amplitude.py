@@ -37,6 +37,7 @@ PAPER_EFFICIENCY = {"attn_c_proj": (35.4, 5.2)}  # percent of the gain, with so 
 def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
     """Everything trained, nothing, and each type of matrix alone."""
     model, train, start = base.model(config, vocab_size), config.train.to_dict(), base.start()
+    amplitudes.check(config, model)
     kinds = dict.fromkeys(bases.short(k)[1] for k in bases.kernels(models.build(**model).abstract_params()))
     only = {kind: rf"blocks/\d+/{kind.replace('_', '[/_]')}/kernel" for kind in kinds}
     rules = {FULL: [(".*", True)], NOTHING: [(".*", False)]}
@@ -113,7 +114,7 @@ def claims(found: Mapping[str, Any], measured: amplitudes.OfBase) -> Iterator[Cl
 
 def main() -> None:
     """Makes the base if need be, runs every variant, and writes the tables of its amplitudes."""
-    base = bases.of_flags()
+    base = bases.of_flags(make_study)
     if (workdir := study.main(functools.partial(make_study, base=base), tokenizer=base.tokenizer)) is None:
         return
     measured = amplitudes.of_base(base, flags.FLAGS.config)

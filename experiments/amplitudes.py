@@ -20,6 +20,7 @@ from experiments.bases import Base
 from experiments.crystallization import chosen
 from experiments.diagnostics import WRITING, name_of
 from experiments.engine import study
+from experiments.engine.fields import check_range
 from experiments.report import claimed
 from experiments.report.claimed import Claim
 from experiments.report.statistics import Interval, interval, same_figure
@@ -91,6 +92,13 @@ class OfBase(NamedTuple):
     by_width: list[dict[str, float]]  # their participation ratio and that of white noise
 
 
+def check(config: ConfigDict, model: Mapping[str, Any]) -> None:
+    """Refuses what the tables could not be made with, before any run."""
+    check_range(config, "amplitudes.bumps", 1)
+    check_range(config, "amplitudes.widths", 1e-3, 1e3, count=2)
+    chosen(model, config.amplitudes.pattern, "config.amplitudes.pattern")
+
+
 def of_base(base: Base, config: ConfigDict) -> OfBase:
     """Measures every matrix that the config names, and all that write to the residual stream together."""
     corpus, params = study.load_corpus(config, base.tokenizer), base.params()
@@ -98,7 +106,7 @@ def of_base(base: Base, config: ConfigDict) -> OfBase:
     rows_of = diagnostics.matrices_of(params)
     items, writing = [], []
     width = params["tok_emb"]["embedding"].shape[1]
-    for kernel in chosen(model, config.amplitudes.pattern):
+    for kernel in chosen(model, config.amplitudes.pattern, "config.amplitudes.pattern"):
         item, values = measure(rows_of[kernel], config)
         items.append(Measured(matrix=name_of(kernel), **item))
         if rows_of[kernel].shape[0] == width and kernel.split("/")[-2] in WRITING:

@@ -1,7 +1,9 @@
 """The pretrained model that a study freezes parts of: a folder of the user's, or one pretrained in the workdir."""
 
+import functools
 import hashlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,9 @@ from experiments.configs import pretrain as configs
 from experiments.engine import cli, study
 from experiments.engine.pretrained import model_at, tokenizer_of
 from experiments.engine.tasks import Start
+from experiments.engine.variants import Study
 from freezejax import models
+from freezejax.models.pretrained import CONFIG
 from freezejax.paths import PyTree
 from freezejax.roles import Role, leaves
 
@@ -62,8 +66,12 @@ def get_config(scale: str) -> ConfigDict:
     return config
 
 
-def of_flags() -> Base:
-    """The base that the flags name, made if need be: the first call in the command of a study."""
+def of_flags(make_study: Callable[..., Study]) -> Base:
+    """The base that the flags name, made if need be: the first call in the command of a study.
+
+    `make_study` is that of the command, of a config, a vocabulary and `base`: what cannot run is refused before
+    anything is trained for it.
+    """
     given = flags.FLAGS
     config = given.config.base
     if config.path:
@@ -73,11 +81,21 @@ def of_flags() -> Base:
     if given.dry_run:
         return Base(None, config.data.tokenizer)
     workdir = Path(given.workdir).absolute() / FOLDER
+    if not (workdir / pretrain.MODEL / CONFIG).exists():
+        with tempfile.TemporaryDirectory() as kept:
+            tokenizer = _tokenizer_to_be(config, Path(kept))
+            study.prepare(functools.partial(make_study, base=Base(None, tokenizer)), given.config, tokenizer)
     print("The base model first:")
     cli.use_compilation_cache()
     study.run_study(pretrain.make_study, config, workdir)  # what is finished is kept, if it is of this config
     path = pretrain.save(config, workdir)
     return Base(path, tokenizer_of(path))
+
+
+def _tokenizer_to_be(config: ConfigDict, folder: Path) -> str:
+    """The tokenizer that a base which is not made yet will have, as a file of that folder."""
+    study.load_corpus(config).tokenizer.save(folder, study.TOKENIZER)
+    return next((str(file) for file in folder.iterdir()), config.data.tokenizer)
 
 
 def as_in_papers(model: Mapping[str, Any]) -> bool:

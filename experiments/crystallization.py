@@ -25,6 +25,7 @@ from experiments import bases, diagnostics
 from experiments.bases import Base
 from experiments.diagnostics import Diagnostics, name_of
 from experiments.engine import cli, study
+from experiments.engine.fields import check_range
 from experiments.engine.tasks import Start
 from experiments.engine.variants import ANY, Contrast, Evaluators, Paper, Study, Variant
 from experiments.report import claimed
@@ -67,6 +68,7 @@ _CLAIMS = {  # of that matrix in a model of 8 layers: percent against full fine-
 
 def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
     """Everything trained, and each named matrix in each form."""
+    check_range(config, "diagnostics.batches", 1)
     model, train = base.model(config, vocab_size), config.train.to_dict()
     forms = [form.strip() for form in config.crystals.forms.split(",")]
     for form in forms:
@@ -93,14 +95,12 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base) -> Study:
     return Study("crystallization", variants, contrasts, files=False, sweep=config.sweep, findings=findings)
 
 
-def chosen(model: Mapping[str, Any], pattern: str) -> list[str]:
+def chosen(model: Mapping[str, Any], pattern: str, field: str = "config.crystals.pattern") -> list[str]:
     """The matrices inside the blocks whose whole path a pattern matches; UserError where there is none."""
     kernels = bases.kernels(models.build(**model).abstract_params())
     found = [kernel for kernel in kernels if compile_pattern(pattern).fullmatch(kernel)]
     if not found:
-        raise UserError(
-            f"config.crystals.pattern={pattern!r} matches no matrix; there are {', '.join(kernels[:4])} ..."
-        )
+        raise UserError(f"{field}={pattern!r} matches no matrix; there are {', '.join(kernels[:4])} ...")
     return found
 
 
@@ -197,7 +197,7 @@ def claims(measured: Diagnostics, earlier: Mapping[str, Mapping[str, float]], da
 
 def main() -> None:
     """Makes the base if need be, measures it, runs every variant, and writes one table of all matrices."""
-    base = bases.of_flags()
+    base = bases.of_flags(make_study)
     config, made = flags.FLAGS.config, functools.partial(make_study, base=base)
     if (workdir := study.main(made, tokenizer=base.tokenizer)) is None:
         return

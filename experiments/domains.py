@@ -178,7 +178,7 @@ def main() -> None:
     """Makes the base if need be, runs every row, then says what each gained and forgot."""
     config = flags.FLAGS.config
     others_of(config)
-    base = bases.of_flags()
+    base = bases.of_flags(make_study)
     made = functools.partial(make_study, base=base)
     if (workdir := study.main(made, tokenizer=base.tokenizer)) is not None:
         names = [TARGET, *others_of(config)]

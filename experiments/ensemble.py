@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.engine import cli, matching, study
+from experiments.engine.fields import check_range
 from experiments.engine.results import packing
 from experiments.engine.tasks import Start
 from experiments.engine.variants import Contrast, Paper, Study, Variant
@@ -83,6 +84,8 @@ _PAPER = {"two_halves": [_CLAIM], "trained_and_frozen": [f"{_CLAIM}; its script 
 
 def make_study(config: ConfigDict, vocab_size: int) -> Study:
     """The study of a config, for a tokenizer of `vocab_size`; refuses a family or pattern that cannot be."""
+    check_range(config, "mix.steps", 1)
+    check_range(config, "mix.learning_rate", 0)
     sized = matching.geglu_models(config, vocab_size)
     matching.check_pattern("config.freeze.pattern", config.freeze.pattern, sized["single"])
     found: dict[str, Variant] = {}

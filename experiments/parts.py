@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.engine.fields import check_range
 from experiments.engine.tasks import Minimize, Start, Task
 from experiments.engine.variants import Variant
 from experiments.report import equal_terms, forgetting, forgotten
@@ -102,6 +103,8 @@ def variants(
     needs: Sequence[str] = (),
 ) -> list[Variant]:
     """A row of the study for each part; `minimize` gets how many parameters train on average, 0 = all that may."""
+    for field, least in (("tune.steps", 1), ("tune.batch_size", 1), ("longer", 1), ("rates", 0)):
+        check_range(config, field, least)
     if not 0 <= config.mixed < 1:
         raise UserError(f"config.mixed={config.mixed}: expected a share from 0 to below 1")
     params = models.build(**model).abstract_params()

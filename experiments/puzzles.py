@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments.engine.fields import check_range
 from experiments.report.forgetting import ACCURACY, Items
 from freezejax.data import Corpus
 from freezejax.data.puzzles import FAMILIES, Puzzle, draw, read_jsonl
@@ -83,6 +84,7 @@ def digest(config: ConfigDict) -> str:
 
 def check(config: ConfigDict, corpus: Corpus, learns: bool) -> None:
     """Refuses puzzles that are too long, too few, or both learned and tested, before a file is written."""
+    check_range(config, "puzzles.power", 0)
     found = puzzles_of(config)
     for name, chosen, least in (
         ("train", found.train, config.train.batch_size if learns else 0),

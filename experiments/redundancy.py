@@ -20,6 +20,7 @@ from experiments import bases, diagnostics
 from experiments.bases import Base, short
 from experiments.diagnostics import Diagnostics, name_of
 from experiments.engine import cli, study
+from experiments.engine.fields import check_range
 from experiments.engine.variants import ANY, Contrast, Paper, Study, Variant
 from experiments.report import heatmap
 from experiments.report.statistics import Interval
@@ -57,6 +58,8 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base, measured: Diagno
 
     `measured` is what was measured of the matrices of the base.
     """
+    for field in ("longer", "diagnostics.batches"):
+        check_range(config, field, 1)
     wanted = [part.strip() for part in config.parts.split(",")]
     for part in wanted:
         if part not in PARTS:
@@ -147,7 +150,7 @@ def findings(found: Mapping[str, Any], measured: Diagnostics) -> list[str]:
 
 def main() -> None:
     """Makes the base if need be, measures it, then runs every variant and draws what each matrix costs."""
-    base = bases.of_flags()
+    base = bases.of_flags(functools.partial(make_study, measured={}))
     given = flags.FLAGS
     measured = {} if given.dry_run else diagnostics.of_base(base, given.config, Path(given.workdir).absolute())
     made = functools.partial(make_study, base=base, measured=measured)

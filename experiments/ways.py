@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.engine import matching
+from experiments.engine.fields import check_range
 from experiments.engine.results import packing
 from experiments.engine.variants import Variant
 from experiments.report.sides import FROZEN, TRAINED, size_name
@@ -73,6 +74,7 @@ class Trial(NamedTuple):
 
 def trials(config: ConfigDict) -> Iterator[Trial]:
     """The trials of a config: of every way as many, the values of each option as evenly as their number allows."""
+    check(config)
     for (row, budget), way in itertools.product(enumerate(config.budgets), ways()):
         choices: dict[str, Sequence[Any]] = {
             "layers": config.layers[row],
@@ -88,6 +90,21 @@ def trials(config: ConfigDict) -> Iterator[Trial]:
         columns = [_evenly(rng, values, config.trials) for values in choices.values()]
         for number, values in enumerate(zip(*columns, strict=True)):
             yield Trial(way, budget, number, dict(zip(choices, values, strict=True)))
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what nothing could be tried of: no trials, and budgets that do not each have their sizes."""
+    for field in ("trials", "budgets", "heads"):
+        check_range(config, field, 1)
+    for field in ("rates", "mlp_mults"):
+        check_range(config, field, 1e-6)
+    for field in ("layers", "heads", "ranks"):
+        if not isinstance(config[field], tuple | list) or len(config[field]) != len(config.budgets):
+            raise UserError(f"config.{field}={config[field]!r}: expected one for each of {len(config.budgets)} budgets")
+    if not all(isinstance(tried, tuple | list) and tried for tried in config.layers):
+        raise UserError(f"config.layers={config.layers!r}: expected numbers to try for each budget: ((2, 3), (4, 6))")
+    if not config.distributions or not all(isinstance(name, str) for name in config.distributions):
+        raise UserError(f"config.distributions={config.distributions!r}: expected names of distributions")
 
 
 def _evenly(rng: random.Random, values: Sequence[Any], count: int) -> list[Any]:

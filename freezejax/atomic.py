@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 from freezejax.errors import UserError
 
+_SCRATCH = re.compile(r"\..+-[0-9a-f]{32}$")
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -27,6 +29,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Removes what a process that was killed left half-written in a folder, of which nobody else is a writer now."""
+    for path in folder.rglob(".*"):
+        if _SCRATCH.search(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

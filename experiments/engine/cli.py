@@ -165,6 +165,9 @@ def _given_as(message: str) -> str:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
+        for name in ("scale", "experiment"):
+            if given := [text for text in argv if re.match(rf"--?config\.{name}(=|$)", text)]:
+                raise UserError(f"{given[0]}: the config file says it; give its scale as --config=FILE.py:SCALE")
         rest = flags.FLAGS(list(argv))
         if "config" in flags.FLAGS:
             if "workdir" in flags.FLAGS and not (flags.FLAGS.workdir or flags.FLAGS.dry_run):

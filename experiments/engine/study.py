@@ -63,11 +63,7 @@ def run_study(
     make_study: MakeStudy, config: ConfigDict, workdir: Path, *, tokenizer: str = "", tensorboard: bool = False
 ) -> None:
     """Runs every run of a study that is not yet finished, then writes summary and report into `workdir`."""
-    corpus = load_corpus(config, tokenizer)
-    whole = make_study(config, corpus.tokenizer.vocab_size)
-    study = select(whole, config.variants)
-    paper_corpus(whole, config.paper, corpus.fingerprint)
-    check(study, config, corpus)
+    corpus, whole, study = prepare(make_study, config, tokenizer)
     processes.on_main(lambda: claim_workdir(workdir, config, corpus, study))
     runs, finished = list(study.runs(config.seeds, config.base_seeds)), Finished(workdir)
     processes.on_main(lambda: finished.read_all(whole))
@@ -80,6 +76,16 @@ def run_study(
             run_group(session, group)
             accelerators.give_freed_memory_back()
     processes.on_main(lambda: conclude(session))
+
+
+def prepare(make_study: MakeStudy, config: ConfigDict, tokenizer: str = "") -> tuple[data.Corpus, Study, Study]:
+    """The text, and the study whole and of the chosen variants; refuses what cannot run. Writes nothing."""
+    corpus = load_corpus(config, tokenizer)
+    whole = make_study(config, corpus.tokenizer.vocab_size)
+    study = select(whole, config.variants)
+    paper_corpus(whole, config.paper, corpus.fingerprint)
+    check(study, config, corpus)
+    return corpus, whole, study
 
 
 def load_corpus(config: ConfigDict, tokenizer: str = "") -> data.Corpus:

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.engine import lock
 from experiments.engine.variants import Run, Study
+from freezejax.atomic import remove_scratch
 from freezejax.errors import UserError
 from freezejax.training.metrics import Record, read_json_lines, write_atomically
 
@@ -32,6 +33,7 @@ def open_for_writing(workdir: Path, figures: Sequence[str]) -> None:
     or damaged.
     """
     lock.acquire(workdir)
+    remove_scratch(workdir)
     for name in _WRITTEN_ANEW:
         if (workdir / name).is_dir():
             raise UserError(f"{workdir / name} is a folder, where a file is to be written; move it away")

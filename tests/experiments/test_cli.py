@@ -22,6 +22,7 @@ BAD = {
     ("--steps=5",): "there is no flag --steps; a field of the config is --config.train.steps=VALUE\n",
     ("--config.nosuch=1",): "no field 'nosuch'",
     ("--config.trainable=out",): "--config.trainable=out: the config has no field 'trainable'",  # its rows say that
+    ("--config.scale=cpu",): "--config.scale=cpu: the config file says it; give its scale as --config=FILE.py:SCALE",
     ("--config.train.sed=1",): "--config.train.sed=1: the config has no field 'sed'",
     ("--config.train.stepz=3",): "--config.train.stepz=3: the config has no field 'stepz'; nearest: steps",
     ("--config.train.steps=abc",): "--config.train.steps=abc: expected an integer\n",

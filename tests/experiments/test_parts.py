@@ -137,7 +137,7 @@ def ran(tmp_path_factory):
     with lock.held, pytest.MonkeyPatch.context() as patch:
         patch.setenv("FREEZEJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(domains, "flags", SimpleNamespace(FLAGS=SimpleNamespace(config=config)))
-        patch.setattr(domains.bases, "of_flags", lambda: base)
+        patch.setattr(domains.bases, "of_flags", lambda _: base)
         patch.setattr(
             domains.study, "main", lambda made, tokenizer: run_study(made, config, folder / "out") or folder / "out"
         )

@@ -1,6 +1,7 @@
 """Rows of the studies of a pretrained model: what each freezes, and which figures of the papers stand at it."""
 
 import jax
+import pytest
 
 from experiments import bases, crystallization, diagnostics, redundancy
 from experiments.bases import Base
@@ -9,6 +10,7 @@ from experiments.configs import redundancy as redundancy_config
 from experiments.engine.variants import paper_of
 from freezejax import models
 from freezejax.paths import by_path
+from tests.experiments.test_cli import check_one_line
 
 C_PROJ = "blocks/0/attn/c_proj/kernel"
 
@@ -60,3 +62,23 @@ def test_the_papers_figures_stand_at_the_rows_they_are_of():
     assert 10.1e6 < sum(leaf.size for leaf in jax.tree.leaves(sizes)) < 10.4e6  # the papers' model
     of_tiny = redundancy.make_study(redundancy_config.get_config("tiny"), 512, Base(None, ""), {})
     assert not any(variant.papers for variant in of_tiny.variants)  # of a model of another size
+
+
+@pytest.mark.parametrize(
+    ("study", "field", "told"),
+    [
+        ("redundancy", "parts=matrixes", "nearest: matrices"),
+        ("redundancy", "diagnostics.batches=0", "expected 1 or more"),
+        ("crystallization", "crystals.forms=rank1", "no form 'rank1'"),
+        ("amplitude", "amplitudes.widths=(1.0,)", "expected 2 or more numbers"),
+        ("amplitude", "variants=nothin", "nearest: nothing"),
+        ("adaptive", "ways=tune", "nearest: tuning"),
+        ("adaptive", "train.batch_size=1", "plasticity compares 2 or more examples"),
+        ("domains", "types=q_prj", "q_prj"),
+        ("domains", "tune.steps=0", "config.tune.steps=0"),
+    ],
+)
+def test_what_cannot_run_is_told_before_the_base_is_trained(study, field, told, command, tmp_path):
+    arguments = [f"--config=experiments/configs/{study}.py:tiny", f"--workdir={tmp_path / 'run'}", f"--config.{field}"]
+    assert told in check_one_line(command(f"experiments.{study}", *arguments))
+    assert not (tmp_path / "run").exists()

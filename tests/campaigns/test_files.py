@@ -9,7 +9,7 @@ import pytest
 
 from freezejax.artifact import container, encode, header
 from freezejax.data import checksums
-from tests.fuzz import fuzz, judges, mutations, resealed
+from tests.campaigns import files, judges, mutations, resealed
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def subjects(tmp_path_factory):
 def test_nothing_is_found(subjects):
     kinds = sum(len(subject.kinds) for subject in subjects)
     assert kinds == 48
-    counts, findings = fuzz.campaign(subjects, 8 * kinds, seed=1)
+    counts, findings = files.campaign(subjects, 8 * kinds, seed=1)
     assert not findings
     outcomes = {outcome: sum(n for (_, o), n in counts.items() if o == outcome) for _, outcome in counts}
     assert sum(outcomes.values()) == 8 * kinds
@@ -33,8 +33,8 @@ def test_file_n_is_the_same_file_again():
     recorder = judges.Subject(
         "any", [bytes(99), b"x" * 2000], mutations.ANY, lambda content: made.append(content) or ""
     )
-    for first, files in ((0, 40), (7, 1), (0, 40)):
-        fuzz.campaign([recorder], files, seed=3, first=first)
+    for first, count in ((0, 40), (7, 1), (0, 40)):
+        files.campaign([recorder], count, seed=3, first=first)
     assert made[40] == made[7]
     assert made[41:] == made[:40]
     assert len(set(made[:40])) > 30
@@ -117,8 +117,8 @@ def test_counterpart_a_planted_defect_is_found(name, subjects, monkeypatch):
     (chosen,) = (found for found in subjects if found.name == subject)
     chosen = chosen._replace(kinds={kind: chosen.kinds[kind] for kind in kinds})
     monkeypatch.setattr(module, attribute, value)
-    monkeypatch.setattr(fuzz, "SECONDS", 1 if value is endless else fuzz.SECONDS)
-    _, findings = fuzz.campaign([chosen], 24 if subject != "resealed" else 8, seed=1)
+    monkeypatch.setattr(files, "SECONDS", 1 if value is endless else files.SECONDS)
+    _, findings = files.campaign([chosen], 24 if subject != "resealed" else 8, seed=1)
     assert any(reason in found.reason for found in findings), findings
 
 
@@ -126,6 +126,6 @@ def test_counterpart_weights_that_are_not_the_files_are_found(subjects, monkeypa
     """The second reader does compare: every scale of a whole file read one step too large."""
     unshuffle = encode.unshuffle
     monkeypatch.setattr(encode, "unshuffle", lambda data: np.nextafter(unshuffle(data), np.float16(1)))
-    _, findings = fuzz.campaign([subjects[1]._replace(kinds={"none": lambda rng, one, two: one})], 6, seed=1)
+    _, findings = files.campaign([subjects[1]._replace(kinds={"none": lambda rng, one, two: one})], 6, seed=1)
     assert len(findings) == 6
     assert all("is not what the file says" in found.reason for found in findings)

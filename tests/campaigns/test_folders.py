@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from freezejax.models import importers
-from tests.fuzz import folders, fuzz, judges
+from tests.campaigns import files, folders, judges
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def subjects(tmp_path_factory):
 
 def test_nothing_is_found(subjects):
     kinds = sum(len(subject.kinds) for subject in subjects.values())
-    counts, findings = fuzz.campaign(list(subjects.values()), kinds, seed=2)
+    counts, findings = files.campaign(list(subjects.values()), kinds, seed=2)
     assert not findings
     assert sum(n for (_, outcome), n in counts.items() if outcome == judges.REFUSED) > kinds / 2
 
@@ -57,9 +57,9 @@ def test_counterpart_a_planted_defect_is_found(subjects, monkeypatch):
 
     whole = {"none": lambda rng, one, two: one}
     monkeypatch.setattr(importers, "params_from_torch", broken)
-    _, findings = fuzz.campaign([subjects["weights"]._replace(kinds=whole)], 1, seed=1)
+    _, findings = files.campaign([subjects["weights"]._replace(kinds=whole)], 1, seed=1)
     assert [found.reason for found in findings] == ["KeyError: 'x'"]
     monkeypatch.undo()
     monkeypatch.setattr(importers, "params_from_torch", lambda model, state, dtype: model.init(jax.random.key(9)))
-    _, findings = fuzz.campaign([subjects["weights"]._replace(kinds=whole)], 1, seed=1)
+    _, findings = files.campaign([subjects["weights"]._replace(kinds=whole)], 1, seed=1)
     assert "is not what the file says" in findings[0].reason

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.fuzz.reader import PREAMBLE
+from tests.campaigns.reader import PREAMBLE
 
 Rng = np.random.Generator
 Mutation = Callable[[Rng, bytes, bytes], bytes]

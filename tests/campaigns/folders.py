@@ -18,8 +18,8 @@ from freezejax.data.puzzles import Puzzle, read_jsonl, write_jsonl
 from freezejax.errors import UserError
 from freezejax.models import importers, peft, tensors
 from freezejax.models.pretrained import CONFIG
-from tests.fuzz.judges import OTHER, REFUSED, SAME, Subject, check_line
-from tests.fuzz.mutations import ANY, Mutation, Rng
+from tests.campaigns.judges import OTHER, REFUSED, SAME, Subject, check_line
+from tests.campaigns.mutations import ANY, Mutation, Rng
 from tests.models.test_gguf import write as write_gguf
 
 LLAMA = {"vocab_size": 40, "num_layers": 2, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}

@@ -11,9 +11,9 @@ import brotli
 import numpy as np
 import zstandard
 
-from tests.fuzz import mutations
-from tests.fuzz.mutations import Mutation, Rng
-from tests.fuzz.reader import DECOMPRESS, ENTRY, PREAMBLE
+from tests.campaigns import mutations
+from tests.campaigns.mutations import Mutation, Rng
+from tests.campaigns.reader import DECOMPRESS, ENTRY, PREAMBLE
 
 COMPRESS = {
     "none": bytes,

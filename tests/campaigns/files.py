@@ -1,7 +1,7 @@
 """Damaged files: each is refused in one line, or gives exactly what it says.
 
-    uv run --extra dev python -m tests.fuzz.fuzz --files=10000 --seed=0            # artifacts, shards, checksums
-    uv run --extra dev python -m tests.fuzz.fuzz --files=10000 --seed=0 --folders  # models of others, tokenizers
+    uv run --extra dev python -m tests.campaigns.files --files=10000 --seed=0            # artifacts, shards, checksums
+    uv run --extra dev python -m tests.campaigns.files --files=10000 --seed=0 --folders  # models of others, tokenizers
 
 File number n is drawn from (seed, n) alone: `--first=n --files=1` makes it again. Exit code 1 where anything else
 happened: another exception, more than a few seconds, more memory than a file may ask for, another content.
@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from freezejax.artifact import store
-from tests.fuzz import folders
-from tests.fuzz.judges import Judge, Subject, subjects
+from tests.campaigns import folders
+from tests.campaigns.judges import Judge, Subject, subjects
 
 SECONDS, MEMORY = 120, 1 << 30  # that one file may take; the seconds are for a machine that does much else
 

@@ -15,7 +15,7 @@ from freezejax.artifact import inspect
 from freezejax.data import checksums, shards
 from freezejax.errors import UserError
 from freezejax.paths import leaf_paths
-from tests.fuzz import mutations, reader, resealed
+from tests.campaigns import mutations, reader, resealed
 
 MAX_EXPANSION = 1000  # weights per byte of file, as the format promises
 REFUSED, SAME, OTHER = "refused", "same content", "says so"
