@@ -4,6 +4,7 @@
 #   bash results/make.sh                       # all of them, about 30 hours on one CPU core
 #   bash results/make.sh progressive fineweb   # one study on one text
 #   bash results/make.sh amplitude python      # one study of a model that is pretrained on the books
+#   bash results/make.sh freeze_except puzzles # the one of a hybrid model
 #   bash results/make.sh pages                 # tables, pages and pictures alone, in a minute
 #
 # In the folder of the checkout there must be `gutenberg`, with Project Gutenberg 11, 84, 1342 and 1661 as .txt, and
@@ -23,13 +24,22 @@ study() { # NAME TEXT
 }
 
 tuned() { # NAME: a study of a base that is pretrained on the books and fine-tuned on the Python reference
-  local out=results/$1/python workdir=$runs/$1/python
-  $python -m "experiments.$1" --config="experiments/configs/$1.py:cpu" --config.base.data.path=gutenberg --workdir="$workdir"
+  local out=results/$1/python workdir=$runs/$1/python some=()
+  if [[ $1 == redundancy ]]; then some=('--config.parts=matrices,types,cumulative,bottom'); fi # the paper's
+  $python -m "experiments.$1" --config="experiments/configs/$1.py:cpu" --config.base.data.path=gutenberg \
+    "${some[@]}" --workdir="$workdir"
   mkdir -p "$out"
   cp "$workdir"/{config.json,summary.json,report.html} "$out"
   for file in claims.json amplitudes.md matrices.md matrices.svg measured.svg diagnostics.json; do
     if [[ -f $workdir/$file ]]; then cp "$workdir/$file" "$out"; fi
   done
+}
+
+puzzles() {
+  local out=results/freeze_except/puzzles workdir=$runs/freeze_except/puzzles
+  $python -m experiments.freeze_except --config=experiments/configs/freeze_except.py:cpu --workdir="$workdir"
+  mkdir -p "$out"
+  cp "$workdir"/{config.json,summary.json,report.html} "$workdir"/forgetting*.{json,md,svg} "$out"
 }
 
 frontier() { # STACK_TEXT, or STACK_TEXT and the one whose search it takes
@@ -60,7 +70,7 @@ pages() {
   $python -m $command
   mkdir -p results/artifact_size
   $python -m experiments.artifact_size --out=results/artifact_size/claims.json
-  summaries=$(find results -name summary.json -o -name claims.json | sort | paste -sd,)
+  summaries=$(find results -name summary.json -o -name claims.json -o -name forgetting.json | sort | paste -sd,)
   command="experiments.claims --summaries=$summaries"
   {
     sed "/^uv run/s|experiments.claims .*|$command|; /^[0-9]* figures: /,\$d" results/claims.md
@@ -83,15 +93,19 @@ case $# in
     done
     tuned amplitude
     tuned crystallization
+    tuned redundancy
+    puzzles
     frontier geglu_gutenberg
     frontier golf_fineweb
     frontier geglu_fineweb geglu_gutenberg
     frontier golf_gutenberg golf_fineweb
     ;;
-  1) [[ $1 == pages ]] || { echo "usage: bash results/make.sh [STUDY TEXT | STUDY python | pages]" >&2; exit 2; } ;;
+  1) [[ $1 == pages ]] || { echo "usage: bash results/make.sh [STUDY TEXT | STUDY python | freeze_except puzzles | pages]" >&2; exit 2; } ;;
   *)
     if [[ $1 == frontier ]]; then
       frontier "${@:2}"
+    elif [[ $1 == freeze_except ]]; then
+      puzzles
     elif [[ $2 == python ]]; then
       tuned "$1"
     else

@@ -43,6 +43,8 @@ def found(path):
 def study_of(path):
     found = json.loads(path.read_text(encoding="utf-8"))
     config = importlib.import_module(f"experiments.configs.{found['experiment']}").get_config(found["scale"])
+    if "parts" in config:  # of its matrices and groups those that were run
+        config.parts = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))["config"]["parts"]
     make_study = importlib.import_module(f"experiments.{found['experiment']}").make_study
     of_base = {"base": Base(None, ""), "measured": {}}
     given = {name: value for name, value in of_base.items() if name in inspect.signature(make_study).parameters}
