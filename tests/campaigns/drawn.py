@@ -17,7 +17,12 @@ _HYBRID |= {"state_dim": 4, "chunk": 8, "experts": 4, "expert_choices": 2, "expe
 _HYBRID |= {"shared_expert_width": 16}
 # Family -> its other fields, each with what may be drawn.
 FAMILIES: Mapping[str, Mapping[str, Sequence[Any]]] = {
-    "geglu": {"separate_qkv": (False, True), "correction": ("none", "gelu"), "correction_rank": (4,)},
+    "geglu": {
+        "separate_qkv": (False, True),
+        "correction": ("none", "gelu"),
+        "correction_rank": (4,),
+        "rope_dims": (8,),
+    },
     "parameter_golf": {"num_kv_heads": (2,)},
     "gpt2": {"positions": (SEQ_LEN,)},
     "llama": {"num_kv_heads": (2,), "head_dim": (8,), "mlp_mult": (2.0,)},
@@ -49,16 +54,16 @@ RULES = (
     ("blocks/.*/kernel/(a|b|gain|scale)", True),
     ("(tok_emb|pos_emb)/.*", False),
 )
-MESHES = ((8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 1, 4, 1), (2, 2, 1, 2))  # data, fsdp, tensor, expert
+MESHES = ((8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 4, 1), (2, 2, 1, 2))  # data, fsdp, tensor, expert
 _TRAIN: Mapping[str, Sequence[Any]] = {
     "accumulation": (1, 1, 2),
-    "ema_decay": (0.0, 0.0, 0.9),
+    "ema_decay": (0.0, 0.0, 0.0, 0.9),
     "compute_dtype": ("float32", "float32", "bfloat16"),
     "remat": (False, False, True),
     "draw_maps": ("per_layer", "per_step", "once"),
     "on_thaw": ("restart", "keep"),
-    "restart_schedule": (False, False, True),
-    "restart_optimizer": (False, False, True),
+    "restart_schedule": (False, False, False, False, True),
+    "restart_optimizer": (False, False, False, False, True),
     "seed": (0, 1),
     "base_seed": (0, 3),
 }
