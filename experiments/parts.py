@@ -78,14 +78,14 @@ def tuned(config: ConfigDict, part: Part) -> dict[str, Any]:
     """How a row trains, as fields of TrainConfig."""
     train, tune = config.train.to_dict(), config.tune
     rate = tune.learning_rate * part.rate
-    optimizer = {**train["optimizer"], "learning_rate": rate, "adam_learning_rate": rate, "warmup_steps": 0}
+    optimizer = {**train["optimizer"], "learning_rate": rate, "adam_learning_rate": rate, "schedule": tune.schedule}
     return {
         **train,
         "steps": int(tune.steps * part.steps),
         "batch_size": tune.batch_size,
         "eval_every": int(tune.steps * part.steps),
         "checkpoint_every": 0,
-        "optimizer": {**optimizer, "weight_decay": 0.0},
+        "optimizer": {**optimizer, "weight_decay": 0.0, "warmup_steps": 0, "warmdown_steps": 0},
     }
 
 

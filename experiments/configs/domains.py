@@ -45,4 +45,5 @@ def get_config(scale: str = "smollm2") -> ConfigDict:
     config.tune.steps = config.train.steps
     config.tune.batch_size = config.train.batch_size
     config.tune.learning_rate = config.train.optimizer.learning_rate
+    config.tune.schedule = "cosine"
     return config

@@ -59,10 +59,10 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.rates = (1.0,) if tiny else (1.0, 10.0)  # also with so many times the learning rate
     config.few = not tiny  # also with as few parameters, chosen at random, as the type with fewest has
     config.mixed = 0.0 if tiny else 0.1  # also with this share of the other families in the batches; 0: not
-    config.train.steps = 60 if tiny else 20_000 if large else 4_500  # of the base
+    config.train.steps = 60 if tiny else 20_000 if large else 3_000  # of the base
     config.train.batch_size = 8 if tiny else 256 if large else 32
     config.train.seq_len = 64 if not large else 256
-    config.train.eval_every = config.train.checkpoint_every = config.train.steps // 4
+    config.train.eval_every = config.train.checkpoint_every = config.train.steps // 6
     config.train.optimizer.learning_rate = 3e-4 if large else 3e-3
     config.train.optimizer.warmup_steps = config.train.steps // 50
     # Comparing examples is learned late and at once, while the rate is high: it falls in the last third alone.
@@ -72,6 +72,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.tune.steps = 10 if tiny else 50  # the source's
     config.tune.batch_size = 8 if tiny else 16
     config.tune.learning_rate = 1e-3 if tiny else 2e-4
+    config.tune.schedule = "cosine"
     return config
 
 

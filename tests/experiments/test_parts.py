@@ -88,7 +88,7 @@ def test_few_are_not_chosen_by_their_first_values():
 def asked(**changes):
     config = progressive.get_config("tiny")
     config.update(types="q_proj,ln1 ln2", pairs="", longer=1, rates=(1.0,), mixed=0.0, few=True)
-    config.tune = ConfigDict({"steps": 4, "batch_size": 2, "learning_rate": 1e-3})
+    config.tune = ConfigDict({"steps": 4, "batch_size": 2, "learning_rate": 1e-3, "schedule": "cosine"})
     config.update(changes)
     return config
 

@@ -16,12 +16,12 @@ _WORDS = (  # noqa: SIM905 - sixty words in quotes are not easier to read
 def encryption(rng: random.Random, level: int, examples: int) -> Drawn | None:
     """A text of letters that stand for others, one for one.
 
-    Level 1: two of eight letters, each of which stands for the one so many places on. From level 2 on letters stand for
+    Level 1: one of eight letters, which stands for the one to three places on. From level 2 on letters stand for
     any others, and every letter of the query is in the examples: three to five of twelve, at level 3 two English words.
     """
     letters = string.ascii_lowercase[: (8, 12, 26)[level - 1]]
     if level == 1:
-        by = rng.randrange(1, len(letters))
+        by = rng.randint(1, 3)
         mapped = [*letters[by:], *letters[:by]]
     else:
         mapped = rng.sample(letters, len(letters))
@@ -36,4 +36,4 @@ def encryption(rng: random.Random, level: int, examples: int) -> Drawn | None:
 def _text(rng: random.Random, level: int, letters: str) -> str:
     if level == 3:
         return " ".join(rng.sample(_WORDS, 2))
-    return "".join(rng.choice(letters) for _ in range(2 if level == 1 else rng.randint(3, 5)))
+    return "".join(rng.choice(letters) for _ in range(1 if level == 1 else rng.randint(3, 5)))
