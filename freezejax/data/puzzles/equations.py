@@ -23,7 +23,10 @@ _MEANINGS: Mapping[str, Callable[[str, str], str]] = {
 
 
 def equation_deduce(rng: random.Random, level: int, examples: int) -> Drawn | None:
-    """Two numbers and a sign; what the sign stands for is to be found from examples of the same sign."""
+    """Two numbers and a sign; what the sign stands for is to be found from examples of the same sign.
+
+    At level 1 all examples have it: to look for those that do takes small models long to learn.
+    """
     return _equation(rng, level, examples, guess=False)
 
 
@@ -61,7 +64,7 @@ def _equation(rng: random.Random, level: int, examples: int, guess: bool) -> Dra
     meanings, equations = _drawn_equations(rng, level, examples + 1)
     *shown, (a, sign, b) = equations
     alike = [each for each in shown if each[1] == sign]
-    if (a, sign, b) in shown or bool(alike) == guess:
+    if (a, sign, b) in shown or bool(alike) == guess or (level == 1 and alike and alike != shown):
         return None
     *results, answer = _results(meanings, equations)
     allowed = [f for f in _MEANINGS.values() if all(f(x, y) == _MEANINGS[meanings[sign]](x, y) for x, _, y in alike)]
