@@ -33,9 +33,10 @@ class Base(NamedTuple):
 
     def model(self, config: ConfigDict, vocab_size: int) -> dict[str, Any]:
         """Family and config, as for `models.build`."""
+        changes = {"dropout": config.dropout} if config.dropout else {}
         if self.path is None:
-            return dict(pretrain.make_study(config.base, vocab_size).variants[0].model)
-        return model_at(self.path, **({"dropout": config.dropout} if config.dropout else {}))
+            return {**pretrain.make_study(config.base, vocab_size).variants[0].model, **changes}
+        return model_at(self.path, **changes)
 
     def params(self) -> PyTree:
         """Its weights, float32."""

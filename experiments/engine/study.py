@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import operator
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from experiments.engine import accelerators, cli, dry_run, summary, sweeps
+from experiments.engine.fields import check_range
 from experiments.engine.progress import Progress
 from experiments.engine.results import Session, finish, pack, packing, score_packed
 from experiments.engine.tasks import Task, Trained, until_the_end_of_a_run
@@ -111,9 +111,10 @@ def conclude(session: Session) -> None:
 
 def check(study: Study, config: ConfigDict, corpus: data.Corpus) -> None:
     """Refuses every bad field, pattern and size before a file is written or a step is run."""
-    for field, least in (("seeds", 1), ("base_seeds", 1), ("data.eval_batch_size", 1), ("data.val_sequences", 0)):
-        if (value := operator.attrgetter(field)(config)) < least:
-            raise UserError(f"config.{field}={value}: expected {least} or more")
+    for field in ("seeds", "base_seeds"):
+        check_range(config, field, 1, 10_000)
+    check_range(config, "data.eval_batch_size", 1)
+    check_range(config, "data.val_sequences", 0)
     if study.check is not None:
         study.check(corpus)
     tokenizer = corpus.tokenizer

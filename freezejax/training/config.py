@@ -75,7 +75,7 @@ class TrainConfig:
     128
     """
 
-    steps: int  # updates of the weights, 1 or more
+    steps: int  # updates of the weights, 1 to below 2^31
     batch_size: int  # sequences per update, 1 or more
     seq_len: int  # tokens per sequence, 1 or more
     seed: int = 0  # 0 or more; initial weights, data order and dropout follow from it
@@ -101,6 +101,7 @@ class TrainConfig:
     def __post_init__(self) -> None:  # noqa: D105
         for field in ("steps", "batch_size", "seq_len", "accumulation", "log_every"):
             _check(f"train.{field}", getattr(self, field), getattr(self, field) >= 1, "1 or more")
+        _check("train.steps", self.steps, self.steps < 2**31, "below 2^31")  # they are counted in int32
         for field in ("eval_every", "checkpoint_every", "seed", "base_seed"):
             _check(f"train.{field}", getattr(self, field), getattr(self, field) >= 0, "0 or more")
         _check("train.ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")

@@ -69,6 +69,7 @@ def test_the_papers_figures_stand_at_the_rows_they_are_of():
     [
         ("redundancy", "parts=matrixes", "nearest: matrices"),
         ("redundancy", "diagnostics.batches=0", "expected 1 or more"),
+        ("redundancy", "dropout=1", "dropout=1.0 must be a number in [0, 1)"),
         ("crystallization", "crystals.forms=rank1", "no form 'rank1'"),
         ("amplitude", "amplitudes.widths=(1.0,)", "expected 2 or more numbers"),
         ("amplitude", "variants=nothin", "nearest: nothing"),
