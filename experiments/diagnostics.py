@@ -70,7 +70,7 @@ def of_base(base: Base, config: ConfigDict, workdir: Path) -> Diagnostics:
     path, corpus = workdir / FILE, study.load_corpus(config, base.tokenizer)
     fields = (config.train.seq_len, config.train.batch_size, config.diagnostics.batches)
     names = [*_OF_WEIGHTS, *_OF_AMPLITUDES, _ALIGNMENT, *_SLOPES]
-    of = {"model": str(base.path), "data": corpus.fingerprint, "batches": list(fields), "measures": names}
+    of = {"base": base.fingerprint(), "data": corpus.fingerprint, "batches": list(fields), "measures": names}
     if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8"))).get("of") == of:
         found: Diagnostics = kept["matrices"]
         return found

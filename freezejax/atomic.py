@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from freezejax.errors import UserError
 
-_SCRATCH = re.compile(r"\..+-[0-9a-f]{32}$")
+SCRATCH = re.compile(r"\..+-[0-9a-f]{32}$")  # the hidden names
 
 
 @contextlib.contextmanager
@@ -32,9 +32,19 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Removes what a process that was killed left half-written in a folder, of which nobody else is a writer now."""
+    """Removes what a process that was killed left half-written in a folder, of which nobody else is a writer now.
+
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     folder = Path(directory)
+    ...     with atomic_file(folder / "a.json"):
+    ...         (scratch,) = folder.iterdir()
+    ...     _ = scratch.write_text("{")  # as a kill leaves it
+    ...     remove_scratch(folder)
+    ...     [path.name for path in folder.iterdir()]
+    ['a.json']
+    """
     for path in folder.rglob(".*"):
-        if _SCRATCH.search(path.name) and path.is_file():
+        if SCRATCH.search(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 

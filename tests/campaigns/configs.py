@@ -104,7 +104,7 @@ def case(seed: int, number: int) -> Case:
     """Config number `number`."""
     rng = np.random.default_rng([seed, number])
     study = list(STUDIES)[number % len(STUDIES)]
-    # What the user does not set on the command line: words of the config file itself.
+    # Lists have no flag.
     fields = {name: kind for name, kind in fields_of(study).items() if kind in VALUES}
     field = list(fields)[rng.integers(len(fields))]
     values = VALUES[fields[field]]

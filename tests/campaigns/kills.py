@@ -12,7 +12,6 @@ import collections
 import itertools
 import json
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -23,10 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from freezejax.atomic import SCRATCH
 from tests.campaigns.configs import STUDIES, Case
 from tests.experiments.forks import ROOT, Ended, Forks
 
-SCRATCH = re.compile(r"\..+-[0-9a-f]{32}$")  # of freezejax.atomic
 SECONDS = 600.0  # that a command may take
 _TOLERANCE = 1e-3  # of losses, relative, between meshes
 
