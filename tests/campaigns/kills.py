@@ -12,6 +12,7 @@ import collections
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -149,7 +150,10 @@ class Campaign:
             return f"without a kill: {error}"
         seconds = time.monotonic() - start
         coming = moments(np.random.default_rng([self.seed, *title.encode()]))
-        for moment, mesh in itertools.islice(zip(coming, itertools.cycle(meshes), strict=False), kills):
+        compare, killed = same_bits if len(meshes) == 1 else same_figures, 0
+        for moment, mesh in itertools.islice(zip(coming, itertools.cycle(meshes), strict=False), 3 * kills):
+            if killed == kills:
+                break
             begun = time.monotonic()
             ended = self._start(
                 command,
@@ -157,14 +161,17 @@ class Campaign:
                 lambda m=moment, begun=begun: m.comes(workdir, (time.monotonic() - begun) / seconds),
                 mesh,
             )
-            if ended.code == 0:
-                break
+            if ended.code == 0:  # before the moment came: from the start again
+                if error := compare(left(whole), left(workdir)):
+                    return error
+                shutil.rmtree(workdir)
+                continue
             if ended.code != -signal.SIGKILL:
                 return f"killed {moment.name}, then exit code {ended.code}: {ended.err[-500:]}"
             self.kills[title, moment.name] += 1
+            killed += 1
         if error := self._to_its_end(command, workdir):
             return error
-        compare = same_bits if len(meshes) == 1 else same_figures
         return compare(left(whole), left(workdir))
 
     def _to_its_end(self, command: Case, workdir: Path) -> str:
