@@ -54,6 +54,18 @@ def run_alone() -> Callable[[ModuleType], Any]:
 
 
 @pytest.fixture
+def jax_as_a_reader_has_it():
+    """With its defaults, which optax's Adam needs, on every thread: the training loop compiles on one of its own."""
+    defaults = {"jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
+    before = {name: getattr(jax.config, name) for name in defaults}
+    for name, value in defaults.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
 def check_refused() -> Callable[[Callable[[], Any], str], None]:
     """That a call ends in one line that matches a pattern."""
 

@@ -1,10 +1,12 @@
-"""Every Python block of the README and of docs/ runs as it stands, and prints what the page says it prints."""
+"""Every Python block of the README and of docs/ runs as it stands, and prints what the page says it prints.
+
+Tutorials, each of which is one program, have tests/test_tutorials.py.
+"""
 
 import inspect
 import re
 from pathlib import Path
 
-import jax
 import pytest
 
 from freezejax import artifact
@@ -22,28 +24,15 @@ SECTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_links_lead_somewhere_in_the_checkout(name):
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.stem)
+def test_links_lead_somewhere_in_the_checkout(page):
     """The pages of the API are made with the site; whoever reads the files has none of them."""
-    folder = DOCS.parent if name == "README" else DOCS
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[name]):
-        assert target.startswith("https://") or (folder / target).exists(), target
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def blocks(section: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
-
-
-@pytest.fixture
-def jax_as_a_reader_has_it():
-    """With its defaults, which optax's Adam needs, on every thread: the training loop compiles on one of its own."""
-    defaults = {"jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
-    before = {name: getattr(jax.config, name) for name in defaults}
-    for name, value in defaults.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.mark.usefixtures("jax_as_a_reader_has_it")

@@ -35,7 +35,8 @@ from tests.campaigns.drawn import STEPS, Run, draw
 TOKENS = np.where(np.arange(4000) % 4 == 0, np.random.default_rng(0).integers(0, 61, 4000), np.arange(4000) * 7 % 61)
 # Of losses, relative: what another order of sums may change in a few steps.
 _TOLERANCE = {"float32": 2e-3, "bfloat16": 3e-2}
-_COST = {"flops": 0.02, "argument_bytes": 0.01}  # of what XLA counts
+# Of what XLA counts; at these widths a fifth of the FLOPs is elementwise, some of it computed twice (docs/cost.md).
+_COST = {"flops": 0.04, "argument_bytes": 0.01}
 
 
 class Trained:

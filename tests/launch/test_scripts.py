@@ -14,6 +14,7 @@ from freezejax import UserError
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path for folder in ("launch", "benchmarks", "results") for path in (ROOT / folder).glob("*.sh"))
+SCRIPTS += sorted((ROOT / ".ci").iterdir())
 FAKES = sorted((ROOT / "tests" / "launch" / "bin").iterdir())
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("[a-z]*.py"))
 ODD = r"--config.freeze.pattern=blocks/\d+/.*(a|b) & \"c\" $(X) @X"  # what shells and YAML would change
