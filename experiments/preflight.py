@@ -20,6 +20,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from experiments.bases import Base
 from experiments.engine import cli
 from experiments.engine.matching import abstract_params
 from experiments.engine.study import load_corpus
@@ -109,7 +110,11 @@ def make_study(config: ConfigDict) -> Study:
         make = importlib.import_module(f"experiments.{config.experiment}").make_study
     except (ImportError, AttributeError):
         raise UserError(f"config.experiment={config.experiment!r}: no study is named so") from None
-    study: Study = make(config, config.model.vocab_size or load_corpus(config).tokenizer.vocab_size)
+    sizes = config.model if "model" in config else config.base.model
+    path = config.base.path if "base" in config else ""
+    pretrained = path or sizes is not config.get("model")  # of one that is to be made the shapes alone are asked for
+    base = {"base": Base(Path(path) if path else None, config.data.tokenizer)} if pretrained else {}
+    study: Study = make(config, sizes.vocab_size or load_corpus(config).tokenizer.vocab_size, **base)
     return study
 
 

@@ -53,10 +53,10 @@ _CLAIMS = {
 _SMALL_PCT = 1.0  # "next to nothing": the paper's own word for anything below
 
 
-def make_study(config: ConfigDict, vocab_size: int, base: Base, measured: Diagnostics) -> Study:
+def make_study(config: ConfigDict, vocab_size: int, base: Base, measured: Diagnostics | None = None) -> Study:
     """The variants that `config.parts` names, and for every group its interaction.
 
-    `measured` is what was measured of the matrices of the base.
+    `measured` is what was measured of the matrices of the base; None: nothing yet.
     """
     for field in ("longer", "diagnostics.batches"):
         check_range(config, field, 1)
@@ -88,7 +88,7 @@ def make_study(config: ConfigDict, vocab_size: int, base: Base, measured: Diagno
             variants.append(variant(f"{name}_long", frozen, longer))
             question = f"is what {name} costs only slower? After {config.longer:g} times the steps"
             contrasts.append(Contrast(f"{name}_long", f"{FULL}_long", question))
-    told = functools.partial(findings, measured=measured)
+    told = functools.partial(findings, measured=measured or {})
     return Study("redundancy", variants, contrasts, files=False, sweep=config.sweep, findings=told)
 
 
@@ -150,7 +150,7 @@ def findings(found: Mapping[str, Any], measured: Diagnostics) -> list[str]:
 
 def main() -> None:
     """Makes the base if need be, measures it, then runs every variant and draws what each matrix costs."""
-    base = bases.of_flags(functools.partial(make_study, measured={}))
+    base = bases.of_flags(make_study)
     given = flags.FLAGS
     measured = {} if given.dry_run else diagnostics.of_base(base, given.config, Path(given.workdir).absolute())
     made = functools.partial(make_study, base=base, measured=measured)

@@ -5,6 +5,7 @@
 #   bash results/make.sh progressive fineweb   # one study on one text
 #   bash results/make.sh amplitude python      # one study of a model that is pretrained on the books
 #   bash results/make.sh freeze_except puzzles # the one of a hybrid model
+#   bash results/make.sh domains smollm2       # the one of SmolLM2-135M, which it fetches
 #   bash results/make.sh pages                 # tables, pages and pictures alone, in a minute
 #
 # In the folder of the checkout there must be `gutenberg`, with Project Gutenberg 11, 84, 1342 and 1661 as .txt, and
@@ -38,6 +39,16 @@ tuned() { # NAME: a study of a base that is pretrained on the books and fine-tun
 puzzles() {
   local out=results/freeze_except/puzzles workdir=$runs/freeze_except/puzzles
   $python -m experiments.freeze_except --config=experiments/configs/freeze_except.py:cpu --workdir="$workdir"
+  mkdir -p "$out"
+  cp "$workdir"/{config.json,summary.json,report.html} "$workdir"/forgetting*.{json,md,svg} "$out"
+}
+
+domains() {
+  local out=results/domains/smollm2 workdir=$runs/domains/smollm2
+  bash launch/get_smollm2.sh
+  $python -m experiments.domains --config=experiments/configs/domains.py:smollm2 \
+    --config.base.path=smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+    --config.others="books=${path[gutenberg]},fineweb=${path[fineweb]}" --workdir="$workdir"
   mkdir -p "$out"
   cp "$workdir"/{config.json,summary.json,report.html} "$workdir"/forgetting*.{json,md,svg} "$out"
 }
@@ -95,17 +106,20 @@ case $# in
     tuned crystallization
     tuned redundancy
     puzzles
+    domains
     frontier geglu_gutenberg
     frontier golf_fineweb
     frontier geglu_fineweb geglu_gutenberg
     frontier golf_gutenberg golf_fineweb
     ;;
-  1) [[ $1 == pages ]] || { echo "usage: bash results/make.sh [STUDY TEXT | STUDY python | freeze_except puzzles | pages]" >&2; exit 2; } ;;
+  1) [[ $1 == pages ]] || { echo "usage: bash results/make.sh [STUDY TEXT | STUDY python | freeze_except puzzles | domains smollm2 | pages]" >&2; exit 2; } ;;
   *)
     if [[ $1 == frontier ]]; then
       frontier "${@:2}"
     elif [[ $1 == freeze_except ]]; then
       puzzles
+    elif [[ $1 == domains ]]; then
+      domains
     elif [[ $2 == python ]]; then
       tuned "$1"
     else

@@ -46,8 +46,7 @@ def study_of(path):
     if "parts" in config:  # of its matrices and groups those that were run
         config.parts = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))["config"]["parts"]
     make_study = importlib.import_module(f"experiments.{found['experiment']}").make_study
-    of_base = {"base": Base(None, ""), "measured": {}}
-    given = {name: value for name, value in of_base.items() if name in inspect.signature(make_study).parameters}
+    given = {"base": Base(None, "")} if "base" in inspect.signature(make_study).parameters else {}
     if not given and not is_packed(found["rows"][0]):  # its version counted, and matched, int8
         config.artifact.codec = "int8"
     vocab_size = found["rows"][0]["model"]["vocab_size"]

@@ -9,6 +9,7 @@ Scales (after the colon):
   cpu   8 blocks of width 128, 50 test puzzles of each of nine families, 3 seeds. Its base answers two thirds of them,
         after 13 minutes on one core.
   h100  24 blocks of width 2048, 16 experts: about 1 B parameters; 500 test puzzles of each family.
+  pod   52 blocks of width 2688, 128 experts: about 30 B parameters on 256 chips, by preflight (docs/preflight.md).
 
 --config.base.path=FOLDER takes a model of yours in Hugging Face's layout, --config.puzzles.path=FOLDER your puzzles:
 train.jsonl (what the base may learn), target.jsonl (what is fine-tuned on) and test.jsonl, one object with `family`,
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs import progressive
 
-_SCALES = ("tiny", "cpu", "h100")
+_SCALES = ("tiny", "cpu", "h100", "pod")
 # Of the source, in its order.
 _ROWS = "shared_experts,out_proj,lm_head,v_proj,q_proj,down_proj,up_proj,in_proj,o_proj"
 
@@ -27,8 +28,9 @@ _ROWS = "shared_experts,out_proj,lm_head,v_proj,q_proj,down_proj,up_proj,in_proj
 def get_config(scale: str = "cpu") -> ConfigDict:
     """Config of one scale; every field may be set as --config.FIELD=VALUE."""
     progressive.check_scale(scale, _SCALES)
-    tiny, large = scale == "tiny", scale == "h100"
-    config = progressive.get_config(scale)
+    tiny, large = scale == "tiny", scale in ("h100", "pod")
+    config = progressive.get_config("h100" if large else scale)
+    config.scale = scale
     config.experiment = "freeze_except"
     config.seeds = 1 if tiny else 3
     config.base_seeds = 1
@@ -57,7 +59,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     # Rows of several types: names with a space between, rows with a comma.
     config.pairs = "" if tiny else "shared_experts out_proj"
     config.longer = 1 if tiny else 4  # also with so many times the steps; 1: not
-    config.rates = (1.0,) if tiny else (1.0, 10.0)  # also with so many times the learning rate
+    config.rates = (1.0,) if tiny else (1.0, 10.0, 50.0)  # also with so many times the learning rate
     config.few = not tiny  # also with as few parameters, chosen at random, as the type with fewest has
     config.mixed = 0.0 if tiny else 0.1  # also with this share of the other families in the batches; 0: not
     config.train.steps = 60 if tiny else 20_000 if large else 3_000  # of the base
@@ -74,11 +76,28 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.tune.batch_size = 8 if tiny else 16
     config.tune.learning_rate = 1e-3 if tiny else 2e-4
     config.tune.schedule = "cosine"
+    if scale == "pod":
+        _fill_a_pod(config)
     return config
 
 
+def _fill_a_pod(config: ConfigDict) -> None:
+    """30 B parameters, of which 3 B meet a token; 524,288 tokens a step, experts over 8 chips, weights over all."""
+    model = config.model
+    model.num_layers = 52
+    model.pattern = 6 * "MEMEM*E" + 5 * "ME"
+    model.model_dim = 2688
+    model.num_heads, model.num_kv_heads, model.head_dim = 32, 2, 128
+    model.experts, model.expert_choices = 128, 6
+    model.expert_width, model.shared_expert_width = 1856, 3712
+    config.train.batch_size = 2_048
+    config.train.remat = True
+    config.train.mesh.data, config.train.mesh.fsdp, config.train.mesh.expert = 1, -1, 8
+    config.data.eval_batch_size = config.tune.batch_size = 256
+
+
 def _model(scale: str) -> ConfigDict:
-    tiny, large = scale == "tiny", scale == "h100"
+    tiny, large = scale == "tiny", scale in ("h100", "pod")
     width = 64 if tiny else 2048 if large else 128
     model = ConfigDict({"family": "nemotron_h", "vocab_size": 0})  # 0 = the tokenizer's
     model.num_layers, model.pattern = (4, "ME*-") if tiny else (24, "ME*EMEM-") if large else (8, "MM*EM*-E")

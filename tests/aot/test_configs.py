@@ -8,11 +8,22 @@ import sys
 import tarfile
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import golf as golf_study
 from experiments import preflight
-from experiments.configs import distillation, parameter_golf, progressive, selective
+from experiments.configs import (
+    amplitude,
+    crystallization,
+    distillation,
+    domains,
+    freeze_except,
+    parameter_golf,
+    progressive,
+    redundancy,
+    selective,
+)
 from experiments.engine.matching import abstract_params
 from experiments.engine.results import packing
 from freezejax import artifact, cost, models, roles
@@ -145,3 +156,26 @@ def test_parameter_golf_has_two_scales_of_the_selective_study():
 def _with_bytes(config):
     config.model.vocab_size = 256
     return config
+
+
+PRETRAINED = {"redundancy": redundancy, "crystallization": crystallization, "amplitude": amplitude, "domains": domains}
+
+
+@pytest.mark.parametrize("study", PRETRAINED)
+def test_a_study_of_a_pretrained_model_needs_no_model_to_be_compiled(study):
+    config = PRETRAINED[study].get_config("tiny")
+    found = preflight.make_study(config)
+    assert found.name == study
+    assert found.variants[0].model["family"] == config.base.model.family
+
+
+@pytest.mark.parametrize(("study", "vocab_size", "billions"), [(domains, 32_000, 6.7), (freeze_except, 131_072, 31.6)])
+def test_a_pod_has_models_of_the_size_that_is_said(study, vocab_size, billions):
+    config = study.get_config("pod")
+    (config.base.model if study is domains else config.model).vocab_size = vocab_size
+    config.update({"others": "prose="} if study is domains else {})
+    found = preflight.make_study(config)
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract_params(found.variants[0].model))) / 1e9 == pytest.approx(
+        billions, rel=0.01
+    )
+    assert found.variants[0].train["batch_size"] % 256 == 0
