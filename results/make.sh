@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the committed results again: runs what has not run yet, then writes every table, page and picture.
 #
-#   bash results/make.sh                       # all of them, about 30 hours on one CPU core
+#   bash results/make.sh                       # all of them, about 33 hours on one CPU core
 #   bash results/make.sh progressive fineweb   # one study on one text
 #   bash results/make.sh amplitude python      # one study of a model that is pretrained on the books
 #   bash results/make.sh freeze_except puzzles # the one of a hybrid model

@@ -90,10 +90,11 @@ def test_every_known_comparison_is_quoted():
     assert [start for start in QUOTES if not any(line.startswith(start) for line in lines)] == []
 
 
-def test_figures_of_pretrained_models_are_those_of_their_tables():
-    """To the digits that are told; of the prose alone, where no summary is quoted."""
+@pytest.mark.parametrize("heading", ["## Pretrained models", "## Freeze-except"])
+def test_figures_in_prose_are_those_of_the_tables_it_names(heading):
+    """To the digits that are told; of the sections that quote no summary."""
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("## Pretrained models") :].partition("```")[0]
+    section = text[text.index(heading) :].partition("```")[0]
     files = [ROOT / "results" / file for file in re.findall(r"\]\((\S+\.md)\)", section)]
     number = re.compile(r"(?<![\w.])\d+\.(\d+)")  # prose may say "gains 1.6 %" of -1.6
     there = [float(found[0]) for file in files for found in number.finditer(file.read_text(encoding="utf-8"))]

@@ -6,8 +6,8 @@ Scales (after the colon):
 
   tiny  4 blocks of width 64, a few puzzles: under 2 minutes on 2 CPU cores. Shows that everything works; its base knows
         little, so that there is little to forget.
-  cpu   8 blocks of width 128, 50 test puzzles of each of nine families, 3 seeds. Its base answers two thirds of them,
-        after 13 minutes on one core.
+  cpu   8 blocks of width 128, 50 test puzzles of each of nine families, 3 seeds. Each base answers two thirds of
+        them, after 13 minutes on one core; all takes about two hours on one core.
   h100  24 blocks of width 2048, 16 experts: about 1 B parameters; 500 test puzzles of each family.
   pod   52 blocks of width 2688, 128 experts: about 30 B parameters on 256 chips, by preflight (docs/preflight.md).
 
