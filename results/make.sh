@@ -81,7 +81,7 @@ pages() {
   $python -m $command
   mkdir -p results/artifact_size
   $python -m experiments.artifact_size --out=results/artifact_size/claims.json
-  summaries=$(find results -name summary.json -o -name claims.json -o -name forgetting.json | sort | paste -sd,)
+  summaries=$(find results -name summary.json -o -name claims.json -o -name forgetting_power.json | sort | paste -sd,)
   command="experiments.claims --summaries=$summaries"
   {
     sed "/^uv run/s|experiments.claims .*|$command|; /^[0-9]* figures: /,\$d" results/claims.md

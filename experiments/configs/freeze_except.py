@@ -64,6 +64,7 @@ def get_config(scale: str = "cpu") -> ConfigDict:
     config.mixed = 0.0 if tiny else 0.1  # also with this share of the other families in the batches; 0: not
     config.train.steps = 60 if tiny else 20_000 if large else 3_000  # of the base
     config.train.batch_size = 8 if tiny else 256 if large else 32
+    config.train.accumulation = 8 if scale == "h100" else 1  # one H100 holds the activations of 32 puzzles
     config.train.seq_len = 64 if not large else 256
     config.train.eval_every = config.train.checkpoint_every = config.train.steps // 6
     config.train.optimizer.learning_rate = 3e-4 if large else 3e-3

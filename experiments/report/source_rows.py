@@ -41,7 +41,7 @@ def _matrices(study: str, *rows: tuple[str, str, str]) -> tuple[Row, ...]:
 def _except(*rows: tuple[str, float, float, int, int]) -> tuple[Row, ...]:
     said = "{:.1f} % ({:+.1f} points), deduce {}, guess {} %"
     return tuple(
-        Row(f"{name} alone", said.format(*figures), (f"freeze_except/puzzles/forgetting.json#{name} alone",))
+        Row(f"{name} alone", said.format(*figures), (f"freeze_except/puzzles/forgetting_power.json#{name} alone",))
         for name, *figures in rows
     )
 

@@ -51,7 +51,8 @@ def test_a_figure_without_a_verdict_is_counted_as_such():
 def test_the_committed_page_is_that_of_the_committed_summaries():
     page = (ROOT / "results" / "claims.md").read_text(encoding="utf-8")
     paths = re.search(r"--summaries=(\S+)", page)[1].split(",")
-    files = [*ROOT.glob("results/*/*/summary.json"), *ROOT.glob("results/**/claims.json")]
+    names = ("*/*/summary.json", "**/claims.json", "**/forgetting_power.json")
+    files = [path for name in names for path in ROOT.glob(f"results/{name}")]
     assert sorted(paths) == sorted(str(path.relative_to(ROOT)) for path in files)
     found = [json.loads((ROOT / path).read_text(encoding="utf-8")) for path in paths]
     assert page.endswith(claims.as_markdown(found) + "\n")
