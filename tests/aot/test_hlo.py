@@ -96,6 +96,13 @@ def test_what_a_fusion_calls_counts_once_and_what_nobody_calls_not_at_all():
     assert [found.times for found in collectives(text)] == [1]
 
 
+def test_a_fusion_that_names_itself_counts_as_often_as_others_call_it():
+    """As libtpu 0.0.50.1 writes the lookup of an embedding."""
+    offloaded = "ROOT %o = f32[2] fusion(%q), kind=kCustom, calls=%fused"
+    text = program("%f = f32[2] fusion(%p), calls=%fused", before=computation("fused", GATHER, offloaded))
+    assert [found.times for found in collectives(text)] == [1]
+
+
 def test_a_gather_that_the_tpu_spreads_over_fusions_is_one():
     chained = GATHER + ', channel_id=8, frontend_attributes={chain_id="0"}'
     start = computation("start", chained, '%s = () custom-call(%g), custom_call_target="AsyncCollectiveStart"')
