@@ -19,6 +19,7 @@ from freezejax.paths import nearest
 from freezejax.training.config import TrainConfig
 from freezejax.training.interrupts import NonFinite, Stopped
 
+_ROOT = Path(__file__).parents[2]  # of the checkout, or of the packages where this one is installed
 _default_config = ""  # where the command line names none
 flags.disclaim_key_flags()  # they are those of the command that asks for them, and its --help lists them
 
@@ -31,6 +32,15 @@ def define_config_flag(default_config: str) -> None:
         global _default_config
         _default_config = default_config
         sys.argv.insert(1, f"--config={default_config}")
+    sys.argv[1:] = map(_as_installed, sys.argv[1:])
+
+
+def _as_installed(argument: str) -> str:
+    """A config file named as in a checkout; where there is none, that of the installed package."""
+    found = re.fullmatch(r"((?:--?config=)?)(experiments/configs/\w+\.py)((?::.*)?)", argument)
+    if found is None or Path(found[2]).exists() or not (installed := _ROOT / found[2]).exists():
+        return argument
+    return f"{found[1]}{installed}{found[3]}"
 
 
 def define_study_flags(default_config: str) -> None:

@@ -1,12 +1,16 @@
 """Bad input is one line and exit code 2 and leaves nothing behind; good input leaves what the design promises."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from experiments.engine import cli
+from tests.experiments.forks import ROOT
 
 STUDY, EVALUATE = "experiments.progressive", "experiments.evaluate"
 SMALL = [
@@ -257,3 +261,16 @@ def test_check_reads_the_flags_and_leaves_nothing(command, tmp_path):
 def test_a_field_that_a_message_speaks_of_is_named(message, arguments, expected, monkeypatch):
     monkeypatch.setattr(cli.sys, "argv", ["study", *arguments])
     assert cli._given_as(message) == (f"; given as {arguments[0]}" if expected is None else expected)
+
+
+def test_a_config_of_the_package_is_found_where_there_is_no_checkout(tmp_path):
+    """As after `pip install freezejax`: in any folder, with or without --config."""
+    (tmp_path / "experiments" / "configs").mkdir(parents=True)
+    (tmp_path / "experiments" / "configs" / "selective.py").write_text("raise ValueError('mine')")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    for config, code in (("progressive.py:tiny", 0), ("progressive.py:small", 2), ("selective.py:tiny", 2)):
+        name = config.partition(".")[0]
+        flags = [f"--config=experiments/configs/{config}", "--workdir=x", "--check"]
+        asked = [sys.executable, "-m", f"experiments.{name}", *flags]
+        ended = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ended.returncode == code, ended.stderr
