@@ -18,6 +18,9 @@ def make_config[T](cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(**values)
 
 
+# Above these nothing is a size: arrays are counted in int32, and every block is a part of the program.
+_LARGEST = {"num_layers": 2_000}
+_LARGEST_OTHER = 2**31 - 1
 # What a field must be by its declared type.
 _BY_TYPE: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
     int: (is_count, "an integer of at least 1"),
@@ -36,6 +39,8 @@ def check_fields(config: Any, may_be_zero: Collection[str] = ()) -> None:
         zero = name in may_be_zero and value == 0 and not isinstance(value, bool)
         if name != "dropout" and not (zero or is_right(value)):
             raise UserError(f"{told}.{name}={value!r} must be {wanted}{' or 0' if name in may_be_zero else ''}")
+        if declared is int and value > (most := _LARGEST.get(name, _LARGEST_OTHER)):
+            raise UserError(f"{told}.{name}={value!r} must be at most {most:,}")
     if isinstance(rate, bool) or (rate != 0 and not (is_positive(rate) and rate < 1)):
         raise UserError(f"{told}.dropout={rate!r} must be a number in [0, 1)")
 
