@@ -60,6 +60,8 @@ def check_sizes(config: Any) -> None:
     if abs(width - mlp_width(config)) > 1e-6 or width < 0.5:
         wanted = f"must give an integer width, mlp_mult * model_dim is {width:g}"
         raise UserError(f"{told}.mlp_mult={config.mlp_mult!r} {wanted}")
+    if width > _LARGEST_OTHER:
+        raise UserError(f"{told}.mlp_mult={config.mlp_mult!r} gives a width of {width:g}, at most {_LARGEST_OTHER:,}")
 
 
 def mlp_width(config: Any) -> int:

@@ -14,6 +14,7 @@ SHARED_ERRORS = [
     ({"num_layers": -1}, "num_layers=-1"),
     ({"num_layers": 2**63}, r"num_layers=9223372036854775808 must be at most 2,000"),
     ({"vocab_size": 2**31}, r"vocab_size=2147483648 must be at most 2,147,483,647"),
+    ({"mlp_mult": 2.0**63}, r"mlp_mult=9\.2\d*e\+18 gives a width of .*, at most 2,147,483,647"),
     ({"num_layers": 2.5}, r"num_layers=2\.5"),
     ({"num_layers": True}, "num_layers=True"),
     ({"model_dim": 0}, "model_dim=0"),
