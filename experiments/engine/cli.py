@@ -1,6 +1,7 @@
 """Flags, errors and exit codes of every command: bad input is one line and exit code 2."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -152,8 +153,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _unreadable(error: Exception) -> str | None:
-    """One line where a path under the workdir or the cache cannot be used, as a file where a folder should be."""
+    """One line where a path under the workdir or the cache cannot be used, or one of any place is no path at all."""
     name = getattr(error, "filename", None)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        flag = next((text.partition("=")[0] + "=" for text in sys.argv[1:] if str(name) in text), "")
+        return f"{flag}{str(name)[:60]}...: {error.strerror}"
     workdir = flags.FLAGS.workdir if "workdir" in flags.FLAGS else None
     places = (str(cache_dir()), *([os.path.abspath(workdir)] if workdir else []))
     return f"{name}: {error.strerror}" if isinstance(error, OSError) and str(name).startswith(places) else None

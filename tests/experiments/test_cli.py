@@ -263,6 +263,13 @@ def test_a_field_that_a_message_speaks_of_is_named(message, arguments, expected,
     assert cli._given_as(message) == (f"; given as {arguments[0]}" if expected is None else expected)
 
 
+def test_a_path_that_no_system_takes_is_told_with_its_flag(command, tmp_path):
+    asked = [f"--config.search={'x' * 5000}", f"--workdir={tmp_path / 'w'}"]
+    ended = command("experiments.frontier", "--config=experiments/configs/frontier.py:tiny", *asked)
+    assert (ended.code, ended.err) == (2, f"error: --config.search={'x' * 60}...: File name too long\n")
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_config_of_the_package_is_found_where_there_is_no_checkout(tmp_path):
     """As after `pip install freezejax`: in any folder, with or without --config."""
     (tmp_path / "experiments" / "configs").mkdir(parents=True)
