@@ -15,6 +15,6 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        """Keeps the beginning and the end of a message of more than 950 characters."""
-        long = len(message) > _START + _END
-        super().__init__(f"{message[:_START]} ... {message[-_END:]}" if long else message)
+        """Writes out what no eye sees, and keeps the beginning and the end of more than 950 characters."""
+        told = "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in message)
+        super().__init__(f"{told[:_START]} ... {told[-_END:]}" if len(told) > _START + _END else told)

@@ -26,3 +26,9 @@ def test_importing_the_core_loads_neither_flax_nor_data_libraries():
     code = f"import sys, freezejax; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_message_shows_what_no_eye_sees_and_is_not_too_long():
+    """It may quote a damaged file: control characters would reach a terminal."""
+    assert str(freezejax.UserError("name 'a\x1b[31m\x00'")) == r"name 'a\x1b[31m\x00'"
+    assert len(str(freezejax.UserError("\x1b" * 5000))) < 1000

@@ -120,10 +120,9 @@ def opened(path: str | Path) -> Iterator[Parts]:
 
 
 def _one_line(error: Exception) -> str:
-    """The message, cut and made printable: it may quote anything that stands in a file."""
+    """The message, cut: it may quote anything that stands in a file."""
     line = " ".join(str(error).split())
-    line = line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + "..."
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+    return line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + "..."
 
 
 def parse(data: bytes) -> Parts:

@@ -21,7 +21,7 @@ from freezejax.models.family import Params
 from freezejax.paths import by_path, check_known, map_with_paths
 from freezejax.roles import Role, is_weight, leaves, weights
 from freezejax.weights import DoraWeight, LoraWeight, VeraWeight
-from freezejax.weights.kinds import warn_above_break_even
+from freezejax.weights.kinds import is_positive, warn_above_break_even
 from freezejax.weights.vera import StoredMap
 
 CONFIG, TENSORS = "adapter_config.json", tensors.ADAPTER
@@ -193,8 +193,13 @@ def _with_saved(folder: Path, model: Model, params: Params, saved: Mapping[str, 
 
 def _of_pattern(config: Mapping[str, Any], kind: str, name: str, default: Any) -> Any:
     """PEFT's `rank_pattern` and `alpha_pattern`: that of the first key with which the module's name ends."""
-    found = (config.get(kind) or {}).items()
-    return next((value for key, value in found if re.match(rf"(.*\.)?({key})$", name)), default)
+    found = config.get(kind) or {}
+    if not isinstance(found, Mapping):
+        raise UserError(f"{kind}={found!r}: expected names of modules and a number for each")
+    try:
+        return next((value for key, value in found.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    except re.error as error:
+        raise UserError(f"{kind}: a name is no pattern: {error}") from None
 
 
 def _array(tensor: Any, *shape: int) -> jax.Array:
@@ -209,8 +214,10 @@ def _read_lora(kernel: jax.Array, config: Mapping[str, Any], name: str, found: M
     a, b = (
         _array(found[f"lora_{side}"], *shape) for side, shape in (("A", (rank, width_in)), ("B", (width_out, rank)))
     )
-    alpha = float(_of_pattern(config, "alpha_pattern", name, config["lora_alpha"]))
-    made = LoraWeight(kernel, a.T, b.T, alpha, bool(config.get("use_rslora")))
+    alpha = _of_pattern(config, "alpha_pattern", name, config["lora_alpha"])
+    if not is_positive(alpha):
+        raise UserError(f"lora_alpha or alpha_pattern={alpha!r}: expected a number above 0")
+    made = LoraWeight(kernel, a.T, b.T, float(alpha), bool(config.get("use_rslora")))
     if not config.get("use_dora"):
         return made
     magnitude = _array(found["lora_magnitude_vector"], width_out)

@@ -149,6 +149,9 @@ QUERY = "base_model.model.model.layers.0.self_attn.q_proj"
 BAD = {
     "nothing there": (shutil.rmtree, "adapter_config.json: no such file"),
     "another kind": (lambda path: _edit(path, peft_type="IA3"), "peft_type='IA3' is not read"),
+    "patterns that are text": (lambda path: _edit(path, alpha_pattern="x"), "alpha_pattern='x': expected names of mod"),
+    "a pattern that is none": (lambda path: _edit(path, rank_pattern={"(": 3}), "rank_pattern: a name is no pattern"),
+    "an alpha that is text": (lambda path: _edit(path, lora_alpha="x"), "alpha_pattern='x': expected a number above 0"),
     "biases": (lambda path: _edit(path, bias="all"), "bias='all' is not read; expected 'none'"),
     "another rank": (lambda path: _edit(path, r=4), "where (4, 24) is expected"),
     "half an adapter": (
