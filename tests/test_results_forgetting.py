@@ -33,8 +33,8 @@ def found(folder):
     return read(folder / "forgetting.json")
 
 
-def test_there_are_some():
-    assert FOLDERS
+def test_both_studies_are_there():
+    assert {folder.parts[-2] for folder in FOLDERS} == set(STUDIES)
 
 
 def test_tables_are_those_of_the_figures(folder):
