@@ -12,7 +12,8 @@ ELSEWHERE = {"artifact": "freezejax.artifact.__main__"}
 
 def commands() -> dict[str, str]:
     """Name of every command and the module it runs."""
-    names = {path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "command"}
+    files = [path for path in Path(__file__).parent.glob("*.py") if path != Path(__file__)]
+    names = {path.stem for path in files if '__name__ == "__main__"' in path.read_text(encoding="utf-8")}
     return {name: f"experiments.{name}" for name in sorted(names)} | ELSEWHERE
 
 
